@@ -1,0 +1,103 @@
+"""Checks at the doors. Every sentence says who, what, wanted and got."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastbn.errors import ArgumentError, DtypeError, ShapeError
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def check_float(who: str, name: str, array: Any) -> None:
+    """``array`` must be a NumPy array of float32 or float64."""
+    if not isinstance(array, np.ndarray):
+        raise DtypeError(f"{who}: {name} must be a NumPy array, got {type(array).__name__}; use numpy.asarray")
+    if array.dtype not in FLOATS:
+        raise DtypeError(f"{who}: {name} must be float32 or float64, got {array.dtype}; cast it with astype")
+
+
+def check_same_dtype(who: str, name: str, array: np.ndarray, like_name: str, like: np.ndarray) -> None:
+    """``array`` must be a NumPy array with the dtype of ``like``."""
+    check_float(who, name, array)
+    if array.dtype != like.dtype:
+        raise DtypeError(f"{who}: {name} must be {like.dtype} as {like_name} is, got {array.dtype}")
+
+
+def check_rank(who: str, name: str, array: np.ndarray, ranks: Sequence[int], axes: str) -> None:
+    """``array`` must have one of ``ranks`` axes."""
+    if array.ndim not in ranks:
+        wanted = " or ".join(str(rank) for rank in ranks)
+        raise ShapeError(f"{who}: {name} must have {wanted} axes {axes}, got shape {array.shape}")
+
+
+def check_shape(who: str, name: str, array: np.ndarray, shape: tuple[int, ...], why: str = "") -> None:
+    """``array`` must have exactly ``shape``."""
+    if array.shape != shape:
+        reason = f", {why}" if why else ""
+        raise ShapeError(f"{who}: {name} must have shape {shape}{reason}, got {array.shape}")
+
+
+def check_per_channel(who: str, name: str, array: Any, channels: int) -> None:
+    """``array`` must be None or float of shape (channels,)."""
+    if array is not None:
+        check_float(who, name, array)
+        check_shape(who, name, array, (channels,), "one entry per channel")
+
+
+def check_running_stats(who: str, running_mean: Any, running_var: Any, channels: int) -> None:
+    """Both or neither must be given, per channel, with no negative variance."""
+    if (running_mean is None) != (running_var is None):
+        given = "running_var" if running_mean is None else "running_mean"
+        raise ArgumentError(f"{who}: running_mean and running_var must be given together, got {given} only")
+    check_per_channel(who, "running_mean", running_mean, channels)
+    check_per_channel(who, "running_var", running_var, channels)
+    if running_var is not None and (running_var < 0).any():
+        channel = int(np.argmax(running_var < 0))
+        raise ArgumentError(f"{who}: running_var must not be negative, got {running_var[channel]} in channel {channel}")
+
+
+def check_writable(who: str, name: str, array: np.ndarray) -> None:
+    """``array`` must be writable: it is changed in place."""
+    if not array.flags.writeable:
+        raise ArgumentError(f"{who}: {name} must be writable, got a read-only array; pass a copy")
+
+
+def check_targets(who: str, targets: Any, rows: int, classes: int) -> None:
+    """``targets`` must be integers of shape (rows,) in [0, classes)."""
+    if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "iu":
+        kind = targets.dtype if isinstance(targets, np.ndarray) else type(targets).__name__
+        raise DtypeError(f"{who}: targets must be a NumPy array of integers, got {kind}")
+    check_shape(who, "targets", targets, (rows,), "one class per row")
+    if targets.size and not 0 <= targets.min() <= targets.max() < classes:
+        raise ArgumentError(
+            f"{who}: targets must lie in [0, {classes}), got values from {targets.min()} to {targets.max()}"
+        )
+
+
+def check_number(who: str, name: str, value: Any, low: float, high: float = np.inf) -> None:
+    """``value`` must be a real number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise DtypeError(f"{who}: {name} must be a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        wanted = f"at least {low:g}" if high == np.inf else f"from {low:g} to {high:g}"
+        raise ArgumentError(f"{who}: {name} must be {wanted}, got {value}")
+
+
+def check_int(who: str, name: str, value: Any, low: int) -> None:
+    """``value`` must be an integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise DtypeError(f"{who}: {name} must be an integer, got {type(value).__name__}")
+    if value < low:
+        raise ArgumentError(f"{who}: {name} must be at least {low}, got {value}")
+
+
+def as_pair(who: str, name: str, value: Any, low: int) -> tuple[int, int]:
+    """An integer, or a pair of them, each at least ``low``, as a pair."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ArgumentError(f"{who}: {name} must be an integer or a pair of them, got {value!r}")
+    for entry in pair:
+        check_int(who, name, entry, low)
+    return int(pair[0]), int(pair[1])

@@ -1,0 +1,104 @@
+"""How many threads a kernel gets, and whether it may have more than one right now."""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numba
+
+from fastbn.errors import ArgumentError
+
+# Below this many elements the start of a parallel region costs more than a second core saves.
+MIN_PARALLEL_WORK = 32768
+
+
+def _cgroup_quota() -> float:
+    """CPUs that the control group allows, or infinity."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        try:
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
+                quota = file.read().strip()
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+                period = file.read().strip()
+        except OSError:
+            return math.inf
+    if not quota.isdigit() or not period.isdigit():  # "max" or -1
+        return math.inf
+    return int(quota) / int(period)
+
+
+def _default_threads() -> int:
+    return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cgroup_quota())))
+
+
+_count = _default_threads()
+_lock = threading.Lock()
+_started = False  # a parallel region has run in this process, or in the one it was forked from
+_serial_only = False
+
+
+def max_threads() -> int:
+    """The most threads a kernel can have: the first axis of every per-thread workspace."""
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
+def get_num_threads() -> int:
+    """Threads that a kernel may use, in whichever Python thread it is called."""
+    return _count
+
+
+def set_num_threads(n: int) -> None:
+    """Let kernels use ``n`` threads, in every Python thread from now on. Raises ArgumentError."""
+    global _count
+    limit = max_threads()
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= limit:
+        raise ArgumentError(
+            f"set_num_threads: n must be an integer from 1 to {limit}, got {n!r}; "
+            "set NUMBA_NUM_THREADS before the start for more"
+        )
+    _count = n
+
+
+def launch(kernel: Callable[..., None], *args: Any, work: int) -> None:
+    """Call ``kernel(*args, parallel)``: parallel where ``work``, in elements, repays it and where it is safe."""
+    if work < MIN_PARALLEL_WORK or _count == 1 or _serial_only:
+        kernel(*args, False)
+        return
+    with _parallel_region() as parallel:
+        if parallel and numba.get_num_threads() != _count:
+            numba.set_num_threads(_count)
+        kernel(*args, parallel)
+
+
+@contextmanager
+def _parallel_region() -> Iterator[bool]:
+    """Whether a parallel loop may start now: Numba's workqueue aborts the process when two do at once."""
+    global _started
+    if _started and numba.threading_layer() != "workqueue":
+        yield True
+        return
+    if not _lock.acquire(blocking=False):
+        yield False
+        return
+    try:
+        yield True
+        _started = True
+    finally:
+        _lock.release()
+
+
+def _after_fork() -> None:
+    """A pool of threads does not survive a fork: GNU OpenMP ends the child that uses it, workqueue hangs."""
+    global _serial_only, _lock
+    _lock = threading.Lock()
+    _serial_only = _started and numba.threading_layer() != "tbb"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,104 @@
+"""Views of arrays in the shapes that kernels read, without a copy where the memory order allows one.
+
+Logical axes are always (N, C, *spatial); *channels-last* means that memory lies as (N, *spatial, C).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastbn._checks import check_same_dtype, check_shape, check_writable
+from fastbn.errors import ArgumentError
+
+
+class _WritableAlias:
+    """The memory of a read-only array under a writable flag, so that kernels need one version for both."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self.keep_alive = array
+
+
+def _kernel_ready(array: np.ndarray) -> np.ndarray:
+    """A C-contiguous array as kernels take it: aligned, native byte order, flagged writable (inputs stay unwritten)."""
+    if not array.flags.aligned or not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="), order="C")
+    return array if array.flags.writeable else np.asarray(_WritableAlias(array))
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """(N, C, *spatial) seen as (N, *spatial, C)."""
+    return np.moveaxis(array, 1, -1)
+
+
+def is_channels_last(array: np.ndarray) -> bool:
+    """Whether memory is dense as (N, *spatial, C), and not also as (N, C, *spatial)."""
+    return array.ndim > 2 and not array.flags.c_contiguous and channels_last(array).flags.c_contiguous
+
+
+def dense(array: np.ndarray) -> np.ndarray:
+    """``array`` if it is dense in either memory order, else a copy in C order."""
+    return array if is_channels_last(array) else np.ascontiguousarray(array)
+
+
+def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
+    """A new array in the memory order of ``array``, uninitialised, of its shape and dtype unless given."""
+    shape = array.shape if shape is None else shape
+    dtype = array.dtype.newbyteorder("=") if dtype is None else dtype
+    if is_channels_last(array):
+        return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
+    return np.empty(shape, dtype)
+
+
+def in_order_of(array: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """``array`` in the memory order of ``like``, copied if it lies otherwise."""
+    if is_channels_last(like):
+        return np.moveaxis(np.ascontiguousarray(channels_last(array)), -1, 1)
+    return np.ascontiguousarray(array)
+
+
+def as_ncs(array: np.ndarray) -> np.ndarray:
+    """A C-contiguous (N, C, *spatial) array as (N, C, S)."""
+    n, c = array.shape[:2]
+    return _kernel_ready(array).reshape(n, c, array.size // max(n * c, 1))
+
+
+def as_mc(array: np.ndarray) -> np.ndarray:
+    """An (M, C) or dense channels-last array as (M, C)."""
+    c = array.shape[1]
+    return _kernel_ready(channels_last(array)).reshape(array.size // max(c, 1), c)
+
+
+def as_flat(array: np.ndarray) -> np.ndarray:
+    """A dense array as one run of memory."""
+    memory = channels_last(array) if is_channels_last(array) else array
+    return _kernel_ready(memory).reshape(-1)
+
+
+def element_strides(array: np.ndarray) -> tuple[int, ...]:
+    """Steps of ``as_flat(array)`` along the logical axes of a dense (N, C, H, W) array."""
+    _, c, h, w = array.shape
+    # From the shape: NumPy lets the stride of an axis of length 1 be anything.
+    return (c * h * w, 1, w * c, c) if is_channels_last(array) else (c * h * w, h * w, w, 1)
+
+
+def check_out(who: str, out: np.ndarray, shape: tuple[int, ...], like: np.ndarray, aliases: dict[str, Any]) -> None:
+    """``out`` must be writable, of ``shape``, and of the dtype and memory order of ``like``.
+
+    aliases: arrays by name that may be ``out`` itself, but may not overlap it in part.
+    """
+    check_same_dtype(who, "out", out, "x", like)
+    check_shape(who, "out", out, shape)
+    check_writable(who, "out", out)
+    same_order = is_channels_last(out) if is_channels_last(like) else out.flags.c_contiguous
+    if out.size and not (same_order or (out.flags.c_contiguous and channels_last(out).flags.c_contiguous)):
+        raise ArgumentError(f"{who}: out must be dense in the memory order of x, got strides {out.strides}")
+    for name, array in aliases.items():
+        if array is not None and not _same_memory(array, out) and np.may_share_memory(array, out):
+            raise ArgumentError(f"{who}: out must be {name} itself or apart from it, got an overlap")
+
+
+def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.__array_interface__["data"][0] == b.__array_interface__["data"][0] and a.strides == b.strides

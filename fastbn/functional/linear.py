@@ -1,0 +1,104 @@
+"""The linear layer: ``y = x W^T + b``."""
+
+import numpy as np
+
+from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
+from fastbn._threads import launch, max_threads
+from fastbn._views import as_flat, check_out
+from fastbn.errors import ShapeError
+from fastbn.kernels.gemm import gemm, gemm_workspace
+
+
+def linear(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    relu: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """``y = x weight^T + bias``, then max(y, 0) if ``relu``.
+
+    x: (*, in), float32 or float64. weight: (out, in), bias: (out,), both of x's dtype.
+    Returns (*, out), C-contiguous; out: written and returned if given, apart from ``x``.
+    Raises ShapeError, DtypeError, ArgumentError.
+    """
+    _check("linear", x, weight)
+    features_out, features_in = weight.shape
+    if bias is not None:
+        check_same_dtype("linear", "bias", bias, "x", x)
+        check_per_channel("linear", "bias", bias, features_out)
+    shape = (*x.shape[:-1], features_out)
+    if out is None:
+        out = np.empty(shape, x.dtype)
+    else:
+        check_out("linear", out, shape, np.empty((0, 0), x.dtype), {})
+    shift = np.empty(0, x.dtype) if bias is None else as_flat(np.ascontiguousarray(bias))
+    rows = x.size // features_in if features_in else int(np.prod(shape[:-1]))
+    _multiply(rows, features_out, features_in, (x, features_in, 1), (weight, 1, features_in), shift, relu, out)
+    return out
+
+
+def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of ``linear`` without its ReLU: (dx, dweight, dbias), dbias summed in float64.
+
+    dy: (*, out), x: (*, in), weight: (out, in). Raises ShapeError, DtypeError.
+    """
+    who = "linear_backward"
+    _check(who, x, weight)
+    features_out, features_in = weight.shape
+    check_same_dtype(who, "dy", dy, "x", x)
+    check_shape(who, "dy", dy, (*x.shape[:-1], features_out))
+    rows = int(np.prod(x.shape[:-1]))
+    none = np.empty(0, x.dtype)
+    dx, dweight = np.empty(x.shape, x.dtype), np.empty(weight.shape, x.dtype)
+    _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
+    _multiply(features_out, features_in, rows, (dy, 1, features_out), (x, features_in, 1), none, False, dweight)
+    dbias = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64).astype(x.dtype)
+    return dx, dweight, dbias
+
+
+def _check(who: str, x: np.ndarray, weight: np.ndarray) -> None:
+    check_float(who, "x", x)
+    check_same_dtype(who, "weight", weight, "x", x)
+    if weight.ndim != 2:
+        raise ShapeError(f"{who}: weight must have 2 axes (out, in), got shape {weight.shape}")
+    if x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"{who}: x must have shape (*, {weight.shape[1]}) to fit weight, got {x.shape}")
+
+
+def _multiply(
+    rows: int,
+    columns: int,
+    depth: int,
+    left: tuple[np.ndarray, int, int],
+    right: tuple[np.ndarray, int, int],
+    bias: np.ndarray,
+    relu: bool,
+    out: np.ndarray,
+) -> None:
+    """out (rows x columns) = relu(left right + bias); operands come with their (row, depth) / (depth, column) steps."""
+    if out.size == 0:
+        return
+    if depth == 0:
+        out[...] = bias if bias.size else 0
+        return
+    (a, a_row, a_depth), (b, b_depth, b_column) = left, right
+    workspace = np.empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
+    launch(
+        gemm,
+        rows,
+        columns,
+        depth,
+        as_flat(np.ascontiguousarray(a)),
+        a_row,
+        a_depth,
+        as_flat(np.ascontiguousarray(b)),
+        b_depth,
+        b_column,
+        bias,
+        relu,
+        as_flat(out),
+        workspace,
+        work=rows * columns * depth // 16,
+    )

@@ -1,0 +1,44 @@
+"""Softmax cross-entropy."""
+
+import numpy as np
+
+from fastbn._checks import check_float, check_rank, check_targets
+from fastbn._threads import launch
+from fastbn._views import as_flat
+from fastbn.errors import ShapeError
+from fastbn.kernels import loss as kernels
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean over the rows of ``-log softmax(logits)[target]``, summed in float64.
+
+    logits: (N, classes), float32 or float64. targets: (N,), integers in [0, classes).
+    Raises ShapeError, DtypeError, ArgumentError.
+    """
+    return cross_entropy_forward(logits, targets)[0]
+
+
+def cross_entropy_forward(logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """``cross_entropy`` and log sum exp of each row, float64, for the backward pass: (loss, log_sums)."""
+    rows, labels = _operands("cross_entropy", logits, targets)
+    losses, log_sums = np.empty((2, rows.shape[0]))
+    launch(kernels.cross_entropy, rows, labels, losses, log_sums, work=8 * rows.size)
+    return float(losses.mean()), log_sums
+
+
+def cross_entropy_backward(logits: np.ndarray, targets: np.ndarray, log_sums: np.ndarray) -> np.ndarray:
+    """dlogits (N, classes) of the mean loss: (softmax(logits) - one-hot(targets)) / N."""
+    rows, labels = _operands("cross_entropy_backward", logits, targets)
+    dlogits = np.empty(rows.shape, rows.dtype)
+    launch(kernels.cross_entropy_backward, 1.0 / rows.shape[0], rows, labels, log_sums, dlogits, work=8 * rows.size)
+    return dlogits
+
+
+def _operands(who: str, logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    check_float(who, "logits", logits)
+    check_rank(who, "logits", logits, (2,), "(N, classes)")
+    if logits.size == 0:
+        raise ShapeError(f"{who}: logits must hold at least one row and class, got shape {logits.shape}")
+    check_targets(who, targets, logits.shape[0], logits.shape[1])
+    labels = np.ascontiguousarray(targets, dtype=np.int64)
+    return as_flat(np.ascontiguousarray(logits)).reshape(logits.shape), as_flat(labels)

@@ -1,0 +1,54 @@
+"""Every Numba option in the library.
+
+``driver`` compiles the entry of a kernel: it may hold ``prange`` and is kept in Numba's disk cache.
+``body`` compiles what a driver calls. A ``prange`` index is unsigned: drivers pass ``int64(index)`` on, so that the
+serial and the parallel loop share one version of the body, and ``divmod`` stays an integer.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+
+# Sums need "reassoc" to vectorise. No "nnan"/"ninf": a NaN or an Inf that comes in must come out.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+# Only the explicit prange loops are parallel; array expressions and reductions are never rewritten.
+PRANGE_ONLY = {
+    "prange": True,
+    "comprehension": False,
+    "inplace_binop": False,
+    "reduction": False,
+    "setitem": False,
+    "stencil": False,
+    "numpy": False,
+    "fusion": False,
+}
+
+COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+
+def body(function: Callable[..., Any]) -> Any:
+    """Compile a function that drivers call."""
+    return njit(fastmath=FASTMATH, **COMMON)(function)
+
+
+def driver(function: Callable[..., Any]) -> Any:
+    """Compile a kernel's entry, from Numba's disk cache where one can be written."""
+    options = {"parallel": PRANGE_ONLY, "fastmath": FASTMATH, **COMMON}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError as error:  # numba#4908: no cache directory can be written
+        _warn_once(f"fastbn: kernels are compiled anew in every process, for want of a writable cache ({error})")
+        return njit(**options)(function)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    kind = message.split("(")[0]
+    if kind not in _warned:
+        _warned.add(kind)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
