@@ -47,34 +47,56 @@ def _columns_inside(size, out_size, first, step):
 
 
 @body
+def _copy(source, start, step, target, at, stride, count):
+    if step == 1 and stride == 1:
+        for q in range(count):
+            target[at + q] = source[start + q]
+    else:
+        for q in range(count):
+            target[at + q * stride] = source[start + q * step]
+
+
+@body
 def _gather(x, origin, shape, strides, window, k_first, k_last, p_first, p_last, out_w, panel, at, k_stride, p_stride):
     """panel[at + (k - k_first) * k_stride + (p - p_first) * p_stride] = patch[k, p], zero outside the image."""
     _, _, height, width = shape
     _, c_stride, h_stride, w_stride = strides
     kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = window
+    step = stride_w * w_stride
     for k in range(k_first, k_last):
         channel, offset = divmod(k, kernel_h * kernel_w)
         i, j = divmod(offset, kernel_w)
         first = j * dilation_w - pad_w
         low, high = _columns_inside(width, out_w, first, stride_w)
-        k_at = at + (k - k_first) * k_stride
-        p = p_first
-        while p < p_last:
-            row, left = divmod(p, out_w)
-            right = min(out_w, left + p_last - p)
+        row, left = divmod(p_first, out_w)
+        target = at + (k - k_first) * k_stride - left * p_stride
+        remaining = p_last - p_first
+        while remaining > 0:
+            right = min(out_w, left + remaining)
             ih = row * stride_h - pad_h + i * dilation_h
-            target = k_at + (p - p_first - left) * p_stride
             begin, end = max(left, min(low, right)), min(right, max(high, left))
-            if ih < 0 or ih >= height or begin >= end:
+            if ih < 0 or ih >= height:
                 begin, end = right, right
             source = origin + channel * c_stride + ih * h_stride + first * w_stride
             for q in range(left, begin):
                 panel[target + q * p_stride] = 0
-            for q in range(begin, end):
-                panel[target + q * p_stride] = x[source + q * stride_w * w_stride]
-            for q in range(end, right):
+            _copy(x, source + begin * step, step, panel, target + begin * p_stride, p_stride, end - begin)
+            for q in range(max(begin, end), right):
                 panel[target + q * p_stride] = 0
-            p += right - left
+            target += out_w * p_stride
+            remaining -= right - left
+            row += 1
+            left = 0
+
+
+@body
+def _add(source, start, target, at, stride, count):
+    if stride == 1:
+        for q in range(count):
+            target[at + q] += source[start + q]
+    else:
+        for q in range(count):
+            target[at + q * stride] += source[start + q]
 
 
 @body
@@ -83,22 +105,26 @@ def _scatter(columns, breadth, origin, strides, shape, window, rows, p_first, p_
     _, _, height, width = shape
     _, c_stride, h_stride, w_stride = strides
     kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = window
+    step = stride_w * w_stride
     for k in range(rows):
         channel, offset = divmod(k, kernel_h * kernel_w)
         i, j = divmod(offset, kernel_w)
         first = j * dilation_w - pad_w
         low, high = _columns_inside(width, out_w, first, stride_w)
-        p = p_first
-        while p < p_last:
-            row, left = divmod(p, out_w)
-            right = min(out_w, left + p_last - p)
+        row, left = divmod(p_first, out_w)
+        source = k * breadth - left
+        remaining = p_last - p_first
+        while remaining > 0:
+            right = min(out_w, left + remaining)
             ih = row * stride_h - pad_h + i * dilation_h
             if 0 <= ih < height:
-                source = k * breadth + p - p_first - left
                 target = origin + channel * c_stride + ih * h_stride + first * w_stride
-                for q in range(max(left, low), min(right, high)):
-                    dx[target + q * stride_w * w_stride] += columns[source + q]
-            p += right - left
+                begin, end = max(left, low), min(right, high)
+                _add(columns, source + begin, dx, target + begin * step, step, end - begin)
+            source += out_w
+            remaining -= right - left
+            row += 1
+            left = 0
 
 
 @body

@@ -1,0 +1,73 @@
+"""Batch norms of a model folded into the layers before them: algebra on weights, ahead of time."""
+
+import copy
+from collections import Counter
+
+from fastbn.errors import ArgumentError, DtypeError
+from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
+from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d
+from fastbn.nn.containers import Residual, Sequential
+from fastbn.nn.conv import Conv2d
+from fastbn.nn.linear import Linear
+from fastbn.nn.module import Module
+from fastbn.nn.parameter import Parameter
+
+
+def fold(model: Module) -> Module:
+    """A copy of ``model`` in eval mode, with every batch norm that follows a convolution or linear layer folded away.
+
+    Looks inside Sequential and Residual. A batch norm stays where it has no running statistics, where it or its
+    neighbour occurs twice in the model, or where nothing before it can take it. ``model`` is left as it is.
+    Raises ArgumentError where the statistics cannot be folded (a negative variance), naming the layer.
+    """
+    if not isinstance(model, Module):
+        raise DtypeError(f"fold: model must be a fastbn.nn.Module, got {type(model).__name__}")
+    folded = copy.deepcopy(model).eval()
+    folded.zero_grad()
+    uses = Counter(id(child) for module in folded.modules() for child in module.children())
+    for prefix, module in list(folded.named_modules()):
+        if isinstance(module, (Sequential, Residual)):
+            _fold_chain(module, prefix, uses)
+    return folded
+
+
+def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int]) -> None:
+    chain = container.chain()
+    previous: Module | None = None
+    for name, module in chain:
+        if isinstance(module, BatchNorm) and previous is not None and _fits(previous, module, uses):
+            try:
+                _absorb(previous, module)
+            except ArgumentError as error:
+                where = f"{prefix}.{name}" if prefix else name
+                raise ArgumentError(f"fold: batch norm {where}: {error}") from error
+            del container._modules[name]
+        else:
+            previous = module
+
+
+def _fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
+    if not norm.track_running_stats or uses[id(layer)] != 1 or uses[id(norm)] != 1:
+        return False
+    if isinstance(layer, Conv2d):
+        return isinstance(norm, BatchNorm2d) and layer.out_channels == norm.num_features
+    return isinstance(layer, Linear) and isinstance(norm, BatchNorm1d) and layer.out_features == norm.num_features
+
+
+def _absorb(layer: Module, norm: BatchNorm) -> None:
+    """Put ``norm`` into the weights of ``layer``."""
+    statistics = (
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        None if norm.weight is None else norm.weight.data,
+        None if norm.bias is None else norm.bias.data,
+    )
+    bias = None if layer.bias is None else layer.bias.data
+    if isinstance(layer, Conv2d):
+        weight, shift = fold_conv_bn_weights(layer.weight.data, bias, *statistics, groups=layer.groups)
+    else:
+        weight, shift = fold_linear_bn_weights(layer.weight.data, bias, *statistics)
+        layer.matrix_only = True
+    layer.weight = Parameter(weight, layer.weight.requires_grad)
+    layer.bias = Parameter(shift, layer.weight.requires_grad)

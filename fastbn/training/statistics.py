@@ -1,0 +1,62 @@
+"""Running statistics estimated anew."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from fastbn.errors import ArgumentError
+from fastbn.functional.norm import merge_moments
+from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.module import Module
+
+
+def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
+    """Set every batch norm's running statistics to those of all ``batches`` together, in one pass; in place.
+
+    Each batch is normalised by its own statistics, as in training; its moments are merged by their counts, exactly
+    (Chan, Golub and LeVeque 1979), not averaged. running_var gets the unbiased variance. Frozen layers and layers
+    without running statistics are left alone, and so is the mode of the model.
+    batches: inputs of the model. Raises ArgumentError without any, and what the model raises for a batch.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, BatchNorm) and module.track_running_stats and not module.frozen
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    moments: dict[int, list[tuple[int, np.ndarray, np.ndarray]]] = {id(norm): [] for norm in norms}
+
+    def record(module: Module, x: np.ndarray, y: np.ndarray) -> None:
+        assert isinstance(module, BatchNorm)
+        saved = module.saved
+        assert saved is not None
+        moments[id(module)].append((saved.count, saved.mean, saved.var))
+
+    before = {name: array.copy() for name, array in model.named_buffers()}
+    removers = [norm.register_forward_hook(record) for norm in norms]
+    seen = 0
+    try:
+        model.train()
+        for batch in batches:
+            model(batch)
+            seen += 1
+    finally:
+        for remove in removers:
+            remove()
+        for module, mode in modes:
+            module.training = mode
+            module._saved = None
+        for name, array in model.named_buffers():
+            array[...] = before[name]
+    if not seen:
+        raise ArgumentError("update_bn_stats: batches must hold at least one batch, got none")
+    for norm in norms:
+        parts = moments[id(norm)]
+        if not parts:
+            continue
+        counts = np.array([count for count, _, _ in parts])
+        squares = np.stack([count * var for count, _, var in parts])
+        mean, var = merge_moments(counts, np.stack([mean for _, mean, _ in parts]), squares)
+        norm.running_mean[...] = mean
+        norm.running_var[...] = var * (counts.sum() / (counts.sum() - 1))
+        norm.num_batches_tracked[...] = len(parts)

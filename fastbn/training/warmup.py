@@ -1,0 +1,53 @@
+"""Kernels compiled ahead of the first call."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastbn import functional as F
+from fastbn.nn.module import Module
+
+IMAGE = (2, 3, 4, 4)
+
+
+def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = None, *, training: bool = True) -> None:
+    """Compile, or load from the cache, what ``model`` needs for ``input_shape``; every float32 kernel without a model.
+
+    training: also what the backward pass needs. The model is left as it is.
+    """
+    if model is None or input_shape is None:
+        _all_doors()
+        return
+    probe = copy.deepcopy(model)
+    dtype = next((parameter.dtype for parameter in probe.parameters()), np.dtype(np.float32))
+    x = np.zeros((max(2, input_shape[0]), *input_shape[1:]), dtype)
+    probe.eval()(x)
+    if training:
+        probe.train()
+        probe.backward(probe(x))
+
+
+def _all_doors() -> None:
+    image = np.zeros(IMAGE, np.float32)
+    matrix = np.zeros((4, 3), np.float32)
+    for x in (image, matrix):
+        y, saved = F.batch_norm_forward(x)
+        F.batch_norm_backward(y, saved)
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    F.conv2d_backward(F.conv2d(image, kernel), image, kernel)
+    weight = np.zeros((3, 3), np.float32)
+    F.linear_backward(F.linear(matrix, weight), matrix, weight)
+    y, indices = F.max_pool2d_forward(image, 2)
+    F.max_pool2d_backward(y, indices, image.shape)
+    F.avg_pool2d_backward(F.avg_pool2d(image, 2), image, 2)
+    activations: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
+        (F.relu, F.relu_backward),
+        (F.sigmoid, F.sigmoid_backward),
+    )
+    for forward, backward in activations:
+        backward(matrix, forward(matrix))
+    targets = np.zeros(4, np.int64)
+    _, log_sums = F.cross_entropy_forward(matrix, targets)
+    F.cross_entropy_backward(matrix, targets, log_sums)
