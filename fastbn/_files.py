@@ -16,10 +16,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises ModelError where the folder does not exist or cannot be written.
     """
     target = Path(path)
-    if not target.parent.is_dir():
-        raise ModelError(f"write: {target} must be in a folder that exists, got no {target.parent}")
-    if target.is_dir():
-        raise ModelError(f"write: {target} must be a file, got a folder")
+    check_target(target)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         os.close(handle)
@@ -34,6 +31,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise ModelError(f"write: {target} must be writable, got {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_target(path: str | Path) -> None:
+    """Raise ModelError where ``replacing(path)`` would, before the work that is to be written."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ModelError(f"write: {target} must be in a folder that exists, got no {target.parent}")
+    if target.is_dir():
+        raise ModelError(f"write: {target} must be a file, got a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise ModelError(f"write: {target} must be in a folder that can be written, got {target.parent}")
 
 
 def _umask() -> int:

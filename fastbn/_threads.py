@@ -33,19 +33,19 @@ def _cgroup_quota() -> float:
     return int(quota) / int(period)
 
 
+def max_threads() -> int:
+    """The most threads a kernel can have: the first axis of every per-thread workspace."""
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+
+
 def _default_threads() -> int:
-    return max(1, math.ceil(min(numba.config.NUMBA_NUM_THREADS, _cgroup_quota())))
+    return max(1, math.ceil(min(max_threads(), _cgroup_quota())))
 
 
 _count = _default_threads()
 _lock = threading.Lock()
 _started = False  # a parallel region has run in this process, or in the one it was forked from
 _serial_only = False
-
-
-def max_threads() -> int:
-    """The most threads a kernel can have: the first axis of every per-thread workspace."""
-    return int(numba.config.NUMBA_NUM_THREADS)
 
 
 def get_num_threads() -> int:

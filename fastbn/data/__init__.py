@@ -1,12 +1,14 @@
 """Data sets by name."""
 
+from collections.abc import Callable
+
 from fastbn.data.dataset import Dataset, Split
 from fastbn.data.digits import digits
 from fastbn.data.idx import read_idx
 from fastbn.data.mnist import mnist
 from fastbn.errors import ArgumentError
 
-DATASETS = {"digits": digits, "mnist": mnist}
+DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "mnist": mnist}
 
 
 def load(name: str) -> Dataset:

@@ -117,7 +117,7 @@ class BatchNorm(Module):
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray:
         """dx like x."""
         dx, dweight, dbias, _ = batch_norm_backward(dy, self._take())
-        if self.affine:
+        if dweight is not None and dbias is not None:
             self.weight.accumulate(dweight)
             self.bias.accumulate(dbias)
         return dx

@@ -127,7 +127,7 @@ def _named(who: str, modules: tuple[Any, ...]) -> list[tuple[str, Module]]:
     return pairs
 
 
-def _backward(chain: list[tuple[str, Module]], dy: np.ndarray, need_dx: bool) -> np.ndarray | None:
+def _backward(chain: list[tuple[str, Module]], dy: Any, need_dx: bool) -> Any:
     for _, module in reversed(chain[1:]):
         dy = module.backward(dy)
     if not chain:

@@ -28,7 +28,7 @@ class Module:
         """The layer's output for ``x``."""
         raise TypeError(f"{type(self).__name__}: forward must be written by the subclass, got none")
 
-    def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
+    def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> Any:
         """The gradient to the last training-mode input, given the one to its output; adds to parameters' grad.
 
         need_dx=False allows None in its place, for the first layer of a model. Raises StateError without a forward.

@@ -21,7 +21,7 @@ class Optimizer:
 
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
         who = type(self).__name__
-        entries = list(params)
+        entries: list[Any] = list(params)
         if not entries:
             raise ArgumentError(f"{who}: params must hold at least one parameter, got none")
         groups = entries if isinstance(entries[0], dict) else [{"params": entries}]

@@ -23,12 +23,12 @@ LAYERS: dict[str, type[Module]] = {
 }
 
 
-def save(model: Module, path: str | Path) -> None:
+def save(model: Module, path: str | Path, *, input_shape: tuple[int, ...] | None = None) -> None:
     """Write a model made of ``fastbn.nn`` layers to a safetensors file; ``load`` rebuilds it.
 
-    Raises ModelError for a layer of another kind, or where ``path`` cannot be written.
+    input_shape: one sample's shape, kept for ``python -m export``. Raises ModelError for a layer of another kind, or where ``path`` cannot be written.
     """
-    write(path, model, {}, {})
+    write(path, model, {}, {} if input_shape is None else {"input_shape": list(input_shape)})
 
 
 def load(path: str | Path) -> Module:

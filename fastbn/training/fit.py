@@ -102,7 +102,7 @@ def fit(
             if scheduler is not None:
                 scheduler.step()
             if checkpoint is not None:
-                _store(checkpoint, model, optimizer, history)
+                _store(checkpoint, model, optimizer, history, inputs.shape[1:])
             bar.finish_epoch(epoch)
             if on_epoch is not None:
                 on_epoch(number, epoch)
@@ -145,7 +145,9 @@ def _check_data(name: str, data: Any) -> Data:
     return inputs, labels
 
 
-def _store(path: str | Path, model: Module, optimizer: Optimizer, history: History) -> None:
+def _store(
+    path: str | Path, model: Module, optimizer: Optimizer, history: History, input_shape: tuple[int, ...]
+) -> None:
     saved = optimizer.state_dict()
     arrays: dict[str, np.ndarray] = {}
     numbers: dict[str, dict[str, Any]] = {}
@@ -156,6 +158,7 @@ def _store(path: str | Path, model: Module, optimizer: Optimizer, history: Histo
             else:
                 numbers.setdefault(str(index), {})[name] = value
     extra = {
+        "input_shape": list(input_shape),
         "history": history.to_json(),
         "optimizer": {"type": type(optimizer).__name__, "state": numbers, "param_groups": saved["param_groups"]},
     }

@@ -1,0 +1,19 @@
+"""ONNX: write fastbn models, fold batch norms in any ONNX model, and prove the result with onnxruntime.
+
+``python -m export`` is the command line; ``export``, ``fold_onnx`` and ``verify`` are the same from Python.
+"""
+
+from export.convert import ExportReport, export
+from export.fold import FoldReport, FoldSite, fold_onnx
+from export.verify import Comparison, VerifyReport, verify
+
+__all__ = [
+    "Comparison",
+    "ExportReport",
+    "FoldReport",
+    "FoldSite",
+    "VerifyReport",
+    "export",
+    "fold_onnx",
+    "verify",
+]

@@ -1,0 +1,63 @@
+"""Constants of a graph: read wherever they are, changed only for the node that asks."""
+
+import numpy as np
+import onnx_ir as ir
+
+from export.refused import Refused
+
+
+def constant_array(model: ir.Model, value: ir.Value | None) -> np.ndarray | Refused:
+    """The array behind ``value``: an initialiser or the output of a Constant node."""
+    if value is None:
+        return Refused("is missing")
+    # Before IR version 4 every initialiser had to be an input as well.
+    if value.is_graph_input() and not (value.is_initializer() and model.ir_version < 4):
+        return Refused("can be given by the caller: it is an input of the graph")
+    tensor = ir.convenience.get_const_tensor(value)
+    return Refused("is computed, not constant") if tensor is None else tensor.numpy()
+
+
+def initializer(name: str, array: np.ndarray) -> ir.Value:
+    """A constant for a graph's ``initializers``."""
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def replace_constant(model: ir.Model, node: ir.Node, index: int, array: np.ndarray, name: str) -> None:
+    """Give ``node`` its own initialiser at input ``index``; others keep what they read.
+
+    It is called ``name`` if the old one was and nothing else reads it, else ``name_folded``, numbered if need be.
+    """
+    graph = model.graph
+    old = node.inputs[index]
+    sole = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
+    node.replace_input_with(index, None)
+    if sole and old is not None and old.is_initializer():
+        if old.is_graph_input():
+            graph.inputs.remove(old)
+        del graph.initializers[str(old.name)]
+    taken = _names(graph)
+    fresh, number = name, 1
+    while fresh in taken:
+        fresh = f"{name}_folded" if number == 1 else f"{name}_folded{number}"
+        number += 1
+    value = initializer(fresh, array)
+    graph.initializers[fresh] = value
+    node.replace_input_with(index, value)
+
+
+def prune_unused(graph: ir.Graph) -> None:
+    """Drop initialisers and Constant nodes that nothing reads any more."""
+    for node in list(graph):
+        if node.op_type == "Constant" and not any(o.uses() or o.is_graph_output() for o in node.outputs):
+            graph.remove(node)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+            del graph.initializers[name]
+
+
+def _names(graph: ir.Graph) -> set[str | None]:
+    values = {output.name for node in graph for output in node.outputs}
+    return values | set(graph.initializers) | {value.name for value in graph.inputs}

@@ -1,0 +1,130 @@
+"""A fastbn model as ONNX, folded and verified."""
+
+import copy
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+import fastbn
+from export.emit import Emitter, emit
+from export.files import OPSETS, write_model
+from export.fold import FoldReport, fold_graph
+from export.verify import VerifyReport, verify
+from fastbn.errors import ArgumentError
+from fastbn.nn.module import Module
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What ``export`` did.
+
+    path: the model written. fold: what became of every batch norm, None with fold=False. against_model: ``path``
+    beside the fastbn model. against_unfolded: ``path`` beside the ONNX before folding, None with fold=False.
+    """
+
+    path: str
+    fold: FoldReport | None
+    against_model: VerifyReport
+    against_unfolded: VerifyReport | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its tolerance."""
+        return self.against_model.ok and (self.against_unfolded is None or self.against_unfolded.ok)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def export(
+    model: Module,
+    path: str | Path,
+    *,
+    input_shape: tuple[int, ...],
+    fold: bool = True,
+    opset: int = 17,
+    tolerance: float = 1e-4,
+    unfolded_path: str | Path | None = None,
+) -> ExportReport:
+    """Write ``model`` in eval mode to an ONNX file, batch norms folded away, and prove it with onnxruntime.
+
+    input_shape: one sample's shape or one with the batch, e.g. (1, 28, 28) or (1, 1, 28, 28); the batch stays dynamic.
+    fold: False keeps the batch norms. tolerance: as in ``verify``. unfolded_path: where to keep the ONNX before
+    folding as well. A model that fails its proof is written all the same; see ``ExportReport.ok``.
+    Raises ModelError for a layer or file that cannot be written, ArgumentError for opset, and what the model raises
+    for such an input.
+    """
+    probe = copy.deepcopy(model).eval()
+    shape = _one_sample(probe, input_shape)
+    unfolded = to_onnx(probe, shape, opset)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "unfolded.onnx") if unfolded_path is None else Path(unfolded_path)
+        write_model(unfolded, kept)
+        report = None
+        if fold:
+            report = fold_graph(unfolded)
+            unfolded.graph.sort()
+        write_model(unfolded, path)
+        inputs = _random_batches(probe, shape)
+        return ExportReport(
+            path=str(path),
+            fold=report,
+            against_model=verify(probe, path, inputs, tolerance=tolerance),
+            against_unfolded=verify(kept, path, inputs, tolerance=tolerance) if fold else None,
+        )
+
+
+def to_onnx(model: Module, sample_shape: tuple[int, ...], opset: int) -> ir.Model:
+    """``model`` as an ONNX graph "input" (N, *sample_shape) -> "output", batch norms and all."""
+    if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
+        raise ArgumentError(f"export: opset must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
+    x = np.zeros((1, *sample_shape), _dtype(model))
+    y = model(x)
+    kind = ir.TensorType(ir.DataType.from_numpy(x.dtype))
+    value = ir.Value(name="input", shape=ir.Shape(["N", *sample_shape]), type=kind)
+    emitter = Emitter()
+    output, _ = emit(emitter, model, "", value, x.ndim)
+    if output is value:
+        output = emitter.node("identity", "Identity", [value])
+    output.name, output.type, output.shape = "output", kind, ir.Shape(["N", *y.shape[1:]])
+    graph = ir.Graph(
+        [value],
+        [output],
+        nodes=emitter.nodes,
+        initializers=list(emitter.initializers.values()),
+        opset_imports={"": opset},
+        name=type(model).__name__.lower(),
+    )
+    ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    return ir.Model(graph, ir_version=max(ir_version, 4), producer_name="fastbn", producer_version=fastbn.__version__)
+
+
+def _dtype(model: Module) -> np.dtype:
+    return next((parameter.dtype for parameter in model.parameters()), np.dtype(np.float32))
+
+
+def _one_sample(model: Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``input_shape`` without its batch, whichever of the two the first layer with a fixed rank takes."""
+    shape = tuple(input_shape)
+    if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
+        raise ArgumentError(f"export: input_shape must be positive integers, got {input_shape!r}")
+    try:
+        model(np.zeros((1, *shape), _dtype(model)))
+    except fastbn.errors.ShapeError:
+        model(np.zeros(shape, _dtype(model)))
+        return shape[1:]
+    return shape
+
+
+def _random_batches(model: Module, sample_shape: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    dtype = _dtype(model)
+    return [
+        {"input": np.random.default_rng(seed).standard_normal((batch, *sample_shape)).astype(dtype)}
+        for seed, batch in enumerate((1, 4, 3))
+    ]

@@ -1,0 +1,190 @@
+"""fastbn layers as ONNX nodes: one function a layer, in one table."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from export.constants import initializer
+from fastbn import nn
+from fastbn.errors import ModelError
+from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.module import Module
+
+
+class Emitter:
+    """Collects nodes and initialisers; values and nodes are named by the path of the layer they come from."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """An initialiser, the same one if ``name`` was met before (a shared layer)."""
+        if name not in self.initializers:
+            self.initializers[name] = initializer(name, np.ascontiguousarray(array))
+        return self.initializers[name]
+
+    def node(self, path: str, op_type: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
+        """A node with one output; its name is ``path``, or ``path_2`` and so on where that is taken."""
+        taken = {node.name for node in self.nodes}
+        name, number = path, 1
+        while name in taken:
+            number += 1
+            name = f"{path}_{number}"
+        node = ir.node(op_type, inputs, attributes, name=name)
+        node.outputs[0].name = f"{name}.output"
+        node.outputs[0].type = inputs[0].type if inputs[0] is not None else None
+        self.nodes.append(node)
+        return node.outputs[0]
+
+
+def emit(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    """The output of ``module`` on ``x`` (of ``rank`` axes), and its rank. Raises ModelError for an unknown layer."""
+    for kind, write in WRITERS.items():
+        if isinstance(module, kind):
+            return write(emitter, module, path, x, rank)
+    raise ModelError(f"export: {path or 'the model'} must be a layer of fastbn.nn, got {type(module).__name__}")
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _parameters(emitter: Emitter, module: Module, path: str, *names: str) -> list[ir.Value | None]:
+    arrays = [getattr(module, name) for name in names]
+    return [
+        None if array is None else emitter.constant(_join(path, name), np.asarray(array))
+        for name, array in zip(names, arrays, strict=True)
+    ]
+
+
+def _chain(emitter: Emitter, module: Any, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    for name, child in module.chain():
+        x, rank = emit(emitter, child, _join(path, name), x, rank)
+    return x, rank
+
+
+def _residual(emitter: Emitter, module: nn.Residual, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    y, y_rank = _chain(emitter, module, path, x, rank)
+    shortcut = x
+    if "downsample" in dict(module.named_children()):
+        shortcut, _ = emit(emitter, module.downsample, _join(path, "downsample"), x, rank)
+    y = emitter.node(_join(path, "add"), "Add", [y, shortcut])
+    if "activation" in dict(module.named_children()):
+        return emit(emitter, module.activation, _join(path, "activation"), y, y_rank)
+    return y, y_rank
+
+
+def _conv(emitter: Emitter, module: nn.Conv2d, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    weight, bias = _parameters(emitter, module, path, "weight", "bias")
+    y = emitter.node(
+        path,
+        "Conv",
+        [x, weight] if bias is None else [x, weight, bias],
+        kernel_shape=module.kernel_size,
+        strides=module.stride,
+        pads=module.padding * 2,
+        dilations=module.dilation,
+        group=module.groups,
+    )
+    return y, rank
+
+
+def _linear(emitter: Emitter, module: nn.Linear, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    bias = None if module.bias is None else emitter.constant(_join(path, "bias"), module.bias.data)
+    if rank == 2:
+        weight = emitter.constant(_join(path, "weight"), module.weight.data)
+        return emitter.node(path, "Gemm", [x, weight] if bias is None else [x, weight, bias], transB=1), rank
+    weight = emitter.constant(_join(path, "weight.T"), module.weight.data.T)
+    y = emitter.node(path, "MatMul", [x, weight])
+    return (y if bias is None else emitter.node(_join(path, "add"), "Add", [y, bias])), rank
+
+
+def onnx_momentum(momentum: float | None) -> float:
+    """ONNX's momentum is the weight of the old value; the cumulative average has no counterpart there."""
+    return 0.9 if momentum is None else 1.0 - momentum
+
+
+def _batch_norm(emitter: Emitter, module: BatchNorm, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    if not module.track_running_stats:
+        raise ModelError(f"export: batch norm {path} must have running statistics, got track_running_stats=False")
+    if (module.running_var < 0).any():
+        channel = int(np.argmax(module.running_var < 0))
+        raise ModelError(
+            f"export: running_var of batch norm {path} must not be negative, got {module.running_var[channel]} "
+            f"in channel {channel}"
+        )
+    dtype = module.running_mean.dtype
+    weight = np.ones(module.num_features, dtype) if module.weight is None else module.weight.data
+    bias = np.zeros(module.num_features, dtype) if module.bias is None else module.bias.data
+    inputs = [
+        x,
+        emitter.constant(_join(path, "weight"), weight),
+        emitter.constant(_join(path, "bias"), bias),
+        *_parameters(emitter, module, path, "running_mean", "running_var"),
+    ]
+    momentum = onnx_momentum(module.momentum)
+    return emitter.node(path, "BatchNormalization", inputs, epsilon=float(module.eps), momentum=momentum), rank
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
+
+
+def _max_pool(emitter: Emitter, module: nn.MaxPool2d, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    return emitter.node(
+        path,
+        "MaxPool",
+        [x],
+        kernel_shape=_pair(module.kernel_size),
+        strides=_pair(module.stride),
+        pads=_pair(module.padding) * 2,
+        dilations=_pair(module.dilation),
+        ceil_mode=int(module.ceil_mode),
+    ), rank
+
+
+def _avg_pool(emitter: Emitter, module: nn.AvgPool2d, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    return emitter.node(
+        path,
+        "AveragePool",
+        [x],
+        kernel_shape=_pair(module.kernel_size),
+        strides=_pair(module.stride),
+        pads=_pair(module.padding) * 2,
+        ceil_mode=int(module.ceil_mode),
+        count_include_pad=int(module.count_include_pad),
+    ), rank
+
+
+def _flatten(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    return emitter.node(path, "Flatten", [x], axis=1), 2
+
+
+def _same_rank(op_type: str) -> Callable[..., tuple[ir.Value, int]]:
+    def write(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+        return emitter.node(path, op_type, [x]), rank
+
+    return write
+
+
+def _identity(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    return x, rank
+
+
+WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
+    nn.Residual: _residual,
+    nn.Sequential: _chain,
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    BatchNorm: _batch_norm,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
+    nn.AdaptiveAvgPool2d: _same_rank("GlobalAveragePool"),
+    nn.ReLU: _same_rank("Relu"),
+    nn.Sigmoid: _same_rank("Sigmoid"),
+    nn.Flatten: _flatten,
+    nn.Identity: _identity,
+}
