@@ -4,6 +4,7 @@ It is run by its path and imports nothing of this package.
 """
 
 import json
+import re
 import statistics
 import sys
 import time
@@ -60,5 +61,7 @@ if __name__ == "__main__":
     try:
         print(json.dumps({"run": _run, "time": _time}[task["task"]](task)))
     except Exception as error:
-        print(str(error).strip().replace("\n", " "), file=sys.stderr)
+        # Without onnxruntime's codes, its source paths and C++ signatures, and the path of a temporary file.
+        noise = r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/onnxruntime_src/.*?\) (?=[A-Z])"
+        print(re.sub(noise, "", " ".join(str(error).split())), file=sys.stderr)
         sys.exit(1)

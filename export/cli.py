@@ -14,7 +14,7 @@ import numpy as np
 
 import fastbn
 from export.convert import export
-from export.files import read_model, write_model
+from export.files import read_model, writing
 from export.fold import fold_graph
 from export.report import render
 from export.runtime import latencies
@@ -157,8 +157,8 @@ def _export_model(
 def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str, Any]:
     model = read_model(source)
     fold = None if options.no_fold else fold_graph(model)
-    write_model(model, out)
-    proof = verify(source, out, tolerance=options.tolerance)
+    with writing(model, out) as temporary:
+        proof = verify(source, temporary, tolerance=options.tolerance)
     return {
         "source": str(source),
         "output": str(out),

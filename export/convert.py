@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import onnx_ir as ir
 
 import fastbn
 from export.emit import Emitter, emit
-from export.files import OPSETS, write_model
+from export.files import OPSETS, writing
 from export.fold import FoldReport, fold_graph
 from export.verify import VerifyReport, verify
 from fastbn.errors import ArgumentError
@@ -56,27 +57,28 @@ def export(
 
     input_shape: one sample's shape or one with the batch, e.g. (1, 28, 28) or (1, 1, 28, 28); the batch stays dynamic.
     fold: False keeps the batch norms. tolerance: as in ``verify``. unfolded_path: where to keep the ONNX before
-    folding as well. A model that fails its proof is written all the same; see ``ExportReport.ok``.
+    folding as well. A model whose outputs differ is written all the same, to be looked at: see ``ExportReport.ok``;
+    one that onnxruntime cannot run is not.
     Raises ModelError for a layer or file that cannot be written, ArgumentError for opset, and what the model raises
     for such an input.
     """
     probe = copy.deepcopy(model).eval()
     shape = _one_sample(probe, input_shape)
-    unfolded = to_onnx(probe, shape, opset)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder, "unfolded.onnx") if unfolded_path is None else Path(unfolded_path)
-        write_model(unfolded, kept)
-        report = None
-        if fold:
-            report = fold_graph(unfolded)
-            unfolded.graph.sort()
-        write_model(unfolded, path)
-        inputs = _random_batches(probe, shape)
+    written = to_onnx(probe, shape, opset)
+    inputs = _random_batches(probe, shape)
+    with ExitStack() as stack:
+        if unfolded_path is None:
+            unfolded_path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "unfolded.onnx")
+        twin = stack.enter_context(writing(written, unfolded_path if fold else path))
+        if not fold:
+            return ExportReport(str(path), None, verify(probe, twin, inputs, tolerance=tolerance), None)
+        report = fold_graph(written)
+        folded = stack.enter_context(writing(written, path))
         return ExportReport(
             path=str(path),
             fold=report,
-            against_model=verify(probe, path, inputs, tolerance=tolerance),
-            against_unfolded=verify(kept, path, inputs, tolerance=tolerance) if fold else None,
+            against_model=verify(probe, folded, inputs, tolerance=tolerance),
+            against_unfolded=verify(twin, folded, inputs, tolerance=tolerance),
         )
 
 

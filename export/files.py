@@ -1,5 +1,7 @@
 """ONNX files in and out, through onnx-ir, with one sentence for whatever can be wrong with them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -35,10 +37,12 @@ def as_model(model: str | Path | onnx.ModelProto) -> ir.Model:
     return read_model(model)
 
 
-def write_model(model: ir.Model, path: str | Path) -> None:
-    """Check ``model`` with onnx's checker and write it; weights beyond 2 GB go beside it as ``<name>.data``.
+@contextmanager
+def writing(model: ir.Model, path: str | Path) -> Iterator[Path]:
+    """A file of ``model`` that onnx's checker has passed, to be proved; at the end it takes the name ``path``.
 
-    Raises ModelError where the model is not valid ONNX or ``path`` cannot be written; then nothing is.
+    Weights beyond 2 GB go beside it as ``<name>.data``. Nothing is written after an error.
+    Raises ModelError where the model is not valid ONNX or ``path`` cannot be written.
     """
     target = Path(path)
     large = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value) > PROTOBUF_LIMIT // 2
@@ -48,6 +52,7 @@ def write_model(model: ir.Model, path: str | Path) -> None:
             onnx.checker.check_model(str(temporary), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ModelError(f"write: {target} must be valid ONNX, got {_first_line(error)}") from error
+        yield temporary
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,9 +8,8 @@ def render(report: dict[str, Any]) -> str:
     lines: list[tuple[str, str]] = []
     training = report.get("training")
     if training:
-        lines.append(
-            ("trained", f"LeNet-BN on {training['data']}, {training['epochs']} epochs, {training['seconds']:.1f} s")
-        )
+        how = f"{training['epochs']} epochs, {training['seconds']:.1f} s"
+        lines.append(("trained", f"LeNet-BN on {training['data']}, {how}"))
     if report.get("source"):
         lines.append(("read", report["source"]))
     written = [f"{report['output']} ({'batch norms kept' if report['fold'] is None else 'folded'})"]

@@ -93,8 +93,8 @@ def train_lenet(
     optimizer = SGD(model.parameters(), lr=lr, momentum=momentum)
     history = training.fit(
         model,
-        tuple(dataset.train),
-        tuple(dataset.test),
+        dataset.train,
+        dataset.test,
         epochs=epochs,
         optimizer=optimizer,
         batch_size=batch_size,

@@ -26,7 +26,8 @@ LAYERS: dict[str, type[Module]] = {
 def save(model: Module, path: str | Path, *, input_shape: tuple[int, ...] | None = None) -> None:
     """Write a model made of ``fastbn.nn`` layers to a safetensors file; ``load`` rebuilds it.
 
-    input_shape: one sample's shape, kept for ``python -m export``. Raises ModelError for a layer of another kind, or where ``path`` cannot be written.
+    input_shape: one sample's shape, kept for ``python -m export``.
+    Raises ModelError for a layer of another kind, or where ``path`` cannot be written.
     """
     write(path, model, {}, {} if input_shape is None else {"input_shape": list(input_shape)})
 
@@ -42,7 +43,7 @@ def write(path: str | Path, model: Module, arrays: dict[str, np.ndarray], extra:
     if len(set(children)) < len(children):
         raise ModelError("save: every layer must occur once in the model, got one shared between two places")
     header = {"format": FORMAT, "model": json.dumps(describe(model)), "extra": json.dumps(extra)}
-    tensors = {name: np.ascontiguousarray(array) for name, array in {**model.state_dict(), **arrays}.items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in {**model.state_dict(), **arrays}.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header)
 
