@@ -1,5 +1,7 @@
 """Constants of a graph: read wherever they are, changed only for the node that asks."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -30,12 +32,8 @@ def replace_constant(model: ir.Model, node: ir.Node, index: int, array: np.ndarr
     """
     graph = model.graph
     old = node.inputs[index]
-    sole = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
     node.replace_input_with(index, None)
-    if sole and old is not None and old.is_initializer():
-        if old.is_graph_input():
-            graph.inputs.remove(old)
-        del graph.initializers[str(old.name)]
+    drop_unused(graph, [old])
     taken = _names(graph)
     fresh, number = name, 1
     while fresh in taken:
@@ -46,16 +44,19 @@ def replace_constant(model: ir.Model, node: ir.Node, index: int, array: np.ndarr
     node.replace_input_with(index, value)
 
 
-def prune_unused(graph: ir.Graph) -> None:
-    """Drop initialisers and Constant nodes that nothing reads any more."""
-    for node in list(graph):
-        if node.op_type == "Constant" and not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            graph.remove(node)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
+def drop_unused(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
+    """Remove those constants among ``values`` that nothing reads any more."""
+    for value in values:
+        if value is None or value.uses() or value.is_graph_output():
+            continue
+        producer = value.producer()
+        if producer is not None:
+            if producer.op_type == "Constant" and producer.graph is graph:
+                graph.remove(producer)
+        elif value.is_initializer() and value.graph is graph:
             if value.is_graph_input():
                 graph.inputs.remove(value)
-            del graph.initializers[name]
+            del graph.initializers[str(value.name)]
 
 
 def _names(graph: ir.Graph) -> set[str | None]:

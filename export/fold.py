@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from export.constants import prune_unused
+from export.constants import drop_unused
 from export.files import as_model
 from export.refused import Refused
 from export.rules import RULES
@@ -64,7 +64,6 @@ def fold_graph(model: ir.Model) -> FoldReport:
     """``fold_onnx`` on an onnx-ir model, in place."""
     before = _size(model)
     sites = [_fold_node(model, node) for node in list(_batch_norms(model))]
-    prune_unused(model.graph)
     return FoldReport(tuple(sites), before, _size(model))
 
 
@@ -86,7 +85,9 @@ def _fold_node(model: ir.Model, node: ir.Node) -> FoldSite:
         rule.rewrite(model, norm, producer)
     except ArgumentError as error:
         return FoldSite(name, reason=str(error))
+    constants = list(node.inputs[1:])
     norm.take_over(producer)
+    drop_unused(model.graph, constants)
     return FoldSite(name, into=f"{producer.op_type} {producer.name}".rstrip())
 
 
