@@ -12,6 +12,9 @@ from fastbn.nn.conv import Conv2d
 from fastbn.nn.module import Module
 
 
+BRANCH = ("", "├─", "└─")  # before the model itself, its children, and all below
+
+
 @dataclass(frozen=True)
 class Row:
     """One module: its class, place (depth, index within that depth), output shape and own parameters."""
@@ -44,7 +47,7 @@ class Summary:
         return self.input_bytes + self.forward_backward_bytes + self.parameter_bytes
 
     def __str__(self) -> str:
-        names = ["│    " * (row.depth - 1) + "├─" * (row.depth > 0) + _label(row) for row in self.rows]
+        names = ["│    " * (row.depth - 1) + BRANCH[min(row.depth, 2)] + _label(row) for row in self.rows]
         shapes = [str(list(row.output_shape)) for row in self.rows]
         counts = [f"{row.parameters:,}" if row.parameters else "--" for row in self.rows]
         left = max(len(name) for name in [*names, "Layer (type:depth-idx)" + " " * 18]) + 1
