@@ -6,8 +6,9 @@ import numpy as np
 
 from fastbn._checks import as_pair, check_float, check_int, check_per_channel, check_rank, check_same_dtype, check_shape
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, check_out, dense, element_strides, empty_like, in_order_of
+from fastbn._views import as_flat, check_out, dense, element_strides, empty_like, in_order_of, is_channels_last
 from fastbn.errors import ArgumentError, ShapeError
+from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv as kernels
 from fastbn.kernels._simd import TILE_ROWS
 
@@ -55,24 +56,25 @@ def conv2d(
         y = out
     if y.size == 0:
         return y
+    geometry = forward_planes(weight.shape[1], (y_shape[2], y_shape[3]), window)
     none = np.empty(0, x.dtype)
-    if weight.size == 0:
-        raise ShapeError(f"{who}: weight must not be empty, got shape {weight.shape}")
     launch(
-        kernels.conv2d,
-        as_flat(source),
-        source.shape,
-        element_strides(source),
-        _pack_weight(weight, groups),
+        kernels.correlate,
+        _split(source, geometry),
+        geometry.channel_size,
+        weight.shape[1],
+        geometry.width,
+        geometry.offsets[0],
+        _panels(weight.reshape(groups, -1, weight[0].size)),
         none if bias is None else as_flat(np.ascontiguousarray(bias)),
         none if residual is None else as_flat(in_order_of(residual, y)),
+        relu,
         as_flat(y),
+        0,
         y_shape,
         element_strides(y),
-        window,
         groups,
-        relu,
-        _workspace(kernels.forward_workspace(x.itemsize), x.dtype),
+        np.empty((max_threads(), kernels.tile_elements(x.itemsize)), x.dtype),
         work=y.size * weight[0].size // 16,
     )
     return y
@@ -98,45 +100,110 @@ def conv2d_backward(
     window, y_shape = _geometry(who, x, weight, stride, padding, dilation, groups)
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, y_shape, "as the output")
+    if dy.size == 0:
+        return np.zeros_like(x) if need_dx else None, np.zeros(weight.shape, x.dtype), np.zeros(len(weight), x.dtype)
     source = dense(x)
     grad = in_order_of(dy, source)
-    dx = np.zeros_like(source) if need_dx else None
-    if dy.size == 0:
-        return dx, np.zeros(weight.shape, x.dtype), np.zeros(weight.shape[0], x.dtype)
-    work = y_shape[0] * y_shape[2] * y_shape[3] * weight.size // 16
-    if dx is not None:
+    dx = _backward_data(grad, source, weight, window, groups) if need_dx else None
+    return dx, _backward_weight(grad, source, weight, window, groups), _channel_sums(grad)
+
+
+def _backward_data(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
+    channels_out, channels = weight.shape[0] // groups, weight.shape[1]
+    geometry = backward_planes(channels_out, dy.shape[2:], x.shape[2:], window)
+    planes = _split(dy, geometry)
+    dx = np.zeros_like(x) if geometry.sparse else empty_like(x)
+    strides = element_strides(dx)
+    none = np.empty(0, x.dtype)
+    by_group = weight.reshape(groups, channels_out, channels, *weight.shape[2:])
+    for phase, offsets in zip(geometry.phases, geometry.offsets, strict=True):
+        taps = by_group[:, :, :, phase.rows][..., phase.columns]
         launch(
-            kernels.conv2d_backward_data,
-            as_flat(grad),
-            y_shape,
-            element_strides(grad),
-            as_flat(np.ascontiguousarray(weight)),
+            kernels.correlate,
+            planes,
+            geometry.channel_size,
+            channels_out,
+            geometry.width,
+            offsets,
+            _panels(taps.transpose(0, 2, 1, 3, 4).reshape(groups, channels, -1)),
+            none,
+            none,
+            False,
             as_flat(dx),
-            source.shape,
-            element_strides(dx),
-            window,
+            phase.first_row * strides[2] + phase.first_column * strides[3],
+            (x.shape[0], x.shape[1], phase.height, phase.width),
+            (strides[0], strides[1], window.stride[0] * strides[2], window.stride[1] * strides[3]),
             groups,
-            _workspace(kernels.backward_data_workspace(x.itemsize, window[0] * window[1]), x.dtype),
-            work=work,
+            np.empty((max_threads(), kernels.tile_elements(x.itemsize)), x.dtype),
+            work=x.size * offsets.size // 16,
         )
-    splits, images_at_once = _splits(y_shape[0], weight)
-    partials = np.empty((splits, *weight.shape), x.dtype)
+    return dx
+
+
+def _backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
+    geometry = forward_planes(weight.shape[1], dy.shape[2:], window)
+    lanes = kernels.lanes(x.itemsize)
+    dy_size = -(-dy.shape[2] * geometry.width // lanes) * lanes
+    rows = weight.shape[0] // groups
+    # Split over images where the weights alone are too few tasks: from the shape, never from the machine.
+    splits = max(1, min(x.shape[0], 2 * kernels.TASKS * 1024 // weight.size))
+    images_at_once = -(-x.shape[0] // splits)
+    partials = np.empty((-(-x.shape[0] // images_at_once), *weight.shape), x.dtype)
     launch(
-        kernels.conv2d_backward_weight,
+        kernels.correlate_weights,
+        x.shape[0],
         images_at_once,
-        as_flat(grad),
-        y_shape,
-        element_strides(grad),
-        as_flat(source),
-        source.shape,
-        element_strides(source),
-        window,
+        _split(dy, Planes.plain(dy.shape[2], geometry.width, dy_size)),
+        dy_size,
+        rows,
+        _split(x, geometry),
+        geometry.channel_size,
+        weight.shape[1],
+        geometry.offsets[0],
         groups,
         as_flat(partials),
-        _workspace(kernels.backward_weight_workspace(x.itemsize, weight.shape[0] // groups), x.dtype),
-        work=work,
+        np.empty((max_threads(), kernels.dot_elements(x.itemsize)), x.dtype),
+        work=dy.size * weight[0].size // 16,
     )
-    return dx, partials.sum(axis=0), grad.sum(axis=(0, 2, 3), dtype=np.float64).astype(x.dtype)
+    return partials.sum(axis=0)
+
+
+def _channel_sums(dy: np.ndarray) -> np.ndarray:
+    if is_channels_last(dy):
+        return dy.sum(axis=(0, 2, 3), dtype=np.float64).astype(dy.dtype)
+    # NumPy adds a run of memory in pairs; float64 for what is left.
+    return dy.sum(axis=(2, 3)).sum(axis=0, dtype=np.float64).astype(dy.dtype)
+
+
+def _split(x: np.ndarray, geometry: Planes) -> np.ndarray:
+    """The planes of a dense ``x``, and zeros that tiles may read past them."""
+    elements = x.shape[0] * x.shape[1] * geometry.channel_size
+    planes = np.empty(elements + kernels.slack(x.itemsize), x.dtype)
+    planes[elements:] = 0
+    launch(
+        kernels.split_planes,
+        as_flat(x),
+        x.shape,
+        element_strides(x),
+        geometry.starts_h,
+        geometry.starts_w,
+        *geometry.stride,
+        geometry.height,
+        geometry.width,
+        planes,
+        geometry.channel_size,
+        work=elements,
+    )
+    return planes
+
+
+def _panels(weights: np.ndarray) -> np.ndarray:
+    """(groups, rows, K) as flat panels (groups, row panels, K, TILE_ROWS), zero past the last row."""
+    groups, rows, depth = weights.shape
+    count = -(-rows // TILE_ROWS)
+    padded = np.zeros((groups, count * TILE_ROWS, depth), weights.dtype)
+    padded[:, :rows] = weights
+    return np.ascontiguousarray(padded.reshape(groups, count, TILE_ROWS, depth).swapaxes(2, 3)).reshape(-1)
 
 
 def window_extent(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -146,13 +213,15 @@ def window_extent(size: int, kernel: int, stride: int, padding: int, dilation: i
 
 def _geometry(
     who: str, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: int
-) -> tuple[tuple[int, ...], tuple[int, int, int, int]]:
-    """The kernels' ``window`` and the output's shape."""
+) -> tuple[Window, tuple[int, int, int, int]]:
+    """The window and the output's shape."""
     check_float(who, "x", x)
     check_rank(who, "x", x, (4,), IMAGE_AXES)
     check_same_dtype(who, "weight", weight, "x", x)
     check_rank(who, "weight", weight, (4,), "(C_out, C_in / groups, kh, kw)")
     check_int(who, "groups", groups, 1)
+    if weight.size == 0:
+        raise ShapeError(f"{who}: weight must not be empty, got shape {weight.shape}")
     channels_out, group_channels, kernel_h, kernel_w = weight.shape
     if x.shape[1] != group_channels * groups or channels_out % groups:
         raise ShapeError(
@@ -168,8 +237,7 @@ def _geometry(
             f"{who}: x must be at least as large as the dilated kernel less the padding, "
             f"got {x.shape[2:]} for a kernel of {(kernel_h, kernel_w)}"
         )
-    window = (kernel_h, kernel_w, *strides, *pads, *dilations)
-    return window, (x.shape[0], channels_out, extent[0], extent[1])
+    return Window((kernel_h, kernel_w), strides, pads, dilations), (x.shape[0], channels_out, extent[0], extent[1])
 
 
 def resolve_padding(
@@ -188,24 +256,3 @@ def resolve_padding(
     if isinstance(padding, str):
         raise ArgumentError(f"{who}: padding must be an integer, a pair, 'valid' or 'same', got {padding!r}")
     return as_pair(who, "padding", padding, 0)
-
-
-def _pack_weight(weight: np.ndarray, groups: int) -> np.ndarray:
-    """(C_out, C_in / groups, kh, kw) as flat panels (groups, row panels, K, TILE_ROWS), zero past the edge."""
-    rows = weight.shape[0] // groups
-    depth = weight[0].size
-    panels = -(-rows // TILE_ROWS)
-    padded = np.zeros((groups, panels * TILE_ROWS, depth), weight.dtype)
-    padded[:, :rows] = weight.reshape(groups, rows, depth)
-    return np.ascontiguousarray(padded.reshape(groups, panels, TILE_ROWS, depth).swapaxes(2, 3)).reshape(-1)
-
-
-def _workspace(elements: int, dtype: np.dtype) -> np.ndarray:
-    return np.empty((max_threads(), elements), dtype)
-
-
-def _splits(images: int, weight: np.ndarray) -> tuple[int, int]:
-    """Runs of images whose weight gradients are summed apart, and the images in each: from the shape alone."""
-    most = max(1, min(16, (16 << 20) // weight.size))
-    images_at_once = -(-images // most)
-    return -(-images // images_at_once), images_at_once

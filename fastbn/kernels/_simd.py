@@ -1,4 +1,4 @@
-"""What Numba cannot say and LLVM can: a register tile of a matrix product, with explicit vectors."""
+"""What Numba cannot say and LLVM can: register tiles of matrix products, with explicit vectors."""
 
 import platform
 
@@ -26,6 +26,70 @@ TILE_ROWS, TILE_VECTORS, VECTOR_BYTES = _tile_for_host()
 TILE_BYTES = TILE_VECTORS * VECTOR_BYTES
 
 
+# Rows and columns of the tile of dot products: its sums, one row's and all columns' vectors fill the registers.
+DOT_ROWS, DOT_COLUMNS = (2, 5) if (TILE_ROWS, VECTOR_BYTES) in ((6, 32), (6, 16)) else (4, 6)
+
+
+def _index(value):
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _data(context, builder, array_type, array):
+    return context.make_array(array_type)(context, builder, array).data
+
+
+class _Vectors:
+    """Loads, stores and multiply-adds of whole vectors of one element type."""
+
+    def __init__(self, context, builder, dtype):
+        self.builder = builder
+        self.itemsize = dtype.bitwidth // 8
+        self.lanes = VECTOR_BYTES // self.itemsize
+        self.type = ir.VectorType(context.get_value_type(dtype), self.lanes)
+        self.zero = ir.Constant(self.type, [0.0] * self.lanes)
+
+    def _at(self, pointer, offset):
+        return self.builder.bitcast(self.builder.gep(pointer, [offset]), self.type.as_pointer())
+
+    def load(self, pointer, offset):
+        return self.builder.load(self._at(pointer, offset), align=self.itemsize)
+
+    def store(self, value, pointer, offset):
+        self.builder.store(value, self._at(pointer, offset), align=self.itemsize)
+
+    def broadcast(self, scalar):
+        undefined = ir.Constant(self.type, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first, undefined, lanes)
+
+    def registers(self, count):
+        """Variables that LLVM keeps in registers."""
+        return [cgutils.alloca_once(self.builder, self.type) for _ in range(count)]
+
+    def add_product(self, total, a, b):
+        product = self.builder.fmul(a, b, flags=("contract",))
+        self.builder.store(self.builder.fadd(self.builder.load(total), product, flags=("contract",)), total)
+
+
+def _tile(context, builder, dtype, a_panel, b_row_at, depth, tile):
+    """The register tile's loop over ``depth``; ``b_row_at(k)`` is the pointer to row k of the right operand."""
+    vectors = _Vectors(context, builder, dtype)
+    sums = vectors.registers(TILE_ROWS * TILE_VECTORS)
+    for total in sums:
+        builder.store(vectors.zero, total)
+    with cgutils.for_range(builder, depth) as loop:
+        a_row = builder.gep(a_panel, [builder.mul(loop.index, _index(TILE_ROWS))])
+        b_row = b_row_at(loop.index)
+        columns = [vectors.load(b_row, _index(j * vectors.lanes)) for j in range(TILE_VECTORS)]
+        for i in range(TILE_ROWS):
+            row = vectors.broadcast(builder.load(builder.gep(a_row, [_index(i)])))
+            for j, column in enumerate(columns):
+                vectors.add_product(sums[i * TILE_VECTORS + j], row, column)
+    for position, total in enumerate(sums):
+        vectors.store(builder.load(total), tile, _index(position * vectors.lanes))
+
+
 @intrinsic
 def tile_product(typingctx, a, a_start, b, b_start, depth, tile):
     """tile[i, j] = sum over k < depth of a[a_start + k * TILE_ROWS + i] * b[b_start + k * columns + j].
@@ -37,43 +101,75 @@ def tile_product(typingctx, a, a_start, b, b_start, depth, tile):
     def codegen(context, builder, signature, arguments):
         a_type, _, b_type, _, _, tile_type = signature.args
         a_array, a_first, b_array, b_first, count, tile_array = arguments
+        a_panel = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        b_panel = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        width = _index(TILE_BYTES // (a_type.dtype.bitwidth // 8))
 
-        def data(array_type, array):
-            return context.make_array(array_type)(context, builder, array).data
+        def b_row_at(k):
+            return builder.gep(b_panel, [builder.mul(k, width)])
 
-        def index(value):
-            return ir.Constant(ir.IntType(64), value)
-
-        itemsize = a_type.dtype.bitwidth // 8
-        lanes = VECTOR_BYTES // itemsize
-        vector = ir.VectorType(context.get_value_type(a_type.dtype), lanes)
-        broadcast = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-        undefined = ir.Constant(vector, ir.Undefined)
-
-        def vector_at(pointer, offset):
-            return builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
-
-        a_panel = builder.gep(data(a_type, a_array), [a_first])
-        b_panel = builder.gep(data(b_type, b_array), [b_first])
-        tile_data = data(tile_type, tile_array)
-
-        sums = [cgutils.alloca_once(builder, vector) for _ in range(TILE_ROWS * TILE_VECTORS)]
-        for total in sums:
-            builder.store(ir.Constant(vector, [0.0] * lanes), total)
-        with cgutils.for_range(builder, count) as loop:
-            a_row = builder.gep(a_panel, [builder.mul(loop.index, index(TILE_ROWS))])
-            b_row = builder.gep(b_panel, [builder.mul(loop.index, index(TILE_VECTORS * lanes))])
-            columns = [builder.load(vector_at(b_row, index(j * lanes)), align=itemsize) for j in range(TILE_VECTORS)]
-            for i in range(TILE_ROWS):
-                scalar = builder.load(builder.gep(a_row, [index(i)]))
-                first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-                row = builder.shuffle_vector(first, undefined, broadcast)
-                for j, column in enumerate(columns):
-                    total = sums[i * TILE_VECTORS + j]
-                    product = builder.fmul(row, column, flags=("contract",))
-                    builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-        for position, total in enumerate(sums):
-            builder.store(builder.load(total), vector_at(tile_data, index(position * lanes)), align=itemsize)
+        tile_data = _data(context, builder, tile_type, tile_array)
+        _tile(context, builder, a_type.dtype, a_panel, b_row_at, count, tile_data)
         return context.get_dummy_value()
 
     return types.void(a, types.int64, b, types.int64, types.int64, tile), codegen
+
+
+@intrinsic
+def tile_product_at(typingctx, a, a_start, b, b_start, offsets, tile):
+    """tile[i, j] = sum over k of a[a_start + k * TILE_ROWS + i] * b[b_start + offsets[k] + j].
+
+    As ``tile_product``, but row k of the right operand lies where ``offsets`` (int64) says, in place.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        a_type, _, b_type, _, offsets_type, tile_type = signature.args
+        a_array, a_first, b_array, b_first, offsets_array, tile_array = arguments
+        a_panel = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        table = context.make_array(offsets_type)(context, builder, offsets_array)
+
+        def b_row_at(k):
+            return builder.gep(b_origin, [builder.load(builder.gep(table.data, [k]))])
+
+        tile_data = _data(context, builder, tile_type, tile_array)
+        _tile(context, builder, a_type.dtype, a_panel, b_row_at, table.nitems, tile_data)
+        return context.get_dummy_value()
+
+    return types.void(a, types.int64, b, types.int64, offsets, tile), codegen
+
+
+@intrinsic
+def add_dot_products(typingctx, a, a_start, a_rows, b, b_start, b_rows, steps, sums):
+    """sums[i, j, lane] += sum over step of a[a_start + a_rows[i] + q] * b[b_start + b_rows[j] + q].
+
+    q = step * lanes + lane. a_rows, b_rows: tuples of DOT_ROWS and DOT_COLUMNS int64 offsets. sums: flat,
+    DOT_ROWS * DOT_COLUMNS vectors.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        a_type, _, _, b_type, _, _, _, sums_type = signature.args
+        a_array, a_first, a_offsets, b_array, b_first, b_offsets, count, sums_array = arguments
+        vectors = _Vectors(context, builder, a_type.dtype)
+        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        sums_data = _data(context, builder, sums_type, sums_array)
+        a_data = [builder.gep(a_origin, [o]) for o in cgutils.unpack_tuple(builder, a_offsets, DOT_ROWS)]
+        b_data = [builder.gep(b_origin, [o]) for o in cgutils.unpack_tuple(builder, b_offsets, DOT_COLUMNS)]
+        totals = vectors.registers(DOT_ROWS * DOT_COLUMNS)
+        for position, total in enumerate(totals):
+            builder.store(vectors.load(sums_data, _index(position * vectors.lanes)), total)
+        with cgutils.for_range(builder, count) as loop:
+            q = builder.mul(loop.index, _index(vectors.lanes))
+            columns = [vectors.load(pointer, q) for pointer in b_data]
+            for i, pointer in enumerate(a_data):
+                row = vectors.load(pointer, q)
+                for j, column in enumerate(columns):
+                    vectors.add_product(totals[i * DOT_COLUMNS + j], row, column)
+        for position, total in enumerate(totals):
+            vectors.store(builder.load(total), sums_data, _index(position * vectors.lanes))
+        return context.get_dummy_value()
+
+    a_tuple = types.UniTuple(types.int64, DOT_ROWS)
+    b_tuple = types.UniTuple(types.int64, DOT_COLUMNS)
+    return types.void(a, types.int64, a_tuple, b, types.int64, b_tuple, types.int64, sums), codegen

@@ -1,328 +1,280 @@
-"""Convolution as a matrix product over image patches, gathered a block at a time.
+"""Convolution as a matrix product whose right operand is the image itself.
 
-The patch matrix of image n has one row k = (channel, kernel row, kernel column) and one column p per output pixel; it
-is never formed whole. Images are flat arrays with element strides (n, c, h, w), so that NCHW and channels-last are the
-same code. ``window`` is (kernel h, kernel w, stride h, stride w, padding h, padding w, dilation h, dilation w).
+Images are first copied into *planes*: zero-padded, and split by the residue of their row and column modulo the stride,
+so that the pixel under one weight is the same distance away for every output pixel. With ``offsets[k]`` that distance
+for weight k = (channel, kernel row, kernel column), and q = row * width + column counting outputs along the padded
+width, y[q] = sum over k of w[k] * planes[offsets[k] + q]: no patch is ever gathered. What q counts beyond the output's
+own width is computed and dropped. The gradient to the input is the same product over planes of dy, once for each
+residue; the one to the weights is a dot product of two runs of memory.
 """
 
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS
-from fastbn.kernels.gemm import DEPTH_BLOCK, block_product, pack, tile_columns
+from fastbn.kernels._simd import (
+    DOT_COLUMNS,
+    DOT_ROWS,
+    TILE_BYTES,
+    TILE_ROWS,
+    VECTOR_BYTES,
+    add_dot_products,
+    tile_product_at,
+)
 
-PIXEL_TILES = 4
-BACKWARD_ROWS = 8 * TILE_ROWS
-
-
-def forward_workspace(itemsize: int) -> int:
-    """Elements of workspace that one thread of ``conv2d`` needs."""
-    columns = tile_columns(itemsize)
-    return TILE_ROWS * columns + DEPTH_BLOCK * PIXEL_TILES * columns
-
-
-def backward_data_workspace(itemsize: int, kernel: int) -> int:
-    """Elements of workspace that one thread of ``conv2d_backward_data`` needs for ``kernel`` weights a channel."""
-    columns = tile_columns(itemsize)
-    rows = _padded_rows(max(BACKWARD_ROWS, kernel))
-    return TILE_ROWS * columns + DEPTH_BLOCK * rows + (DEPTH_BLOCK + rows) * PIXEL_TILES * columns
+TILES = 4  # register tiles along q in one task of ``correlate``
+TASKS = 16  # fewer than that, and ``correlate`` splits the rows too
+DOT_ROW_TILES = 4
+DOT_COLUMN_TILES = 8
+RUN = 512  # elements of q in one visit of a tile of dot products: its operands stay in the first cache
 
 
-def backward_weight_workspace(itemsize: int, out_channels: int) -> int:
-    """Elements of workspace that one thread of ``conv2d_backward_weight`` needs, out_channels being a group's."""
-    columns = tile_columns(itemsize)
-    return TILE_ROWS * columns + DEPTH_BLOCK * (_padded_rows(out_channels) + PIXEL_TILES * columns)
+def slack(itemsize: int) -> int:
+    """Elements that tiles may read past the last plane: their values do not matter, but must not be NaN."""
+    return TILE_BYTES // itemsize
 
 
-def _padded_rows(rows: int) -> int:
-    return -(-rows // TILE_ROWS) * TILE_ROWS
+def tile_elements(itemsize: int) -> int:
+    """Elements of workspace that one thread of ``correlate`` needs."""
+    return TILE_ROWS * (TILE_BYTES // itemsize)
 
 
-@body
-def _columns_inside(size, out_size, first, step):
-    """The range of outputs j in [0, out_size) whose input first + j * step lies in [0, size)."""
-    low = 0 if first >= 0 else -(first // step)
-    high = (size - 1 - first) // step + 1 if first < size else 0
-    return min(low, out_size), max(min(high, out_size), min(low, out_size))
+def dot_elements(itemsize: int) -> int:
+    """Elements of workspace that one thread of ``correlate_weights`` needs."""
+    return DOT_ROW_TILES * DOT_COLUMN_TILES * DOT_ROWS * DOT_COLUMNS * (VECTOR_BYTES // itemsize)
 
 
-@body
-def _copy(source, start, step, target, at, stride, count):
-    if step == 1 and stride == 1:
-        for q in range(count):
-            target[at + q] = source[start + q]
-    else:
-        for q in range(count):
-            target[at + q * stride] = source[start + q * step]
+def lanes(itemsize: int) -> int:
+    """Elements of a vector: the length of a plane's row of q is a multiple of it in ``correlate_weights``."""
+    return VECTOR_BYTES // itemsize
 
 
 @body
-def _gather(x, origin, shape, strides, window, k_first, k_last, p_first, p_last, out_w, panel, at, k_stride, p_stride):
-    """panel[at + (k - k_first) * k_stride + (p - p_first) * p_stride] = patch[k, p], zero outside the image."""
-    _, _, height, width = shape
-    _, c_stride, h_stride, w_stride = strides
-    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = window
-    step = stride_w * w_stride
-    for k in range(k_first, k_last):
-        channel, offset = divmod(k, kernel_h * kernel_w)
-        i, j = divmod(offset, kernel_w)
-        first = j * dilation_w - pad_w
-        low, high = _columns_inside(width, out_w, first, stride_w)
-        row, left = divmod(p_first, out_w)
-        target = at + (k - k_first) * k_stride - left * p_stride
-        remaining = p_last - p_first
-        while remaining > 0:
-            right = min(out_w, left + remaining)
-            ih = row * stride_h - pad_h + i * dilation_h
-            begin, end = max(left, min(low, right)), min(right, max(high, left))
-            if ih < 0 or ih >= height:
-                begin, end = right, right
-            source = origin + channel * c_stride + ih * h_stride + first * w_stride
-            for q in range(left, begin):
-                panel[target + q * p_stride] = 0
-            _copy(x, source + begin * step, step, panel, target + begin * p_stride, p_stride, end - begin)
-            for q in range(max(begin, end), right):
-                panel[target + q * p_stride] = 0
-            target += out_w * p_stride
-            remaining -= right - left
-            row += 1
-            left = 0
-
-
-@body
-def _add(source, start, target, at, stride, count):
-    if stride == 1:
-        for q in range(count):
-            target[at + q] += source[start + q]
-    else:
-        for q in range(count):
-            target[at + q * stride] += source[start + q]
-
-
-@body
-def _scatter(columns, breadth, origin, strides, shape, window, rows, p_first, p_last, out_w, dx):
-    """dx[pixel under patch row k, column p] += columns[k * breadth + p - p_first] for ``rows`` patch rows."""
-    _, _, height, width = shape
-    _, c_stride, h_stride, w_stride = strides
-    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = window
-    step = stride_w * w_stride
-    for k in range(rows):
-        channel, offset = divmod(k, kernel_h * kernel_w)
-        i, j = divmod(offset, kernel_w)
-        first = j * dilation_w - pad_w
-        low, high = _columns_inside(width, out_w, first, stride_w)
-        row, left = divmod(p_first, out_w)
-        source = k * breadth - left
-        remaining = p_last - p_first
-        while remaining > 0:
-            right = min(out_w, left + remaining)
-            ih = row * stride_h - pad_h + i * dilation_h
-            if 0 <= ih < height:
-                target = origin + channel * c_stride + ih * h_stride + first * w_stride
-                begin, end = max(left, low), min(right, high)
-                _add(columns, source + begin, dx, target + begin * step, step, end - begin)
-            source += out_w
-            remaining -= right - left
-            row += 1
-            left = 0
-
-
-@body
-def _epilogue(rows, columns, bias, bias_start, residual, relu, out, start, row_stride, column_stride):
-    for i in range(rows):
-        base = start + i * row_stride
-        shift = bias[bias_start + i] if bias.size else 0
-        for j in range(columns):
-            at = base + j * column_stride
-            value = out[at] + shift
-            if residual.size:
-                value += residual[at]
-            if relu and value < 0:
-                value = 0
-            out[at] = value
-
-
-@body
-def _forward_block(
-    task, x, x_shape, x_strides, panels, bias, residual, y, y_shape, y_strides, window, groups, relu, work
-):
-    columns = TILE_BYTES // work.itemsize
-    tile = work[: TILE_ROWS * columns]
-    patches = work[tile.size :]
-    channels, rows = x_shape[1] // groups, y_shape[1] // groups
-    depth = channels * window[0] * window[1]
-    pixels = y_shape[2] * y_shape[3]
-    block = PIXEL_TILES * columns
-    image, rest = divmod(task, groups * -(-pixels // block))
-    group, p_block = divmod(rest, -(-pixels // block))
-    p_first = p_block * block
-    breadth = min(block, pixels - p_first)
-    origin = image * x_strides[0] + group * channels * x_strides[1]
-    start = image * y_strides[0] + group * rows * y_strides[1] + p_first * y_strides[3]
-    group_panels = group * -(-rows // TILE_ROWS) * TILE_ROWS * depth
-    for k in range(0, depth, DEPTH_BLOCK):
-        k_last = min(depth, k + DEPTH_BLOCK)
-        for p in range(0, breadth, columns):
-            p_last = p_first + min(breadth, p + columns)
-            _gather(
-                x, origin, x_shape, x_strides, window, k, k_last, p_first + p, p_last, y_shape[3],
-                patches, p * (k_last - k), columns, 1,
-            )  # fmt: skip
-        block_product(
-            panels, group_panels + k * TILE_ROWS, TILE_ROWS * depth, patches, 0, k_last - k, rows, breadth,
-            tile, y, start, y_strides[1], y_strides[3], k == 0,
-        )  # fmt: skip
-    if bias.size or residual.size or relu:
-        _epilogue(rows, breadth, bias, group * rows, residual, relu, y, start, y_strides[1], y_strides[3])
+def _split_plane(task, x, x_shape, x_strides, starts_h, starts_w, stride_h, stride_w, rows, width, planes, size):
+    n, c = divmod(task, x_shape[1])
+    source = n * x_strides[0] + c * x_strides[1]
+    at = task * size
+    for start_h in starts_h:
+        for start_w in starts_w:
+            # Columns whose input start_w + column * stride_w lies in the image.
+            low = min(width, max(0, -(start_w // stride_w)))
+            high = max(low, min(width, (x_shape[3] - 1 - start_w) // stride_w + 1))
+            step = stride_w * x_strides[3]
+            for row in range(rows):
+                h = start_h + row * stride_h
+                if h < 0 or h >= x_shape[2]:
+                    for column in range(width):
+                        planes[at + column] = 0
+                else:
+                    origin = source + h * x_strides[2] + start_w * x_strides[3]
+                    for column in range(low):
+                        planes[at + column] = 0
+                    if step == 1:
+                        for column in range(low, high):
+                            planes[at + column] = x[origin + column]
+                    else:
+                        for column in range(low, high):
+                            planes[at + column] = x[origin + column * step]
+                    for column in range(high, width):
+                        planes[at + column] = 0
+                at += width
+    for index in range(at, (task + 1) * size):
+        planes[index] = 0
 
 
 @driver
-def conv2d(
-    x, x_shape, x_strides, panels, bias, residual, y, y_shape, y_strides, window, groups, relu, workspace, parallel
-):
-    """y = relu(conv(x) + bias + residual).
+def split_planes(x, x_shape, x_strides, starts_h, starts_w, stride_h, stride_w, rows, width, planes, size, parallel):
+    """planes[n, c, i, j, row, column] = x[n, c, starts_h[i] + row * stride_h, starts_w[j] + column * stride_w].
 
-    panels: the weights (groups, row panels, K, TILE_ROWS), rows being a group's output channels. bias, residual: flat,
-    may be empty; residual lies as y does.
+    Zero outside the image. size: elements of the planes of one channel, the last ones zero if it is more than needed.
     """
-    block = PIXEL_TILES * (TILE_BYTES // workspace.itemsize)
-    tasks = y_shape[0] * groups * -(-(y_shape[2] * y_shape[3]) // block)
+    tasks = x_shape[0] * x_shape[1]
     if parallel:
         for task in prange(tasks):
-            _forward_block(
-                int64(task), x, x_shape, x_strides, panels, bias, residual, y, y_shape, y_strides, window, groups, relu,
-                workspace[get_thread_id()],
-            )  # fmt: skip
+            _split_plane(
+                int64(task), x, x_shape, x_strides, starts_h, starts_w, stride_h, stride_w, rows, width, planes, size
+            )
     else:
         for task in range(tasks):
-            _forward_block(
-                task, x, x_shape, x_strides, panels, bias, residual, y, y_shape, y_strides, window, groups, relu,
-                workspace[0],
-            )  # fmt: skip
+            _split_plane(task, x, x_shape, x_strides, starts_h, starts_w, stride_h, stride_w, rows, width, planes, size)
 
 
 @body
-def _channels_at_once(channels, kernel):
-    return max(1, min(channels, BACKWARD_ROWS // kernel))
+def _store_tile(tile, q_first, rows, bias, bias_start, residual, relu, width, out, at, out_shape, out_strides):
+    """Write the columns of a tile that are pixels of the output; at: the output's element for row 0 and q = 0."""
+    columns = tile.size // TILE_ROWS
+    row, left = divmod(q_first, width)
+    done = 0
+    while done < columns and row < out_shape[2]:
+        count = min(columns - done, width - left)
+        used = min(count, out_shape[3] - left)
+        base = at + row * out_strides[2] + left * out_strides[3]
+        for i in range(rows):
+            shift = bias[bias_start + i] if bias.size else tile[0] * 0
+            target = base + i * out_strides[1]
+            for j in range(used):
+                value = tile[i * columns + done + j]
+                if bias.size:
+                    value += shift
+                if residual.size:
+                    value += residual[target + j * out_strides[3]]
+                out[target + j * out_strides[3]] = 0 if relu and value < 0 else value
+        done += count
+        left = 0
+        row += 1
 
 
 @body
-def _backward_data_block(task, dy, y_shape, y_strides, weight, dx, x_shape, x_strides, window, groups, work):
-    columns = TILE_BYTES // work.itemsize
-    kernel = window[0] * window[1]
-    channels, depth = x_shape[1] // groups, y_shape[1] // groups
-    at_once = _channels_at_once(channels, kernel)
-    blocks = -(-channels // at_once)
-    image, rest = divmod(task, groups * blocks)
-    group, c_block = divmod(rest, blocks)
-    c_first = c_block * at_once
-    count = min(at_once, channels - c_first)
-    rows = count * kernel
-    origin = image * x_strides[0] + (group * channels + c_first) * x_strides[1]
-    for c in range(count):
-        for h in range(x_shape[2]):
-            for w in range(x_shape[3]):
-                dx[origin + c * x_strides[1] + h * x_strides[2] + w * x_strides[3]] = 0
-    tile = work[: TILE_ROWS * columns]
-    padded = -(-max(BACKWARD_ROWS, kernel) // TILE_ROWS) * TILE_ROWS
-    w_panels = work[tile.size : tile.size + padded * DEPTH_BLOCK]
-    dy_panels = work[tile.size + w_panels.size : tile.size + w_panels.size + DEPTH_BLOCK * PIXEL_TILES * columns]
-    products = work[tile.size + w_panels.size + dy_panels.size :]
-    pixels = y_shape[2] * y_shape[3]
-    block = PIXEL_TILES * columns
-    w_start = (group * depth * channels + c_first) * kernel
-    dy_start = image * y_strides[0] + group * depth * y_strides[1]
-    for p in range(0, pixels, block):
-        breadth = min(block, pixels - p)
-        for k in range(0, depth, DEPTH_BLOCK):
-            steps = min(DEPTH_BLOCK, depth - k)
-            pack(weight, w_start + k * channels * kernel, 1, channels * kernel, rows, steps, TILE_ROWS, w_panels, 0)
-            pack(
-                dy, dy_start + k * y_strides[1] + p * y_strides[3], y_strides[3], y_strides[1], breadth, steps,
-                columns, dy_panels, 0,
-            )  # fmt: skip
-            block_product(
-                w_panels, 0, TILE_ROWS * steps, dy_panels, 0, steps, rows, breadth, tile, products, 0, block, 1, k == 0
-            )
-        _scatter(products, block, origin, x_strides, x_shape, window, rows, p, p + breadth, y_shape[3], dx)
-
-
-@driver
-def conv2d_backward_data(dy, y_shape, y_strides, weight, dx, x_shape, x_strides, window, groups, workspace, parallel):
-    """dx = the gradient of ``conv2d`` to x; every task owns some channels of one image. weight: flat, as PyTorch's."""
-    channels = x_shape[1] // groups
-    tasks = x_shape[0] * groups * -(-channels // _channels_at_once(channels, window[0] * window[1]))
-    if parallel:
-        for task in prange(tasks):
-            _backward_data_block(
-                int64(task), dy, y_shape, y_strides, weight, dx, x_shape, x_strides, window, groups,
-                workspace[get_thread_id()],
-            )  # fmt: skip
-    else:
-        for task in range(tasks):
-            _backward_data_block(
-                task, dy, y_shape, y_strides, weight, dx, x_shape, x_strides, window, groups, workspace[0]
-            )
+def _grid(out_shape, width, groups, columns):
+    """Blocks along q, row panels of a group, and row panels in one task."""
+    q_blocks = -(-((out_shape[2] - 1) * width + out_shape[3]) // (TILES * columns))
+    panels = -(-(out_shape[1] // groups) // TILE_ROWS)
+    wanted = -(-TASKS // (out_shape[0] * groups * q_blocks))
+    return q_blocks, panels, -(-panels // min(panels, wanted))
 
 
 @body
-def _backward_weight_block(
-    task, images_at_once, dy, y_shape, y_strides, x, x_shape, x_strides, window, groups, partials, work
-):
-    columns = TILE_BYTES // work.itemsize
-    channels, rows = x_shape[1] // groups, y_shape[1] // groups
-    breadth = channels * window[0] * window[1]
-    block = PIXEL_TILES * columns
-    k_blocks = -(-breadth // block)
-    split, rest = divmod(task, groups * k_blocks)
-    group, k_block = divmod(rest, k_blocks)
-    k_first = k_block * block
-    used = min(block, breadth - k_first)
-    tile = work[: TILE_ROWS * columns]
-    dy_panels = work[tile.size : tile.size + -(-rows // TILE_ROWS) * TILE_ROWS * DEPTH_BLOCK]
-    patches = work[tile.size + dy_panels.size :]
-    pixels = y_shape[2] * y_shape[3]
-    start = ((split * groups + group) * rows) * breadth + k_first
-    first_image = split * images_at_once
-    for image in range(first_image, min(x_shape[0], first_image + images_at_once)):
-        origin = image * x_strides[0] + group * channels * x_strides[1]
-        dy_start = image * y_strides[0] + group * rows * y_strides[1]
-        for p in range(0, pixels, DEPTH_BLOCK):
-            steps = min(DEPTH_BLOCK, pixels - p)
-            pack(dy, dy_start + p * y_strides[3], y_strides[1], y_strides[3], rows, steps, TILE_ROWS, dy_panels, 0)
-            for k in range(0, used, columns):
-                k_last = min(used, k + columns)
-                base = k * steps
-                if k_last - k < columns:
-                    for i in range(steps * columns):
-                        patches[base + i] = 0
-                _gather(
-                    x, origin, x_shape, x_strides, window, k_first + k, k_first + k_last, p, p + steps, y_shape[3],
-                    patches, base, 1, columns,
-                )  # fmt: skip
-            block_product(
-                dy_panels, 0, TILE_ROWS * steps, patches, 0, steps, rows, used, tile, partials, start, breadth, 1,
-                image == first_image and p == 0,
+def _correlate_task(
+    task, planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first, out_shape,
+    out_strides, groups, tile,
+):  # fmt: skip
+    columns = tile.size // TILE_ROWS
+    q_blocks, group_panels, at_once = _grid(out_shape, width, groups, columns)
+    row_blocks = -(-group_panels // at_once)
+    image, rest = divmod(task, groups * row_blocks * q_blocks)
+    group, rest = divmod(rest, row_blocks * q_blocks)
+    row_block, q_block = divmod(rest, q_blocks)
+    rows = out_shape[1] // groups
+    source = (image * groups + group) * channels * channel_size
+    target = first + image * out_strides[0] + group * rows * out_strides[1]
+    q_last = min((q_block + 1) * TILES * columns, (out_shape[2] - 1) * width + out_shape[3])
+    for panel in range(row_block * at_once, min(group_panels, (row_block + 1) * at_once)):
+        row = panel * TILE_ROWS
+        for q in range(q_block * TILES * columns, q_last, columns):
+            a_start = (group * group_panels + panel) * offsets.size * TILE_ROWS
+            tile_product_at(panels, a_start, planes, source + q, offsets, tile)
+            _store_tile(
+                tile, q, min(TILE_ROWS, rows - row), bias, group * rows + row, residual, relu, width,
+                out, target + row * out_strides[1], out_shape, out_strides,
             )  # fmt: skip
 
 
 @driver
-def conv2d_backward_weight(
-    images_at_once, dy, y_shape, y_strides, x, x_shape, x_strides, window, groups, partials, workspace, parallel
-):
-    """partials[s] = the gradient of ``conv2d`` to its weights from the s-th run of ``images_at_once`` images."""
-    block = PIXEL_TILES * (TILE_BYTES // workspace.itemsize)
-    breadth = x_shape[1] // groups * window[0] * window[1]
-    tasks = -(-x_shape[0] // images_at_once) * groups * -(-breadth // block)
+def correlate(
+    planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first, out_shape, out_strides,
+    groups, workspace, parallel,
+):  # fmt: skip
+    """out = relu(sum over k of panels[row, k] * planes[offsets[k] + q] + bias + residual).
+
+    planes: what ``split_planes`` made, ``channels`` of ``channel_size`` for each group, then ``slack``. width: of the
+    planes. panels: flat (groups, row panels, K, TILE_ROWS). bias, residual: flat, may be empty; residual lies as out.
+    first: the element of ``out`` at its logical origin; out_shape (N, C, H, W) and out_strides may name a part of it.
+    """
+    q_blocks, group_panels, at_once = _grid(out_shape, width, groups, TILE_BYTES // workspace.itemsize)
+    tasks = out_shape[0] * groups * q_blocks * -(-group_panels // at_once)
     if parallel:
         for task in prange(tasks):
-            _backward_weight_block(
-                int64(task), images_at_once, dy, y_shape, y_strides, x, x_shape, x_strides, window, groups, partials,
-                workspace[get_thread_id()],
+            _correlate_task(
+                int64(task), planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first,
+                out_shape, out_strides, groups, workspace[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(tasks):
-            _backward_weight_block(
-                task, images_at_once, dy, y_shape, y_strides, x, x_shape, x_strides, window, groups, partials,
-                workspace[0],
+            _correlate_task(
+                task, planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first,
+                out_shape, out_strides, groups, workspace[0],
+            )  # fmt: skip
+
+
+@body
+def _dot_rows(first, last, size):
+    """Offsets of DOT_ROWS rows from ``first``; rows from ``last`` on repeat the last one, and are not stored."""
+    if DOT_ROWS == 4:
+        a, b, c = min(first + 1, last - 1), min(first + 2, last - 1), min(first + 3, last - 1)
+        return first * size, a * size, b * size, c * size
+    return first * size, min(first + 1, last - 1) * size
+
+
+@body
+def _dot_columns(offsets, first):
+    last = offsets.size - 1
+    a, b, c = offsets[min(first + 1, last)], offsets[min(first + 2, last)], offsets[min(first + 3, last)]
+    if DOT_COLUMNS == 6:
+        return offsets[first], a, b, c, offsets[min(first + 4, last)], offsets[min(first + 5, last)]
+    return offsets[first], a, b, c, offsets[min(first + 4, last)]
+
+
+@body
+def _store_dots(sums, at, rows, columns, partials, start, breadth):
+    vector = VECTOR_BYTES // sums.itemsize
+    for i in range(rows):
+        for j in range(columns):
+            total = sums[at] * 0
+            for lane in range(vector):
+                total += sums[at + (i * DOT_COLUMNS + j) * vector + lane]
+            partials[start + i * breadth + j] = total
+
+
+@body
+def _correlate_weights_task(
+    task, images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets, groups, partials,
+    sums,
+):  # fmt: skip
+    vector = VECTOR_BYTES // sums.itemsize
+    tile = DOT_ROWS * DOT_COLUMNS * vector
+    row_blocks = -(-rows // (DOT_ROW_TILES * DOT_ROWS))
+    column_blocks = -(-offsets.size // (DOT_COLUMN_TILES * DOT_COLUMNS))
+    split, rest = divmod(task, groups * row_blocks * column_blocks)
+    group, rest = divmod(rest, row_blocks * column_blocks)
+    row_block, column_block = divmod(rest, column_blocks)
+    row_first = row_block * DOT_ROW_TILES * DOT_ROWS
+    row_last = min(rows, row_first + DOT_ROW_TILES * DOT_ROWS)
+    column_first = column_block * DOT_COLUMN_TILES * DOT_COLUMNS
+    column_last = min(offsets.size, column_first + DOT_COLUMN_TILES * DOT_COLUMNS)
+    for index in range(sums.size):
+        sums[index] = 0
+    for image in range(split * images_at_once, min(images, (split + 1) * images_at_once)):
+        dy_start = (image * groups + group) * rows * dy_size
+        start = (image * groups + group) * channels * channel_size
+        for q in range(0, dy_size, RUN):
+            steps = min(RUN, dy_size - q) // vector
+            at = 0
+            for row in range(row_first, row_last, DOT_ROWS):
+                for column in range(column_first, column_last, DOT_COLUMNS):
+                    add_dot_products(
+                        dy_planes, dy_start + q, _dot_rows(row, row_last, dy_size),
+                        planes, start + q, _dot_columns(offsets, column), steps, sums[at : at + tile],
+                    )  # fmt: skip
+                    at += tile
+    at = 0
+    for row in range(row_first, row_last, DOT_ROWS):
+        for column in range(column_first, column_last, DOT_COLUMNS):
+            start = ((split * groups + group) * rows + row) * offsets.size + column
+            count = min(DOT_COLUMNS, column_last - column)
+            _store_dots(sums, at, min(DOT_ROWS, row_last - row), count, partials, start, offsets.size)
+            at += tile
+
+
+@driver
+def correlate_weights(
+    images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets, groups, partials,
+    workspace, parallel,
+):  # fmt: skip
+    """partials[split, group, row, k] = sum over the split's images and q of dy[row, q] * planes[offsets[k] + q].
+
+    dy_planes: (N, groups * rows, dy_size) in the width of ``planes``, zero where q is no output; dy_size: a multiple
+    of ``lanes``. A split is a run of ``images_at_once`` images.
+    """
+    blocks = -(-rows // (DOT_ROW_TILES * DOT_ROWS)) * -(-offsets.size // (DOT_COLUMN_TILES * DOT_COLUMNS))
+    tasks = -(-images // images_at_once) * groups * blocks
+    if parallel:
+        for task in prange(tasks):
+            _correlate_weights_task(
+                int64(task), images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets,
+                groups, partials, workspace[get_thread_id()],
+            )  # fmt: skip
+    else:
+        for task in range(tasks):
+            _correlate_weights_task(
+                task, images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets,
+                groups, partials, workspace[0],
             )  # fmt: skip

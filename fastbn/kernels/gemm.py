@@ -1,4 +1,4 @@
-"""Matrix products from packed panels: the engine of the linear and the convolution kernels.
+"""Matrix products from packed panels: the engine of the linear layer.
 
 A panel holds, for each step k of the summed axis, the values of ``width`` lanes side by side: rows of the left
 operand in panels of TILE_ROWS, columns of the right one in panels as wide as the register tile. Lanes past the edge

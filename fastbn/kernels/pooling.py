@@ -1,6 +1,7 @@
-"""Max and average pooling. Images are flat arrays with element strides (n, c, h, w); ``window`` is as in ``conv``.
+"""Max and average pooling. Images are flat arrays with element strides (n, c, h, w).
 
-A task is one plane: the (h, w) image of one sample and channel.
+``window`` is (kernel h, kernel w, stride h, stride w, padding h, padding w, dilation h, dilation w). A task is one
+plane: the (h, w) image of one sample and channel.
 """
 
 import math

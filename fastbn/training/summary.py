@@ -11,7 +11,6 @@ from fastbn.nn.containers import Residual, Sequential
 from fastbn.nn.conv import Conv2d
 from fastbn.nn.module import Module
 
-
 BRANCH = ("", "├─", "└─")  # before the model itself, its children, and all below
 
 
