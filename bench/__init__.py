@@ -1,1 +1,1 @@
-"""Measurements: fastbn beside its rivals, in one run. ``pytest bench`` times operations, modules here whole trainings."""
+"""Measurements beside rivals, in one run: ``pytest bench`` times operations, modules here time whole trainings."""
