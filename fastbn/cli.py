@@ -18,7 +18,7 @@ from fastbn.training.history import Epoch, History
 from fastbn.training.plot import plot_histories
 from fastbn.training.progress import epoch_line
 
-NORMS = {"batch": "with batch norm", "none": "without"}
+NORMS = {"batch": "with batch norm", "none": "without batch norm"}
 
 
 class Parser(argparse.ArgumentParser):

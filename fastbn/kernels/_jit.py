@@ -34,6 +34,11 @@ def body(function: Callable[..., Any]) -> Any:
     return njit(fastmath=FASTMATH, **COMMON)(function)
 
 
+def strict_body(function: Callable[..., Any]) -> Any:
+    """Compile a function whose sums must not be reordered; a product and a sum may still be fused."""
+    return njit(fastmath={"contract"}, **COMMON)(function)
+
+
 def driver(function: Callable[..., Any]) -> Any:
     """Compile a kernel's entry, from Numba's disk cache where one can be written."""
     options = {"parallel": PRANGE_ONLY, "fastmath": FASTMATH, **COMMON}

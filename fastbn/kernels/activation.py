@@ -1,9 +1,8 @@
 """Elementwise activations over flat arrays."""
 
-import math
-
 from numba import int64, prange
 
+from fastbn.kernels._exp import exp_nonpositive
 from fastbn.kernels._jit import body, driver
 
 BLOCK = 16384
@@ -48,8 +47,7 @@ def relu_backward(dy, y, dx, parallel):
 @body
 def _sigmoid_task(block, x, out):
     for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
-        # exp of -|x| never overflows.
-        e = math.exp(-abs(x[i]))
+        e = exp_nonpositive(-abs(x[i]))
         out[i] = (1 if x[i] >= 0 else e) / (1 + e)
 
 

@@ -4,6 +4,7 @@ import math
 
 from numba import int64, prange
 
+from fastbn.kernels._exp import exp_nonpositive
 from fastbn.kernels._jit import body, driver
 
 ROWS = 64
@@ -17,7 +18,7 @@ def _cross_entropy_task(block, logits, targets, losses, log_sums):
             top = max(top, logits[m, c])
         total = 0.0
         for c in range(logits.shape[1]):
-            total += math.exp(logits[m, c] - top)
+            total += exp_nonpositive(logits[m, c] - top)
         log_sums[m] = top + math.log(total)
         losses[m] = log_sums[m] - logits[m, targets[m]]
 
@@ -38,7 +39,7 @@ def cross_entropy(logits, targets, losses, log_sums, parallel):
 def _cross_entropy_backward_task(block, scale, logits, targets, log_sums, dlogits):
     for m in range(block * ROWS, min(logits.shape[0], (block + 1) * ROWS)):
         for c in range(logits.shape[1]):
-            dlogits[m, c] = math.exp(logits[m, c] - log_sums[m]) * scale
+            dlogits[m, c] = exp_nonpositive(logits[m, c] - log_sums[m]) * scale
         dlogits[m, targets[m]] -= scale
 
 
