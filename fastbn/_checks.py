@@ -11,17 +11,17 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def check_float(who: str, name: str, array: Any) -> None:
-    """``array`` must be a NumPy array of float32 or float64."""
+    """``array`` must be a NumPy array of float32 or float64, in either byte order."""
     if not isinstance(array, np.ndarray):
         raise DtypeError(f"{who}: {name} must be a NumPy array, got {type(array).__name__}; use numpy.asarray")
-    if array.dtype not in FLOATS:
+    if array.dtype.newbyteorder("=") not in FLOATS:
         raise DtypeError(f"{who}: {name} must be float32 or float64, got {array.dtype}; cast it with astype")
 
 
 def check_same_dtype(who: str, name: str, array: np.ndarray, like_name: str, like: np.ndarray) -> None:
     """``array`` must be a NumPy array with the dtype of ``like``."""
     check_float(who, name, array)
-    if array.dtype != like.dtype:
+    if array.dtype.newbyteorder("=") != like.dtype.newbyteorder("="):
         raise DtypeError(f"{who}: {name} must be {like.dtype} as {like_name} is, got {array.dtype}")
 
 
@@ -46,16 +46,18 @@ def check_per_channel(who: str, name: str, array: Any, channels: int) -> None:
         check_shape(who, name, array, (channels,), "one entry per channel")
 
 
-def check_running_stats(who: str, running_mean: Any, running_var: Any, channels: int) -> None:
-    """Both or neither must be given, per channel, with no negative variance."""
-    if (running_mean is None) != (running_var is None):
-        given = "running_var" if running_mean is None else "running_mean"
-        raise ArgumentError(f"{who}: running_mean and running_var must be given together, got {given} only")
-    check_per_channel(who, "running_mean", running_mean, channels)
-    check_per_channel(who, "running_var", running_var, channels)
-    if running_var is not None and (running_var < 0).any():
-        channel = int(np.argmax(running_var < 0))
-        raise ArgumentError(f"{who}: running_var must not be negative, got {running_var[channel]} in channel {channel}")
+def check_running_stats(
+    who: str, mean: Any, var: Any, channels: int, names: tuple[str, str] = ("running_mean", "running_var")
+) -> None:
+    """Both or neither must be given, per channel, with no negative variance; ``names``: what the caller calls them."""
+    if (mean is None) != (var is None):
+        given = names[1] if mean is None else names[0]
+        raise ArgumentError(f"{who}: {names[0]} and {names[1]} must be given together, got {given} only")
+    check_per_channel(who, names[0], mean, channels)
+    check_per_channel(who, names[1], var, channels)
+    if var is not None and (var < 0).any():
+        channel = int(np.argmax(var < 0))
+        raise ArgumentError(f"{who}: {names[1]} must not be negative, got {var[channel]} in channel {channel}")
 
 
 def check_writable(who: str, name: str, array: np.ndarray) -> None:

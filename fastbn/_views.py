@@ -3,12 +3,16 @@
 Logical axes are always (N, C, *spatial); *channels-last* means that memory lies as (N, *spatial, C).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from fastbn._checks import check_same_dtype, check_shape, check_writable
 from fastbn.errors import ArgumentError
+
+EMPTY: Mapping[str, np.ndarray | None] = MappingProxyType({})
 
 
 class _WritableAlias:
@@ -22,9 +26,7 @@ class _WritableAlias:
 
 
 def _kernel_ready(array: np.ndarray) -> np.ndarray:
-    """A C-contiguous array as kernels take it: aligned, native byte order, flagged writable (inputs stay unwritten)."""
-    if not array.flags.aligned or not array.dtype.isnative:
-        return array.astype(array.dtype.newbyteorder("="), order="C")
+    """A C-contiguous array as kernels take it: flagged writable, though inputs stay unwritten."""
     return array if array.flags.writeable else np.asarray(_WritableAlias(array))
 
 
@@ -39,14 +41,26 @@ def is_channels_last(array: np.ndarray) -> bool:
 
 
 def dense(array: np.ndarray) -> np.ndarray:
-    """``array`` if it is dense in either memory order, else a copy in C order."""
-    return array if is_channels_last(array) else np.ascontiguousarray(array)
+    """``array`` if it is dense in either memory order, aligned and in native byte order, else a copy of that kind."""
+    if not array.flags.aligned or not array.dtype.isnative:
+        array = array.astype(native(array), order="K")
+    return array if is_channels_last(array) else np.asarray(array, order="C")
+
+
+def dense_c(array: np.ndarray) -> np.ndarray:
+    """``array`` if it is C-contiguous, aligned and in native byte order, else a copy of that kind."""
+    return np.require(array, native(array), ["C", "A"]).reshape(array.shape)
+
+
+def native(array: np.ndarray) -> np.dtype:
+    """The dtype of ``array`` in native byte order."""
+    return array.dtype.newbyteorder("=")
 
 
 def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
     """A new array in the memory order of ``array``, uninitialised, of its shape and dtype unless given."""
     shape = array.shape if shape is None else shape
-    dtype = array.dtype.newbyteorder("=") if dtype is None else dtype
+    dtype = array.dtype if dtype is None else dtype
     if is_channels_last(array):
         return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
     return np.empty(shape, dtype)
@@ -54,9 +68,10 @@ def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: A
 
 def in_order_of(array: np.ndarray, like: np.ndarray) -> np.ndarray:
     """``array`` in the memory order of ``like``, copied if it lies otherwise."""
+    array = dense(array)
     if is_channels_last(like):
         return np.moveaxis(np.ascontiguousarray(channels_last(array)), -1, 1)
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
 
 
 def as_ncs(array: np.ndarray) -> np.ndarray:
@@ -84,20 +99,37 @@ def element_strides(array: np.ndarray) -> tuple[int, ...]:
     return (c * h * w, 1, w * c, c) if is_channels_last(array) else (c * h * w, h * w, w, 1)
 
 
-def check_out(who: str, out: np.ndarray, shape: tuple[int, ...], like: np.ndarray, aliases: dict[str, Any]) -> None:
+def check_out(
+    who: str,
+    out: np.ndarray,
+    shape: tuple[int, ...],
+    like: np.ndarray,
+    *,
+    may_be: Mapping[str, np.ndarray | None] = EMPTY,
+    apart_from: Mapping[str, np.ndarray | None] = EMPTY,
+) -> None:
     """``out`` must be writable, of ``shape``, and of the dtype and memory order of ``like``.
 
-    aliases: arrays by name that may be ``out`` itself, but may not overlap it in part.
+    may_be: arrays by name that may be ``out`` itself, but may not overlap it in part. apart_from: may not at all.
     """
     check_same_dtype(who, "out", out, "x", like)
     check_shape(who, "out", out, shape)
     check_writable(who, "out", out)
+    if not out.flags.aligned or not out.dtype.isnative:
+        raise ArgumentError(f"{who}: out must be aligned and in native byte order, got {_layout(out)}")
     same_order = is_channels_last(out) if is_channels_last(like) else out.flags.c_contiguous
     if out.size and not (same_order or (out.flags.c_contiguous and channels_last(out).flags.c_contiguous)):
         raise ArgumentError(f"{who}: out must be dense in the memory order of x, got strides {out.strides}")
-    for name, array in aliases.items():
+    for name, array in may_be.items():
         if array is not None and not _same_memory(array, out) and np.may_share_memory(array, out):
             raise ArgumentError(f"{who}: out must be {name} itself or apart from it, got an overlap")
+    for name, array in apart_from.items():
+        if array is not None and np.may_share_memory(array, out):
+            raise ArgumentError(f"{who}: out must be apart from {name}, got an overlap")
+
+
+def _layout(array: np.ndarray) -> str:
+    return f"{array.dtype.str}, {'aligned' if array.flags.aligned else 'unaligned'}"
 
 
 def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:

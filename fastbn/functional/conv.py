@@ -6,10 +6,22 @@ import numpy as np
 
 from fastbn._checks import as_pair, check_float, check_int, check_per_channel, check_rank, check_same_dtype, check_shape
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, check_out, dense, element_strides, empty_like, in_order_of, is_channels_last
+from fastbn._views import (
+    as_flat,
+    as_ncs,
+    check_out,
+    dense,
+    dense_c,
+    element_strides,
+    empty_like,
+    in_order_of,
+    is_channels_last,
+    native,
+)
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv as kernels
+from fastbn.kernels import moments
 from fastbn.kernels._simd import TILE_ROWS
 
 IMAGE_AXES = "(N, C, H, W)"
@@ -50,14 +62,13 @@ def conv2d(
     if out is None:
         y = empty_like(source, y_shape)
     else:
-        check_out(who, out, y_shape, source, {"residual": residual})
-        if np.may_share_memory(x, out):
-            raise ArgumentError(f"{who}: out must be apart from x, got an overlap")
+        apart = {"x": x, "weight": weight, "bias": bias}
+        check_out(who, out, y_shape, source, may_be={"residual": residual}, apart_from=apart)
         y = out
     if y.size == 0:
         return y
     geometry = forward_planes(weight.shape[1], (y_shape[2], y_shape[3]), window)
-    none = np.empty(0, x.dtype)
+    none = np.empty(0, y.dtype)
     launch(
         kernels.correlate,
         _split(source, geometry),
@@ -66,7 +77,7 @@ def conv2d(
         geometry.width,
         geometry.offsets[0],
         _panels(weight.reshape(groups, -1, weight[0].size)),
-        none if bias is None else as_flat(np.ascontiguousarray(bias)),
+        none if bias is None else as_flat(dense_c(bias)),
         none if residual is None else as_flat(in_order_of(residual, y)),
         relu,
         as_flat(y),
@@ -74,7 +85,7 @@ def conv2d(
         y_shape,
         element_strides(y),
         groups,
-        np.empty((max_threads(), kernels.tile_elements(x.itemsize)), x.dtype),
+        np.empty((max_threads(), kernels.tile_elements(y.itemsize)), y.dtype),
         work=y.size * weight[0].size // 16,
     )
     return y
@@ -94,16 +105,22 @@ def conv2d_backward(
     """Gradients of ``conv2d`` without residual and ReLU: (dx, dweight, dbias), dbias summed in float64.
 
     dy: as the output, x and weight: as in the forward pass. need_dx=False leaves dx out (None), as for a network's
-    first layer. Raises ShapeError, DtypeError, ArgumentError.
+    first layer. A NaN or Inf in x may reach the gradient of weights that never meet it. Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv2d_backward"
     window, y_shape = _geometry(who, x, weight, stride, padding, dilation, groups)
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, y_shape, "as the output")
     if dy.size == 0:
-        return np.zeros_like(x) if need_dx else None, np.zeros(weight.shape, x.dtype), np.zeros(len(weight), x.dtype)
+        dtype = native(x)
+        return (
+            np.zeros(x.shape, dtype) if need_dx else None,
+            np.zeros(weight.shape, dtype),
+            np.zeros(len(weight), dtype),
+        )
     source = dense(x)
     grad = in_order_of(dy, source)
+    weight = dense_c(weight)
     dx = _backward_data(grad, source, weight, window, groups) if need_dx else None
     return dx, _backward_weight(grad, source, weight, window, groups), _channel_sums(grad)
 
@@ -169,10 +186,14 @@ def _backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: 
 
 
 def _channel_sums(dy: np.ndarray) -> np.ndarray:
+    """(C,), summed in float64 and rounded once."""
     if is_channels_last(dy):
         return dy.sum(axis=(0, 2, 3), dtype=np.float64).astype(dy.dtype)
-    # NumPy adds a run of memory in pairs; float64 for what is left.
-    return dy.sum(axis=(2, 3)).sum(axis=0, dtype=np.float64).astype(dy.dtype)
+    view = as_ncs(dy)
+    n_block, s_block = moments.chunks_ncs(view.shape[0], view.shape[2])
+    sums = np.empty((-(-view.shape[0] // n_block) * -(-view.shape[2] // s_block), view.shape[1]))
+    launch(moments.sums_ncs, view, n_block, s_block, sums, work=dy.size)
+    return sums.sum(axis=0).astype(dy.dtype)
 
 
 def _split(x: np.ndarray, geometry: Planes) -> np.ndarray:
@@ -201,7 +222,7 @@ def _panels(weights: np.ndarray) -> np.ndarray:
     """(groups, rows, K) as flat panels (groups, row panels, K, TILE_ROWS), zero past the last row."""
     groups, rows, depth = weights.shape
     count = -(-rows // TILE_ROWS)
-    padded = np.zeros((groups, count * TILE_ROWS, depth), weights.dtype)
+    padded = np.zeros((groups, count * TILE_ROWS, depth), native(weights))
     padded[:, :rows] = weights
     return np.ascontiguousarray(padded.reshape(groups, count, TILE_ROWS, depth).swapaxes(2, 3)).reshape(-1)
 

@@ -42,9 +42,9 @@ def fold_conv_bn_weights(
     spatial = (1,) * (conv_w.ndim - 2)
     if transpose:
         split = conv_w.reshape(groups, conv_w.shape[0] // groups, *conv_w.shape[1:])
-        scaled = (split * scale.reshape(groups, 1, conv_w.shape[1], *spatial)).reshape(conv_w.shape)
+        scaled = _times(split, scale.reshape(groups, 1, conv_w.shape[1], *spatial)).reshape(conv_w.shape)
     else:
-        scaled = conv_w * scale.reshape(channels, 1, *spatial)
+        scaled = _times(conv_w, scale.reshape(channels, 1, *spatial))
     return round_to(who, scaled, conv_w.dtype), round_to(who, shift, conv_w.dtype)
 
 
@@ -66,17 +66,22 @@ def fold_linear_bn_weights(
     if linear_w.ndim != 2:
         raise ShapeError(f"{who}: linear_w must have 2 axes (out, in), got shape {linear_w.shape}")
     scale, shift = _scale_and_shift(who, "linear_b", linear_w.shape[0], linear_b, bn_rm, bn_rv, bn_eps, bn_w, bn_b)
-    return round_to(who, linear_w * scale[:, None], linear_w.dtype), round_to(who, shift, linear_w.dtype)
+    return round_to(who, _times(linear_w, scale[:, None]), linear_w.dtype), round_to(who, shift, linear_w.dtype)
 
 
 def round_to(who: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """float64 ``values`` rounded once to ``dtype``, subnormals as zero. Raises ArgumentError where it overflows."""
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         rounded = values.astype(dtype)
     if not np.isfinite(rounded).all():
         raise ArgumentError(f"{who}: folded weights must be finite in {dtype}, got {rounded[~np.isfinite(rounded)][0]}")
     rounded[np.abs(rounded) < np.finfo(dtype).tiny] = 0
     return rounded
+
+
+def _times(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return weight * scale
 
 
 def _scale_and_shift(
@@ -92,7 +97,7 @@ def _scale_and_shift(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The batch norm as z -> z * scale + shift on the layer without its bias; float64."""
     check_per_channel(who, bias_name, bias, channels)
-    check_running_stats(who, mean, var, channels)
+    check_running_stats(who, mean, var, channels, ("bn_rm", "bn_rv"))
     if mean is None:
         raise ArgumentError(f"{who}: bn_rm and bn_rv must be running statistics, got None")
     check_per_channel(who, "bn_w", gamma, channels)
@@ -102,6 +107,7 @@ def _scale_and_shift(
     if not (spread > 0).all():
         channel = int(np.argmax(~(spread > 0)))
         raise ArgumentError(f"{who}: bn_rv + bn_eps must be positive, got {spread[channel]} in channel {channel}")
-    scale = (1.0 if gamma is None else gamma.astype(np.float64)) / np.sqrt(spread)
-    centred = (0.0 if bias is None else bias.astype(np.float64)) - mean.astype(np.float64)
-    return scale, centred * scale + (0.0 if beta is None else beta.astype(np.float64))
+    with np.errstate(all="ignore"):  # what overflows is refused in round_to
+        scale = (1.0 if gamma is None else gamma.astype(np.float64)) / np.sqrt(spread)
+        centred = (0.0 if bias is None else bias.astype(np.float64)) - mean.astype(np.float64)
+        return scale, centred * scale + (0.0 if beta is None else beta.astype(np.float64))

@@ -4,7 +4,7 @@ import numpy as np
 
 from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, check_out
+from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
 from fastbn.kernels.gemm import gemm, gemm_workspace
 
@@ -30,10 +30,10 @@ def linear(
         check_per_channel("linear", "bias", bias, features_out)
     shape = (*x.shape[:-1], features_out)
     if out is None:
-        out = np.empty(shape, x.dtype)
+        out = np.empty(shape, native(x))
     else:
-        check_out("linear", out, shape, np.empty((0, 0), x.dtype), {})
-    shift = np.empty(0, x.dtype) if bias is None else as_flat(np.ascontiguousarray(bias))
+        check_out("linear", out, shape, np.empty((0, 0), x.dtype), apart_from={"x": x, "weight": weight, "bias": bias})
+    shift = np.empty(0, native(x)) if bias is None else as_flat(dense_c(bias))
     rows = x.size // features_in if features_in else int(np.prod(shape[:-1]))
     _multiply(rows, features_out, features_in, (x, features_in, 1), (weight, 1, features_in), shift, relu, out)
     return out
@@ -50,11 +50,11 @@ def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, (*x.shape[:-1], features_out))
     rows = int(np.prod(x.shape[:-1]))
-    none = np.empty(0, x.dtype)
-    dx, dweight = np.empty(x.shape, x.dtype), np.empty(weight.shape, x.dtype)
+    none = np.empty(0, native(x))
+    dx, dweight = np.empty(x.shape, native(x)), np.empty(weight.shape, native(x))
     _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
     _multiply(features_out, features_in, rows, (dy, 1, features_out), (x, features_in, 1), none, False, dweight)
-    dbias = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64).astype(x.dtype)
+    dbias = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64).astype(native(x))
     return dx, dweight, dbias
 
 
@@ -82,6 +82,8 @@ def _multiply(
         return
     if depth == 0:
         out[...] = bias if bias.size else 0
+        if relu:
+            np.maximum(out, 0, out=out)
         return
     (a, a_row, a_depth), (b, b_depth, b_column) = left, right
     workspace = np.empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
@@ -90,10 +92,10 @@ def _multiply(
         rows,
         columns,
         depth,
-        as_flat(np.ascontiguousarray(a)),
+        as_flat(dense_c(a)),
         a_row,
         a_depth,
-        as_flat(np.ascontiguousarray(b)),
+        as_flat(dense_c(b)),
         b_depth,
         b_column,
         bias,

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fastbn._checks import check_float, check_rank, check_targets
+from fastbn._checks import check_float, check_rank, check_shape, check_targets
 from fastbn._threads import launch
-from fastbn._views import as_flat
+from fastbn._views import as_flat, dense_c
 from fastbn.errors import ShapeError
 from fastbn.kernels import loss as kernels
 
@@ -19,18 +19,21 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def cross_entropy_forward(logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """``cross_entropy`` and log sum exp of each row, float64, for the backward pass: (loss, log_sums)."""
+    """``cross_entropy``, and for the backward pass (2, N) float64: each row's maximum m, and log sum exp(x - m)."""
     rows, labels = _operands("cross_entropy", logits, targets)
-    losses, log_sums = np.empty((2, rows.shape[0]))
-    launch(kernels.cross_entropy, rows, labels, losses, log_sums, work=8 * rows.size)
-    return float(losses.mean()), log_sums
+    losses, saved = np.empty(rows.shape[0]), np.empty((2, rows.shape[0]))
+    launch(kernels.cross_entropy, rows, labels, losses, saved[0], saved[1], work=8 * rows.size)
+    return float(losses.mean()), saved
 
 
-def cross_entropy_backward(logits: np.ndarray, targets: np.ndarray, log_sums: np.ndarray) -> np.ndarray:
-    """dlogits (N, classes) of the mean loss: (softmax(logits) - one-hot(targets)) / N."""
+def cross_entropy_backward(logits: np.ndarray, targets: np.ndarray, saved: np.ndarray) -> np.ndarray:
+    """dlogits (N, classes) of the mean loss: (softmax(logits) - one-hot(targets)) / N; saved: of the forward pass."""
     rows, labels = _operands("cross_entropy_backward", logits, targets)
+    check_shape("cross_entropy_backward", "saved", saved, (2, rows.shape[0]), "as the forward pass gave it")
     dlogits = np.empty(rows.shape, rows.dtype)
-    launch(kernels.cross_entropy_backward, 1.0 / rows.shape[0], rows, labels, log_sums, dlogits, work=8 * rows.size)
+    scale = 1.0 / rows.shape[0]
+    tops, log_totals = np.ascontiguousarray(saved, np.float64)
+    launch(kernels.cross_entropy_backward, scale, rows, labels, tops, log_totals, dlogits, work=8 * rows.size)
     return dlogits
 
 
@@ -41,4 +44,4 @@ def _operands(who: str, logits: np.ndarray, targets: np.ndarray) -> tuple[np.nda
         raise ShapeError(f"{who}: logits must hold at least one row and class, got shape {logits.shape}")
     check_targets(who, targets, logits.shape[0], logits.shape[1])
     labels = np.ascontiguousarray(targets, dtype=np.int64)
-    return as_flat(np.ascontiguousarray(logits)).reshape(logits.shape), as_flat(labels)
+    return as_flat(dense_c(logits)).reshape(logits.shape), as_flat(labels)

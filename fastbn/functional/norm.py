@@ -15,7 +15,7 @@ from fastbn._checks import (
     check_writable,
 )
 from fastbn._threads import launch
-from fastbn._views import as_mc, as_ncs, check_out, dense, empty_like, in_order_of, is_channels_last
+from fastbn._views import as_mc, as_ncs, check_out, dense, empty_like, in_order_of, is_channels_last, native
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.kernels import moments, normalize
 
@@ -66,21 +66,10 @@ def batch_norm(
     residual: as ``x``, added to y; relu: then max(y, 0). out: written and returned if given; may be ``x``.
     Returns an array like ``x`` in its memory order. Raises ShapeError, DtypeError, ArgumentError.
     """
-    y, _ = batch_norm_forward(
-        x,
-        weight,
-        bias,
-        running_mean=running_mean,
-        running_var=running_var,
-        momentum=momentum,
-        eps=eps,
-        residual=residual,
-        relu=relu,
-        out=out,
-        training=training,
-        who="batch_norm",
-    )
-    return y
+    if out is not None:
+        _check_out("batch_norm", out, x, may_be={"x": x, "residual": residual})
+    statistics = running_mean, running_var, momentum, eps
+    return _forward("batch_norm", x, weight, bias, *statistics, residual, relu, out, training)[0]
 
 
 def batch_norm_forward(
@@ -96,16 +85,38 @@ def batch_norm_forward(
     relu: bool = False,
     out: np.ndarray | None = None,
     training: bool = True,
-    who: str = "batch_norm_forward",
 ) -> tuple[np.ndarray, BatchNormSaved]:
     """``batch_norm`` and what its backward pass needs: (y, saved).
 
     training=False normalises with the running statistics as constants, as a frozen layer does. ``saved`` refers to
     ``x``, and to y after a ReLU: leave both unchanged until the backward pass, so ``out`` may not be ``x`` then.
     """
-    channels = _check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
     if out is not None:
-        check_out(who, out, x.shape, x, {"x": x, "residual": residual})
+        _check_out("batch_norm_forward", out, x, may_be={"residual": residual}, apart_from={"x": x})
+    statistics = running_mean, running_var, momentum, eps
+    return _forward("batch_norm_forward", x, weight, bias, *statistics, residual, relu, out, training)
+
+
+def _check_out(who: str, out: np.ndarray, x: np.ndarray, **overlaps: dict[str, np.ndarray | None]) -> None:
+    check_float(who, "x", x)
+    check_out(who, out, x.shape, dense(x), **overlaps)
+
+
+def _forward(
+    who: str,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    momentum: float,
+    eps: float,
+    residual: np.ndarray | None,
+    relu: bool,
+    out: np.ndarray | None,
+    training: bool,
+) -> tuple[np.ndarray, BatchNormSaved]:
+    channels = _check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
     if not training and running_mean is None:
         raise ArgumentError(f"{who}: running_mean must be given when training is False, got None")
     source = dense(x)
@@ -123,8 +134,7 @@ def batch_norm_forward(
             update_running_stats(running_mean, running_var, mean, var, count, momentum)
     else:
         mean, var = np.asarray(running_mean, np.float64), np.asarray(running_var, np.float64)
-    with np.errstate(divide="ignore"):
-        inv_std = 1.0 / np.sqrt(var + eps)
+    inv_std = _inverse_std(var, eps)
     y = empty_like(source) if out is None else out
     _normalize(source, mean, inv_std, weight, bias, residual, relu, y)
     saved = BatchNormSaved(
@@ -157,29 +167,38 @@ def batch_norm_backward(
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, x.shape)
     if out is not None:
-        check_out(who, out, x.shape, x, {"dy": dy})
+        check_out(who, out, x.shape, x, may_be={"dy": dy}, apart_from={"x": x, "y": saved.y})
     grad = in_order_of(dy, x)
     dx = empty_like(x) if out is None else out
     masked = saved.y is not None
     dresidual = None
+    overlap = out is not None and np.may_share_memory(out, dy)
     if saved.has_residual:
-        dresidual = empty_like(x) if masked else dy if out is not dy else dy.copy()
+        dresidual = empty_like(x) if masked else dy.copy() if overlap else dy
     sum_g, sum_gx = _backward_sums(grad, x, saved.y, saved.mean)
-    dweight = sum_gx * saved.inv_std
-    scale = saved.inv_std if saved.weight is None else saved.weight * saved.inv_std
-    if saved.batch_stats and saved.count:
-        slope = -scale * saved.inv_std * dweight / saved.count
-        constant = -scale * sum_g / saved.count
-    else:
-        slope = constant = np.zeros_like(scale)
-    _gradient(grad, x, saved.y, saved.mean, scale, slope, constant, dx, dresidual if masked else None)
-    dtype = x.dtype if saved.weight is None else saved.weight.dtype
+    with np.errstate(over="ignore", invalid="ignore"):
+        dweight = sum_gx * saved.inv_std
+        scale = saved.inv_std if saved.weight is None else saved.weight * saved.inv_std
+        if saved.batch_stats and saved.count:
+            slope, constant = -scale * dweight / saved.count, -scale * sum_g / saved.count
+        else:
+            slope = constant = np.zeros_like(scale)
+    coefficients = saved.inv_std, scale, slope, constant
+    _gradient(grad, x, saved.y, saved.mean, coefficients, dx, dresidual if masked else None)
+    dtype = x.dtype if saved.weight is None else native(saved.weight)
     return (
         dx,
         None if saved.weight is None else dweight.astype(dtype),
         sum_g.astype(dtype) if saved.has_bias else None,
         dresidual,
     )
+
+
+def _inverse_std(var: np.ndarray, eps: float) -> np.ndarray:
+    """1 / sqrt(var + eps), and 0 where that has no spread: a constant channel gives the bias with eps = 0 too."""
+    spread = var + eps
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(spread == 0, 0.0, 1.0 / np.sqrt(spread))
 
 
 def channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,17 +230,17 @@ def merge_moments(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) ->
     squares: each run's sum of squares about its own mean.
     """
     weights = (counts / counts.sum())[:, None]
-    mean = means[0] + (weights * (means - means[0])).sum(axis=0)
-    between = means - mean
-    var = squares.sum(axis=0) / counts.sum() + (weights * between * between).sum(axis=0)
-    return mean, var
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = means[0] + (weights * (means - means[0])).sum(axis=0)
+        between = means - mean
+        return mean, squares.sum(axis=0) / counts.sum() + (weights * between * between).sum(axis=0)
 
 
 def update_running_stats(
     running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray, count: int, momentum: float
 ) -> None:
     """``r = (1 - momentum) r + momentum batch`` in place; ``var`` is biased, running_var is not."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         running_mean[...] = (1.0 - momentum) * running_mean.astype(np.float64) + momentum * mean
         running_var[...] = (1.0 - momentum) * running_var.astype(np.float64) + momentum * var * (count / (count - 1))
 
@@ -276,9 +295,7 @@ def _normalize(
         return
     with np.errstate(over="ignore", invalid="ignore"):
         scale = inv_std if weight is None else weight * inv_std
-        near = mean.astype(x.dtype)
-        # What rounding took from the mean is given back in the shift.
-        lost = np.where(np.isfinite(near), mean - near, 0.0)
+        near, lost = _rounded_mean(mean, x.dtype)
         shift = (0.0 if bias is None else bias) - lost * scale
         operands = near, scale.astype(x.dtype), shift.astype(x.dtype)
     other = None if residual is None else in_order_of(residual, x)
@@ -290,6 +307,12 @@ def _normalize(
         view = as_ncs(x)
         added = np.empty((1, 1, 0), x.dtype) if other is None else as_ncs(other)
         launch(normalize.normalize_ncs, view, *operands, added, relu, as_ncs(y), work=x.size)
+
+
+def _rounded_mean(mean: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The mean in ``dtype``, and what rounding took from it, to be given back in the constant term."""
+    near = mean.astype(dtype)
+    return near, np.where(np.isfinite(near), mean - near, 0.0)
 
 
 def _backward_sums(
@@ -320,19 +343,18 @@ def _gradient(
     x: np.ndarray,
     y: np.ndarray | None,
     mean: np.ndarray,
-    scale: np.ndarray,
-    slope: np.ndarray,
-    constant: np.ndarray,
+    coefficients: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     dx: np.ndarray,
     dresidual: np.ndarray | None,
 ) -> None:
+    """dx = scale g + slope xhat + constant; ``coefficients``: inv_std, scale, slope and constant, (C,)."""
     if x.size == 0:
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        near = mean.astype(x.dtype)
-        lost = np.where(np.isfinite(near), mean - near, 0.0)
-        constant = constant - lost * slope
-        operands = (near, *(array.astype(x.dtype) for array in (scale, slope, constant)))
+        near, lost = _rounded_mean(mean, x.dtype)
+        inv_std, scale, slope, constant = coefficients
+        rounded = (inv_std, scale, slope, constant - lost * inv_std * slope)
+        operands = (near, *(array.astype(x.dtype) for array in rounded))
     if _rows_of_channels(x):
         nothing = np.empty((1, 0), x.dtype)
         arrays = [nothing if array is None else as_mc(array) for array in (dy, x, y, dx, dresidual)]

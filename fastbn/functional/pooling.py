@@ -6,8 +6,8 @@ import numpy as np
 
 from fastbn._checks import as_pair, check_float, check_rank, check_same_dtype, check_shape
 from fastbn._threads import launch
-from fastbn._views import as_flat, dense, element_strides, empty_like, in_order_of
-from fastbn.errors import ArgumentError, ShapeError
+from fastbn._views import as_flat, dense, element_strides, empty_like, in_order_of, native
+from fastbn.errors import ArgumentError, DtypeError, ShapeError
 from fastbn.functional.conv import IMAGE_AXES, Pair
 from fastbn.kernels import pooling as kernels
 
@@ -61,9 +61,11 @@ def max_pool2d_forward(
 def max_pool2d_backward(dy: np.ndarray, indices: np.ndarray, x_shape: tuple[int, ...]) -> np.ndarray:
     """dx of ``max_pool2d_forward``: dy at the places of the maxima, 0 elsewhere. Raises ShapeError, DtypeError."""
     check_float("max_pool2d_backward", "dy", dy)
+    _check_indices("max_pool2d_backward", indices, x_shape)
     check_shape("max_pool2d_backward", "dy", dy, indices.shape, "as the output")
+    indices = dense(indices)
     grad = in_order_of(dy, indices)
-    dx = empty_like(indices, x_shape, dy.dtype)
+    dx = empty_like(indices, tuple(x_shape), grad.dtype)
     if dx.size:
         launch(
             kernels.max_pool_backward,
@@ -77,6 +79,22 @@ def max_pool2d_backward(dy: np.ndarray, indices: np.ndarray, x_shape: tuple[int,
             work=dx.size,
         )
     return dx
+
+
+def _check_indices(who: str, indices: np.ndarray, x_shape: tuple[int, ...]) -> None:
+    """They become addresses: anything but places in a plane of ``x_shape`` must be stopped here."""
+    if not isinstance(indices, np.ndarray) or native(indices) != np.int32:
+        kind = indices.dtype if isinstance(indices, np.ndarray) else type(indices).__name__
+        raise DtypeError(f"{who}: indices must be the int32 array of max_pool2d_forward, got {kind}")
+    if len(x_shape) != 4 or indices.ndim != 4 or indices.shape[:2] != tuple(x_shape[:2]):
+        raise ShapeError(
+            f"{who}: indices must have shape (N, C, OH, OW) for x_shape {tuple(x_shape)}, got {indices.shape}"
+        )
+    if indices.size and not -1 <= indices.min() <= indices.max() < x_shape[2] * x_shape[3]:
+        raise ArgumentError(
+            f"{who}: indices must be places h * W + w in a plane of {tuple(x_shape[2:])}, "
+            f"got values from {indices.min()} to {indices.max()}"
+        )
 
 
 def avg_pool2d(

@@ -4,9 +4,9 @@ from llvmlite import ir
 from numba import float64, int32
 from numba.extending import intrinsic
 
-from fastbn.kernels._jit import strict_body
+from fastbn.kernels._jit import body
 
-LOWEST = -708.0  # exp of less is not a normal float64; it counts as exp(LOWEST), 3e-308
+LOWEST = -708.0  # exp of less is not a normal float64, and counts as 0
 LOG2_E = 1.4426950408889634
 LN_2_HIGH = 0.693145751953125  # 15 bits: its product with an exponent is exact
 LN_2_LOW = 1.4286068203094172e-06
@@ -24,15 +24,15 @@ def _power_of_two(typingctx, n):
     return float64(int32), codegen
 
 
-@strict_body
+@body
 def exp_nonpositive(x):
     """exp(x) in float64 for x <= 0, to 2 units in the last place; NaN for NaN.
 
     x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite 1980, chapter 6), and the Taylor polynomial of degree 13 in r.
     """
-    x = max(float64(x), LOWEST) if x == x else float64(x)
-    n = int32(x * LOG2_E - 0.5)
-    r = (x - n * LN_2_HIGH) - n * LN_2_LOW
+    clipped = LOWEST if x < LOWEST else float64(x)
+    n = int32(clipped * LOG2_E - 0.5)
+    r = (clipped - n * LN_2_HIGH) - n * LN_2_LOW
     p = 1 / 6227020800.0
     p = p * r + 1 / 479001600.0
     p = p * r + 1 / 39916800.0
@@ -47,4 +47,4 @@ def exp_nonpositive(x):
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    return p * _power_of_two(n)
+    return 0.0 if x < LOWEST else p * _power_of_two(n)

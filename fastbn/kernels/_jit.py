@@ -1,8 +1,8 @@
 """Every Numba option in the library.
 
 ``driver`` compiles the entry of a kernel: it may hold ``prange`` and is kept in Numba's disk cache.
-``body`` compiles what a driver calls. A ``prange`` index is unsigned: drivers pass ``int64(index)`` on, so that the
-serial and the parallel loop share one version of the body, and ``divmod`` stays an integer.
+``body`` and ``sum_body`` compile what a driver calls. A ``prange`` index is unsigned: drivers pass ``int64(index)``
+on, so that the serial and the parallel loop share one version of the body, and ``divmod`` stays an integer.
 """
 
 import warnings
@@ -11,8 +11,10 @@ from typing import Any
 
 from numba import njit
 
-# Sums need "reassoc" to vectorise. No "nnan"/"ninf": a NaN or an Inf that comes in must come out.
-FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+# A product and a sum may be fused. Nothing is reordered: a constant pulled out of a loop can overflow or cancel.
+ELEMENTWISE = {"contract"}
+# Sums vectorise only if they may be reordered. No "nnan"/"ninf": a NaN or an Inf that comes in must come out.
+SUMS = ELEMENTWISE | {"reassoc", "nsz"}
 
 # Only the explicit prange loops are parallel; array expressions and reductions are never rewritten.
 PRANGE_ONLY = {
@@ -30,18 +32,18 @@ COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": 
 
 
 def body(function: Callable[..., Any]) -> Any:
-    """Compile a function that drivers call."""
-    return njit(fastmath=FASTMATH, **COMMON)(function)
+    """Compile a function that drivers call; its arithmetic keeps its written order."""
+    return njit(fastmath=ELEMENTWISE, **COMMON)(function)
 
 
-def strict_body(function: Callable[..., Any]) -> Any:
-    """Compile a function whose sums must not be reordered; a product and a sum may still be fused."""
-    return njit(fastmath={"contract"}, **COMMON)(function)
+def sum_body(function: Callable[..., Any]) -> Any:
+    """Compile a function that drivers call, free to reorder its sums."""
+    return njit(fastmath=SUMS, **COMMON)(function)
 
 
 def driver(function: Callable[..., Any]) -> Any:
     """Compile a kernel's entry, from Numba's disk cache where one can be written."""
-    options = {"parallel": PRANGE_ONLY, "fastmath": FASTMATH, **COMMON}
+    options = {"parallel": PRANGE_ONLY, "fastmath": ELEMENTWISE, **COMMON}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError as error:  # numba#4908: no cache directory can be written

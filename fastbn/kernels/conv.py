@@ -10,7 +10,7 @@ residue; the one to the weights is a dot product of two runs of memory.
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, sum_body
 from fastbn.kernels._simd import (
     DOT_COLUMNS,
     DOT_ROWS,
@@ -203,7 +203,7 @@ def _dot_columns(offsets, first):
     return offsets[first], a, b, c, offsets[min(first + 4, last)]
 
 
-@body
+@sum_body
 def _store_dots(sums, at, rows, columns, partials, start, breadth):
     vector = VECTOR_BYTES // sums.itemsize
     for i in range(rows):

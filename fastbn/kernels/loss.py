@@ -2,7 +2,7 @@
 
 import math
 
-from numba import int64, prange
+from numba import float64, int64, prange
 
 from fastbn.kernels._exp import exp_nonpositive
 from fastbn.kernels._jit import body, driver
@@ -11,45 +11,49 @@ ROWS = 64
 
 
 @body
-def _cross_entropy_task(block, logits, targets, losses, log_sums):
+def _cross_entropy_task(block, logits, targets, losses, tops, log_totals):
     for m in range(block * ROWS, min(logits.shape[0], (block + 1) * ROWS)):
-        top = logits[m, 0]
+        top = float64(logits[m, 0])
         for c in range(1, logits.shape[1]):
-            top = max(top, logits[m, c])
+            top = max(top, float64(logits[m, c]))
         total = 0.0
         for c in range(logits.shape[1]):
             total += exp_nonpositive(logits[m, c] - top)
-        log_sums[m] = top + math.log(total)
-        losses[m] = log_sums[m] - logits[m, targets[m]]
+        tops[m] = top
+        log_totals[m] = math.log(total)
+        losses[m] = log_totals[m] - (logits[m, targets[m]] - tops[m])
 
 
 @driver
-def cross_entropy(logits, targets, losses, log_sums, parallel):
-    """losses[m] = -log softmax(logits[m])[targets[m]]; log_sums[m] = log sum exp(logits[m]); both float64."""
+def cross_entropy(logits, targets, losses, tops, log_totals, parallel):
+    """losses[m] = -log softmax(logits[m])[targets[m]], float64.
+
+    tops[m] = max(logits[m]) and log_totals[m] = log sum exp(logits[m] - tops[m]), apart so that huge logits keep both.
+    """
     blocks = -(-logits.shape[0] // ROWS)
     if parallel:
         for block in prange(blocks):
-            _cross_entropy_task(int64(block), logits, targets, losses, log_sums)
+            _cross_entropy_task(int64(block), logits, targets, losses, tops, log_totals)
     else:
         for block in range(blocks):
-            _cross_entropy_task(block, logits, targets, losses, log_sums)
+            _cross_entropy_task(block, logits, targets, losses, tops, log_totals)
 
 
 @body
-def _cross_entropy_backward_task(block, scale, logits, targets, log_sums, dlogits):
+def _cross_entropy_backward_task(block, scale, logits, targets, tops, log_totals, dlogits):
     for m in range(block * ROWS, min(logits.shape[0], (block + 1) * ROWS)):
         for c in range(logits.shape[1]):
-            dlogits[m, c] = exp_nonpositive(logits[m, c] - log_sums[m]) * scale
+            dlogits[m, c] = exp_nonpositive((logits[m, c] - tops[m]) - log_totals[m]) * scale
         dlogits[m, targets[m]] -= scale
 
 
 @driver
-def cross_entropy_backward(scale, logits, targets, log_sums, dlogits, parallel):
+def cross_entropy_backward(scale, logits, targets, tops, log_totals, dlogits, parallel):
     """dlogits = (softmax(logits) - one-hot(targets)) * scale."""
     blocks = -(-logits.shape[0] // ROWS)
     if parallel:
         for block in prange(blocks):
-            _cross_entropy_backward_task(int64(block), scale, logits, targets, log_sums, dlogits)
+            _cross_entropy_backward_task(int64(block), scale, logits, targets, tops, log_totals, dlogits)
     else:
         for block in range(blocks):
-            _cross_entropy_backward_task(block, scale, logits, targets, log_sums, dlogits)
+            _cross_entropy_backward_task(block, scale, logits, targets, tops, log_totals, dlogits)

@@ -4,9 +4,9 @@ The input is cut into chunks by its shape alone. Within a chunk the mean is foun
 about it while the chunk is still in cache; accumulation is in float64. Chunks are merged in order by the caller.
 """
 
-from numba import int64, prange
+from numba import float64, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import driver, sum_body
 
 CHUNK = 8192  # elements of one channel (ncs), or of all channels together (mc), in one chunk
 
@@ -21,9 +21,9 @@ def rows_mc(m: int, c: int) -> int:
     return max(1, min(m, max(16, 4 * CHUNK // max(c, 1))))
 
 
-@body
+@sum_body
 def _chunk_moments_ncs(x, n_first, n_last, c, s_first, s_last):
-    shift = x[n_first, c, s_first]
+    shift = float64(x[n_first, c, s_first])  # float32 differences could overflow
     count = (n_last - n_first) * (s_last - s_first)
     total = 0.0
     for n in range(n_first, n_last):
@@ -38,7 +38,7 @@ def _chunk_moments_ncs(x, n_first, n_last, c, s_first, s_last):
     return mean, squares
 
 
-@body
+@sum_body
 def _moments_ncs_task(task, x, n_block, s_block, means, squares):
     chunk, c = divmod(task, x.shape[1])
     i, j = divmod(chunk, -(-x.shape[2] // s_block))
@@ -58,7 +58,7 @@ def moments_ncs(x, n_block, s_block, means, squares, parallel):
             _moments_ncs_task(task, x, n_block, s_block, means, squares)
 
 
-@body
+@sum_body
 def _moments_mc_task(chunk, x, m_block, means, squares):
     first = chunk * m_block
     last = min(x.shape[0], first + m_block)
@@ -68,7 +68,7 @@ def _moments_mc_task(chunk, x, m_block, means, squares):
         square[c] = 0.0
     for m in range(first, last):
         for c in range(x.shape[1]):
-            mean[c] += x[m, c] - x[first, c]
+            mean[c] += float64(x[m, c]) - float64(x[first, c])
     for c in range(x.shape[1]):
         mean[c] = x[first, c] + mean[c] / (last - first)
     for m in range(first, last):
@@ -89,7 +89,30 @@ def moments_mc(x, m_block, means, squares, parallel):
             _moments_mc_task(chunk, x, m_block, means, squares)
 
 
-@body
+@sum_body
+def _plain_sums_task(task, x, n_block, s_block, sums):
+    chunk, c = divmod(task, x.shape[1])
+    i, j = divmod(chunk, -(-x.shape[2] // s_block))
+    total = 0.0
+    for n in range(i * n_block, min(x.shape[0], (i + 1) * n_block)):
+        for s in range(j * s_block, min(x.shape[2], (j + 1) * s_block)):
+            total += x[n, c, s]
+    sums[chunk, c] = total
+
+
+@driver
+def sums_ncs(x, n_block, s_block, sums, parallel):
+    """sums (chunks, C): each chunk's sum; chunks are n-major."""
+    tasks = sums.size
+    if parallel:
+        for task in prange(tasks):
+            _plain_sums_task(int64(task), x, n_block, s_block, sums)
+    else:
+        for task in range(tasks):
+            _plain_sums_task(task, x, n_block, s_block, sums)
+
+
+@sum_body
 def _sums_ncs_task(task, dy, x, y, mean, n_block, s_block, sums, products):
     chunk, c = divmod(task, x.shape[1])
     i, j = divmod(chunk, -(-x.shape[2] // s_block))
@@ -119,7 +142,7 @@ def backward_sums_ncs(dy, x, y, mean, n_block, s_block, sums, products, parallel
             _sums_ncs_task(task, dy, x, y, mean, n_block, s_block, sums, products)
 
 
-@body
+@sum_body
 def _sums_mc_task(chunk, dy, x, y, mean, m_block, sums, products):
     masked = y.size > 0
     total, product = sums[chunk], products[chunk]

@@ -72,55 +72,69 @@ def normalize_mc(x, mean, scale, shift, residual, relu, out, parallel):
 
 
 @body
-def _gradient_row(dy, x, y, mean, a, b, k, dx, dresidual):
+def _gradient_row(dy, x, y, mean, inv_std, a, b, k, dx, dresidual):
     masked = y.size > 0
     for s in range(x.size):
         g = dy[s]
         if masked and y[s] <= 0:
             g = 0
-        dx[s] = a * g + b * (x[s] - mean) + k
+        dx[s] = a * g + b * ((x[s] - mean) * inv_std) + k
         if dresidual.size:
             dresidual[s] = g
 
 
 @body
-def _gradient_ncs_task(row, dy, x, y, mean, a, b, k, dx, dresidual):
+def _gradient_ncs_task(row, dy, x, y, mean, inv_std, a, b, k, dx, dresidual):
     n, c = divmod(row, x.shape[1])
-    _gradient_row(dy[n, c], x[n, c], _row_ncs(y, n, c), mean[c], a[c], b[c], k[c], dx[n, c], _row_ncs(dresidual, n, c))
+    _gradient_row(
+        dy[n, c],
+        x[n, c],
+        _row_ncs(y, n, c),
+        mean[c],
+        inv_std[c],
+        a[c],
+        b[c],
+        k[c],
+        dx[n, c],
+        _row_ncs(dresidual, n, c),
+    )
 
 
 @driver
-def gradient_ncs(dy, x, y, mean, a, b, k, dx, dresidual, parallel):
-    """dx = a g + b (x - mean) + k for (N, C, S) arrays, dresidual = g; g is dy, or dy where y > 0 after a ReLU."""
+def gradient_ncs(dy, x, y, mean, inv_std, a, b, k, dx, dresidual, parallel):
+    """dx = a g + b (x - mean) inv_std + k for (N, C, S) arrays, dresidual = g.
+
+    g is dy, or dy where y > 0 if y is not empty.
+    """
     rows = x.shape[0] * x.shape[1]
     if parallel:
         for row in prange(rows):
-            _gradient_ncs_task(int64(row), dy, x, y, mean, a, b, k, dx, dresidual)
+            _gradient_ncs_task(int64(row), dy, x, y, mean, inv_std, a, b, k, dx, dresidual)
     else:
         for row in range(rows):
-            _gradient_ncs_task(row, dy, x, y, mean, a, b, k, dx, dresidual)
+            _gradient_ncs_task(row, dy, x, y, mean, inv_std, a, b, k, dx, dresidual)
 
 
 @body
-def _gradient_mc_task(block, dy, x, y, mean, a, b, k, dx, dresidual):
+def _gradient_mc_task(block, dy, x, y, mean, inv_std, a, b, k, dx, dresidual):
     masked = y.size > 0
     for m in range(block * ROWS, min(x.shape[0], (block + 1) * ROWS)):
         for c in range(x.shape[1]):
             g = dy[m, c]
             if masked and y[m, c] <= 0:
                 g = 0
-            dx[m, c] = a[c] * g + b[c] * (x[m, c] - mean[c]) + k[c]
+            dx[m, c] = a[c] * g + b[c] * ((x[m, c] - mean[c]) * inv_std[c]) + k[c]
             if dresidual.size:
                 dresidual[m, c] = g
 
 
 @driver
-def gradient_mc(dy, x, y, mean, a, b, k, dx, dresidual, parallel):
-    """dx = a g + b (x - mean) + k and dresidual = g, as in ``gradient_ncs``, for (M, C) arrays."""
+def gradient_mc(dy, x, y, mean, inv_std, a, b, k, dx, dresidual, parallel):
+    """dx = a g + b (x - mean) inv_std + k and dresidual = g, as in ``gradient_ncs``, for (M, C) arrays."""
     blocks = -(-x.shape[0] // ROWS)
     if parallel:
         for block in prange(blocks):
-            _gradient_mc_task(int64(block), dy, x, y, mean, a, b, k, dx, dresidual)
+            _gradient_mc_task(int64(block), dy, x, y, mean, inv_std, a, b, k, dx, dresidual)
     else:
         for block in range(blocks):
-            _gradient_mc_task(block, dy, x, y, mean, a, b, k, dx, dresidual)
+            _gradient_mc_task(block, dy, x, y, mean, inv_std, a, b, k, dx, dresidual)

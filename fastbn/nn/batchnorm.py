@@ -104,7 +104,6 @@ class BatchNorm(Module):
             momentum=self._momentum() if updates else 0.0,
             eps=self.eps,
             training=not constants,
-            who=who,
         )
         if updates:
             self.num_batches_tracked += 1

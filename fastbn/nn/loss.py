@@ -13,8 +13,8 @@ class CrossEntropyLoss:
         self._saved: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def __call__(self, logits: np.ndarray, targets: np.ndarray) -> float:
-        loss, log_sums = cross_entropy_forward(logits, targets)
-        self._saved = logits, targets, log_sums
+        loss, rows = cross_entropy_forward(logits, targets)
+        self._saved = logits, targets, rows
         return loss
 
     def backward(self) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""What Numba compiled: one version of a kernel for each dtype however arrays lie, and vectors as wide as the host's."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llvmlite.binding import get_host_cpu_features
+
+from fastbn.kernels import _simd
+
+TESTS = Path(__file__).parent
+
+CALLS = """
+import importlib, json, pkgutil, sys
+import numpy as np
+sys.path.insert(0, "tests")
+import fastbn, fastbn.kernels, fastbn.functional as F
+from helpers import ORDERS
+from layouts import LAYOUTS
+
+def doors(image, matrix, relu, groups, count_include_pad):
+    n, c = image.shape[:2]
+    weight, vector = np.ones((4, c // 2, 2, 2), image.dtype), np.ones(c, image.dtype)
+    for x in image, matrix:
+        for residual in None, x:
+            for training in True, False:
+                mean, var = np.zeros(x.shape[1], x.dtype), np.ones(x.shape[1], x.dtype)
+                options = {"running_mean": mean, "running_var": var, "training": training}
+                y, saved = F.batch_norm_forward(x, residual=residual, relu=relu, **options)
+                F.batch_norm_backward(x, saved)
+    for bias in None, np.ones(4, image.dtype):
+        y = F.conv2d(image, weight, bias, groups=groups, relu=relu)
+        F.conv2d(image, weight, bias, groups=groups, relu=relu, residual=y)
+    F.conv2d_backward(y, image, weight, groups=groups)
+    for bias in None, np.ones(5, matrix.dtype):
+        y = F.linear(matrix, np.ones((5, matrix.shape[1]), matrix.dtype), bias, relu=relu)
+    F.linear_backward(y, matrix, np.ones((5, matrix.shape[1]), matrix.dtype))
+    y, indices = F.max_pool2d_forward(image, 2)
+    F.max_pool2d_backward(y, indices, image.shape)
+    F.avg_pool2d_backward(F.avg_pool2d(image, 2, count_include_pad=count_include_pad), image, 2)
+    for x in image, matrix:
+        F.relu_backward(x, F.relu(x))
+        F.sigmoid_backward(x, F.sigmoid(x))
+    targets = np.zeros(len(matrix), np.int32)
+    F.cross_entropy_backward(matrix, targets, F.cross_entropy_forward(matrix, targets)[1])
+
+def signatures():
+    counts = {}
+    for found in pkgutil.iter_modules(fastbn.kernels.__path__):
+        module = importlib.import_module(f"fastbn.kernels.{found.name}")
+        for name, kernel in vars(module).items():
+            if getattr(kernel, "targetoptions", {}).get("parallel"):
+                counts[f"{found.name}.{name}"] = len(kernel.signatures)
+    return counts
+
+rng = np.random.default_rng(0)
+shapes = (4, 6, 6, 4), (5, 3)
+arrays = {dtype: [rng.random(shape).astype(dtype) for shape in shapes] for dtype in (np.float32, np.float64)}
+for dtype in np.float32, np.float64:
+    image, matrix = arrays[dtype]
+    for lie in [*ORDERS.values(), *(LAYOUTS[name] for name in LAYOUTS if name != "big_endian")]:
+        lie_matrix = LAYOUTS.get(lie.__name__.removesuffix("_channels_last"), np.ascontiguousarray)
+        doors(lie(image), lie_matrix(matrix), True, 2, True)
+after_layouts = signatures()
+doors(*arrays[np.float32], 1, np.int32(2), 0)
+doors(*arrays[np.float32], np.True_, np.int64(2), np.False_)
+print(json.dumps([after_layouts, signatures()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def counts():
+    command = [sys.executable, "-c", CALLS]
+    done = subprocess.run(command, cwd=TESTS.parent, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_one_version_for_each_dtype_in_every_layout(counts):
+    called = {name: count for name, count in counts[0].items() if not name.startswith("optim.")}
+    assert len(called) > 15
+    assert called == dict.fromkeys(called, 2)
+
+
+def test_no_version_for_another_kind_of_flag_or_integer(counts):
+    assert counts[1] == counts[0]
+
+
+COMPILE = """
+import numpy as np
+import fastbn.functional as F
+from fastbn.kernels.gemm import gemm
+
+F.linear(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
+print(gemm.inspect_asm(gemm.signatures[0]))
+"""
+REGISTERS = {"avx512f": "zmm", "avx2": "ymm"}
+
+
+def test_the_register_tile_uses_the_widest_vectors_and_no_stack(tmp_path):
+    features = get_host_cpu_features()
+    register = next((register for feature, register in REGISTERS.items() if features.get(feature)), None)
+    if register is None:
+        pytest.skip("neither AVX-512 nor AVX2")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}  # a kernel from the cache cannot be inspected
+    command = [sys.executable, "-c", COMPILE]
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    multiply_adds = rf"vfn?madd\w+ps\s.*%{register}"
+    loop = max(re.split(r"\n[.\w]+:", done.stdout), key=lambda block: len(re.findall(multiply_adds, block)))
+    assert len(re.findall(multiply_adds, loop)) >= _simd.TILE_ROWS * _simd.TILE_VECTORS
+    assert not re.search(rf"\(%r[sb]p\).*%{register}|%{register}.*\(%r[sb]p\)", loop)

@@ -1,0 +1,426 @@
+"""Whether two models are the same network: what is compared, how it is judged, and what cannot be."""
+
+import importlib
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+from onnx_models import conv_bn, text_model
+
+import export.runtime
+from export import Comparison, child, verify
+from export.verify import random_inputs
+from fastbn import nn
+from fastbn.errors import ArgumentError, DtypeError, ModelError
+
+
+def scaled(factor=1.0, outputs=("y", "z")):
+    """y = relu(factor x), z = -x."""
+    body = {"y": "h = Mul(x, k) y = Relu(h)", "z": "z = Neg(x)"}
+    declared = ", ".join(f"float[N, 3] {name}" for name in outputs)
+    return text_model(" ".join(body.values()), {"k": np.float32([factor])}, x="float[N, 3] x", y=declared)
+
+
+def identity(kind, shape="N, 3", operator="Identity"):
+    return text_model(f"y = {operator}(x)", {}, x=f"{kind}[{shape}] x", y=f"{kind}[{shape}] y")
+
+
+def judged(monkeypatch, wanted, got, **options):
+    """The report on outputs made up here, one array an output and set of inputs; no model is run."""
+    answers = {"reference": wanted, "candidate": got}
+    monkeypatch.setattr(
+        importlib.import_module("export.verify"),  # export.verify itself is the function
+        "run_any",
+        lambda model, inputs: [
+            {f"out{index}": np.asarray(array) for index, array in enumerate(arrays)} for arrays in answers[model]
+        ],
+    )
+    return verify("reference", "candidate", [{} for _ in wanted], **options)
+
+
+# Real models, in real child processes
+
+
+def test_equal_models(tmp_path):
+    model, _ = conv_bn(np.random.default_rng(0))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    report = verify(str(path), model)
+    assert report.ok
+    assert report.outputs == (Comparison("y", 0.0, 0.0, True),)
+    assert (report.max_abs, report.max_rel, report.inputs, report.tolerance) == (0.0, 0.0, 3, 1e-4)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_changed_weight_is_measured():
+    """On (1, -2, 4) y is (2, 0, 8) and (3, 0, 12): 4 apart, half of the reference's largest."""
+    inputs = [{"x": np.float32([[1, -2, 4]])}]
+    report = verify(scaled(2), scaled(3), inputs)
+    assert not report.ok
+    assert report.outputs == (Comparison("y", 4.0, 0.5, False), Comparison("z", 0.0, 0.0, True))
+    assert (report.max_abs, report.max_rel, report.inputs) == (4.0, 0.5, 1)
+    assert verify(scaled(2), scaled(3), inputs, tolerance=0.5).ok
+    other_way = verify(scaled(3), scaled(2), inputs)
+    assert (other_way.max_abs, other_way.max_rel) == (4.0, 4 / 12)
+
+
+def test_random_inputs_find_a_changed_weight():
+    report = verify(scaled(1), scaled(1.01))
+    assert not report.ok
+    assert report.max_rel == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("candidate_is_module", [False, True])
+def test_module_beside_onnx(candidate_is_module):
+    module, onnx_model = nn.Sequential(nn.ReLU()), scaled(1, outputs=("y",))
+    pair = (onnx_model, module) if candidate_is_module else (module, onnx_model)
+    report = verify(*pair)
+    assert report.ok
+    assert [output.output for output in report.outputs] == ["y"]
+    different = (
+        verify(scaled(1.5, outputs=("y",)), module) if candidate_is_module else verify(module, scaled(1.5, ("y",)))
+    )
+    assert not different.ok
+
+
+def test_module_runs_in_eval_mode_and_gets_its_modes_back():
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(), nn.BatchNorm1d(3))
+    module.train()
+    module[2].eval()
+    modes = [part.training for part in module.modules()]
+    assert verify(module, module, [{"x": np.ones((1, 3), np.float32)}]).ok
+    assert [part.training for part in module.modules()] == modes
+    with pytest.raises(Exception, match="must have 3 channels"):
+        verify(module, module, [{"x": np.ones((1, 4), np.float32)}])
+    assert [part.training for part in module.modules()] == modes
+    np.testing.assert_array_equal(module[0].running_mean, 0)
+
+
+@pytest.mark.parametrize("kind", ["int64", "bool", "float16", "double"])
+def test_inputs_of_every_kind(kind):
+    report = verify(identity(kind), identity(kind))
+    assert report.ok
+    assert report.inputs == 3
+
+
+def test_several_inputs_given_by_the_user():
+    model = text_model("y = Add(x, u)", {}, x="float[N, 2] x, float[N, 2] u", y="float[N, 2] y")
+    other = text_model("y = Sub(x, u)", {}, x="float[N, 2] x, float[N, 2] u", y="float[N, 2] y")
+    one, zero = np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32)
+    assert verify(model, other, [{"x": one, "u": zero}]).ok
+    report = verify(model, other, [{"u": zero, "x": one}, {"x": one, "u": 3 * one}])
+    assert (report.ok, report.inputs, report.max_abs) == (False, 2, 6.0)
+
+
+def test_inputs_with_defaults_are_left_out():
+    model, arrays = conv_bn(np.random.default_rng(0))
+    model.graph.input.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, arrays["s"].shape))
+    assert [list(inputs) for inputs in random_inputs(model)] == [["x"]] * 3
+    assert verify(model, model).ok
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [("N, 3", [(2, 3), (1, 3), (3, 3)]), ("N, C, 2", [(2, 2, 2), (1, 1, 2), (3, 3, 2)]), ("4", [(4,)] * 3)],
+)
+def test_random_inputs_vary_the_free_axes(shape, expected):
+    sets = random_inputs(identity("float", shape))
+    assert [inputs["x"].shape for inputs in sets] == expected
+    assert all(inputs["x"].dtype == np.float32 for inputs in sets)
+    again = random_inputs(identity("float", shape))
+    for inputs, same in zip(sets, again, strict=True):
+        np.testing.assert_array_equal(inputs["x"], same["x"])
+    [alone] = random_inputs(identity("float", shape), seeds=(7,), free=5)
+    assert alone["x"].shape == tuple(int(size) if size.strip().isdigit() else 5 for size in shape.split(","))
+
+
+def test_random_integers_are_zeros_and_ones():
+    sets = random_inputs(identity("int64", "N, 100"))
+    assert {value for inputs in sets for value in np.unique(inputs["x"])} == {0, 1}
+
+
+def test_axis_of_length_zero_stays_empty():
+    [inputs] = random_inputs(identity("float", "0, 3"), seeds=(0,))
+    assert inputs["x"].shape == (0, 3)
+    assert verify(identity("float", "0, 3"), identity("float", "0, 3")).ok
+
+
+# What cannot be compared
+
+
+def assert_one_sentence(caught):
+    assert "must" in str(caught.value)
+    assert "got" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "onnxruntime_src" not in str(caught.value)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("kind", ["onnx", "module"])
+def test_another_number_of_outputs(swapped, kind):
+    one = scaled(1, ("y",)) if kind == "onnx" else nn.Sequential(nn.ReLU())
+    pair = (scaled(1), one) if swapped else (one, scaled(1))
+    with pytest.raises(ModelError, match="outputs") as caught:
+        verify(*pair)
+    assert_one_sentence(caught)
+
+
+def test_outputs_in_another_order_are_the_same_by_name_or_refused():
+    try:
+        report = verify(scaled(2, ("y", "z")), scaled(2, ("z", "y")))
+    except ModelError:
+        return
+    assert report.ok
+
+
+def test_another_shape_of_an_output():
+    with pytest.raises(ModelError, match=r"output y must have shape \(2, 3\), got \(3, 2\)") as caught:
+        verify(identity("float"), text_model("y = Transpose(x)", {}, x="float[N, 3] x", y="float[a, b] y"))
+    assert_one_sentence(caught)
+
+
+UNRUNNABLE = {
+    "unknown operator": lambda: text_model("y = Nonsense(x)", {}, x="float[N, 3] x"),
+    "unknown domain": lambda: text_model("y = their.Relu(x)", {}, x="float[N, 3] x"),
+    "opset of the future": lambda: text_model("y = Relu(x)", {}, x="float[N, 3] x", opset=9999),
+    "float64 convolution": lambda: text_model(
+        "y = Conv(x, W)", {"W": np.ones((1, 3, 1, 1))}, x="double[N, 3, 4, 4] x", y="double[N, 1, 4, 4] y"
+    ),
+    "sizes that do not fit": lambda: text_model(
+        "y = MatMul(x, W)", {"W": np.ones((4, 4), np.float32)}, x="float[N, 3] x"
+    ),
+    "no such value": lambda: text_model("y = Relu(nowhere)", {}, x="float[N, 3] x"),
+}
+
+
+@pytest.mark.parametrize("case", UNRUNNABLE)
+def test_model_that_onnxruntime_cannot_run(case):
+    model = UNRUNNABLE[case]()
+    with pytest.raises(ModelError, match="onnxruntime must be able to run the model, got ") as caught:
+        verify(model, model)
+    assert_one_sentence(caught)
+
+
+GIVEN = {
+    "missing": [{}],
+    "of another name": [{"u": np.zeros((1, 3), np.float32)}],
+    "too many": [{"x": np.zeros((1, 3), np.float32), "u": np.zeros(1, np.float32)}],
+    "of another dtype": [{"x": np.zeros((1, 3))}],
+    "of another rank": [{"x": np.zeros(3, np.float32)}],
+    "of another shape": [{"x": np.zeros((1, 4), np.float32)}],
+    "good, then missing": [{"x": np.zeros((1, 3), np.float32)}, {}],
+    "objects": [{"x": np.array([[None, 1, 2]])}],
+    "not a single set": [],
+}
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_inputs_that_do_not_fit(case):
+    with pytest.raises(ModelError) as caught:
+        verify(identity("float"), identity("float"), GIVEN[case])
+    assert_one_sentence(caught)
+
+
+def test_inputs_of_unknown_rank_must_be_given():
+    model = text_model("y = Relu(x)", {}, x="float[] x", y="float[] y")
+    with pytest.raises(ModelError, match="give inputs") as caught:
+        verify(model, model)
+    assert_one_sentence(caught)
+    assert verify(model, model, [{"x": np.ones((2, 2), np.float32)}]).ok
+
+
+def test_inputs_must_be_given_for_two_modules():
+    module = nn.Sequential(nn.ReLU())
+    with pytest.raises(ModelError, match="inputs must be given") as caught:
+        verify(module, module)
+    assert_one_sentence(caught)
+
+
+def test_module_takes_one_input():
+    x = np.ones((1, 3), np.float32)
+    with pytest.raises(ModelError, match="must be one array") as caught:
+        verify(nn.Sequential(nn.ReLU()), scaled(1, ("y",)), [{"x": x}, {"x": x, "u": x}])
+    assert_one_sentence(caught)
+    assert "'u'" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("content", [None, b"", b"hello\n" * 40, b"\x08\x08"])
+def test_file_that_is_no_model(tmp_path, content, given):
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    inputs = [{"x": np.zeros((1, 3), np.float32)}] if given else None
+    with pytest.raises(ModelError) as caught:
+        verify(identity("float"), path, inputs)
+    assert_one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "error"),
+    [
+        (-1e-9, ArgumentError),
+        (float("nan"), ArgumentError),
+        ("1e-4", DtypeError),
+        (None, DtypeError),
+        (True, DtypeError),
+    ],
+)
+def test_tolerance_that_makes_no_sense(tolerance, error):
+    with pytest.raises(error, match="tolerance must be") as caught:
+        verify(scaled(), scaled(), tolerance=tolerance)
+    assert_one_sentence(caught)
+
+
+def test_outputs_that_are_not_numbers():
+    """Text cannot be compared by its difference: equal by value, or refused in a sentence."""
+    model = text_model("y = Cast<to = 8>(x)", {}, x="float[N, 3] x", y="string[N, 3] y")
+    try:
+        report = verify(model, model)
+    except ModelError as error:
+        sentence = str(error)
+    else:
+        assert report.ok
+        sentence = "must, got"
+    assert "must" in sentence
+    assert "got" in sentence
+
+
+# The child process
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("import os\nos.kill(os.getpid(), 11)", "a crash (signal 11)"),
+        ("import os\nos.kill(os.getpid(), 9)", "a crash (signal 9)"),
+        ("import sys\nsys.exit(3)", "exit code 3"),
+        ("import sys\nprint('first')\nprint('second', file=sys.stderr)\nsys.exit(1)", "got second"),
+    ],
+)
+def test_child_that_dies_is_a_model_error(tmp_path, monkeypatch, script, sentence):
+    child = tmp_path / "child.py"
+    child.write_text(script)
+    monkeypatch.setattr(export.runtime, "CHILD", child)
+    with pytest.raises(ModelError, match="onnxruntime must be able to run the model") as caught:
+        verify(scaled(), scaled())
+    assert sentence in str(caught.value)
+    assert_one_sentence(caught)
+
+
+def test_child_runs_outside_the_callers_folder(tmp_path, monkeypatch):
+    """A file of the user's cannot take the place of a module that the child imports."""
+    (tmp_path / "json.py").write_text("raise RuntimeError('the wrong json')")
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('the wrong numpy')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert verify(scaled(), scaled()).ok
+
+
+def test_optimiser_stays_off(monkeypatch):
+    """The judge must not fold by itself."""
+    asked = []
+    call = export.runtime._call
+    monkeypatch.setattr(export.runtime, "_call", lambda request: asked.append(request["task"]) or call(request))
+    assert verify(scaled(), scaled()).ok
+    assert asked == ["run", "run"]
+    made = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, providers: made.append(options))
+    child._session("model.onnx", optimise=False)
+    assert made[0].graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
+def test_latencies_are_milliseconds_for_each_model(tmp_path):
+    model, _ = conv_bn(np.random.default_rng(0))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    figures = export.runtime.latencies([path, path], random_inputs(model, seeds=(0,))[0], seconds=0.01)
+    assert len(figures) == 2
+    assert all(0 < figure < 1000 for figure in figures)
+
+
+# The judgement itself
+
+
+NAN, INF = float("nan"), float("inf")
+
+JUDGEMENTS = {
+    "equal": ([1, 2], [1, 2], 0.0, 0.0, True),
+    "just within": ([1, 2], [1, 2.0001], 1e-4, 5e-5, True),
+    "just beyond": ([1, 2], [1, 2.0003], 3e-4, 1.5e-4, False),
+    "relative to the largest of the reference": ([0, 100], [0.009, 100], 0.009, 9e-5, True),
+    "not to the largest of the candidate": ([0, 1], [0, 100], 99.0, 99.0, False),
+    "all zeros": ([0, 0], [0, 0], 0.0, 0.0, True),
+    "zeros in the reference alone": ([0, 0], [0, 0.5], 0.5, 0.5, False),
+    "zeros in the reference, little in the other": ([0, 0], [0, 1e-5], 1e-5, 1e-5, True),
+    "zeros in the candidate alone": ([0, 4], [0, 0], 4.0, 1.0, False),
+    "NaN in the same places": ([NAN, 2], [NAN, 2], 0.0, 0.0, True),
+    "NaN in another place": ([NAN, 2], [2, NAN], 0.0, 0.0, False),
+    "NaN in the reference alone": ([NAN, 2], [1, 2], 0.0, 0.0, False),
+    "NaN in the candidate alone": ([1, 2], [1, NAN], 0.0, 0.0, False),
+    "nothing but NaN": ([NAN], [NAN], 0.0, 0.0, True),
+    "the same infinities": ([INF, -INF, 1], [INF, -INF, 1], 0.0, 0.0, True),
+    "infinities of another sign": ([INF, 1], [-INF, 1], 0.0, 0.0, False),
+    "infinity in the candidate alone": ([1, 1], [INF, 1], 0.0, 0.0, False),
+    "infinity in the reference alone": ([INF, 1], [3e38, 1], 0.0, 0.0, False),
+    "infinity and NaN": ([INF, 1], [NAN, 1], 0.0, 0.0, False),
+    "NaN agrees, the rest does not": ([NAN, 2], [NAN, 3], 1.0, 0.5, False),
+    "no elements": ([], [], 0.0, 0.0, True),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", JUDGEMENTS)
+def test_judgement(monkeypatch, case, dtype):
+    wanted, got, max_abs, max_rel, ok = JUDGEMENTS[case]
+    report = judged(monkeypatch, [[np.array(wanted, dtype)]], [[np.array(got, dtype)]])
+    [output] = report.outputs
+    assert output.output == "out0"
+    assert output.ok is ok
+    assert report.ok is ok
+    assert output.max_abs == pytest.approx(max_abs, rel=2e-3)
+    assert output.max_rel == pytest.approx(max_rel, rel=2e-3)
+
+
+def test_tolerance_of_zero_wants_the_same_bits(monkeypatch):
+    a = np.float32([1, 2])
+    assert judged(monkeypatch, [[a]], [[a]], tolerance=0).ok
+    assert not judged(monkeypatch, [[a]], [[np.nextafter(a, np.float32(3))]], tolerance=0).ok
+
+
+def test_integers_are_compared_exactly(monkeypatch):
+    """float64 cannot tell 2^53 from 2^53 + 1."""
+    a, b = np.array([2**53], np.int64), np.array([2**53 + 1], np.int64)
+    assert judged(monkeypatch, [[a]], [[a]], tolerance=0).ok
+    assert not judged(monkeypatch, [[a]], [[b]], tolerance=0).ok
+
+
+def test_largest_float64s_do_not_overflow_into_a_warning(monkeypatch):
+    report = judged(monkeypatch, [[np.array([1e308])]], [[np.array([-1e308])]])
+    assert not report.ok
+
+
+def test_differences_over_several_sets_of_inputs(monkeypatch):
+    """The worst of all sets, relative to the largest of all sets."""
+    report = judged(monkeypatch, [[[1.0, 0.0]], [[8.0, 0.0]]], [[[1.5, 0.0]], [[8.0, 0.25]]], tolerance=0.0625)
+    assert (report.max_abs, report.max_rel, report.inputs, report.ok) == (0.5, 0.0625, 2, True)
+
+
+def test_every_output_is_judged_by_itself(monkeypatch):
+    """A small output is not excused by a large one."""
+    report = judged(monkeypatch, [[[1000.0], [1.0]]], [[[1000.0], [1.1]]])
+    assert [output.ok for output in report.outputs] == [True, False]
+    assert not report.ok
+    assert report.max_rel == pytest.approx(0.1)
+
+
+def test_shapes_in_a_later_set_are_compared_too(monkeypatch):
+    with pytest.raises(ModelError, match=r"output out0 must have shape \(2,\), got \(1,\)"):
+        judged(monkeypatch, [[[1.0]], [[1.0, 2.0]]], [[[1.0]], [[1.0]]])
+
+
+def test_scalar_and_vector_of_one_are_different_shapes(monkeypatch):
+    with pytest.raises(ModelError, match=r"must have shape \(\), got \(1,\)"):
+        judged(monkeypatch, [[np.float32(1)]], [[np.float32([1])]])
