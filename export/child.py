@@ -36,6 +36,8 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         folder = Path(request["folder"], f"out{index}")
         folder.mkdir()
         for position, array in enumerate(outputs):
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+                raise TypeError(f"output {names[position]} that is no array of numbers")
             np.save(folder / f"{position}.npy", array)
         (folder / "names.json").write_text(json.dumps(names))
     return {}

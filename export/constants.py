@@ -16,7 +16,12 @@ def constant_array(model: ir.Model, value: ir.Value | None) -> np.ndarray | Refu
     if value.is_graph_input() and not (value.is_initializer() and model.ir_version < 4):
         return Refused("can be given by the caller: it is an input of the graph")
     tensor = ir.convenience.get_const_tensor(value)
-    return Refused("is computed, not constant") if tensor is None else tensor.numpy()
+    if tensor is None:
+        return Refused("is computed, not constant")
+    try:
+        return tensor.numpy()
+    except (AttributeError, TypeError, ValueError) as error:
+        return Refused(f"cannot be read: {error}")
 
 
 def initializer(name: str, array: np.ndarray) -> ir.Value:
@@ -41,6 +46,8 @@ def replace_constant(model: ir.Model, node: ir.Node, index: int, array: np.ndarr
         number += 1
     value = initializer(fresh, array)
     graph.initializers[fresh] = value
+    if model.ir_version < 4:
+        graph.inputs.append(value)
     node.replace_input_with(index, value)
 
 
@@ -60,5 +67,13 @@ def drop_unused(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
 
 
 def _names(graph: ir.Graph) -> set[str | None]:
-    values = {output.name for node in graph for output in node.outputs}
-    return values | set(graph.initializers) | {value.name for value in graph.inputs}
+    """Every name that a value has, in subgraphs too."""
+    names = {value.name for value in graph.inputs} | set(graph.initializers)
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        names.update(output.name for output in node.outputs)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                inner = attribute.as_graph()
+                names.update(value.name for value in inner.inputs)
+                names.update(inner.initializers)
+    return names

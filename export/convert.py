@@ -16,7 +16,9 @@ from export.emit import Emitter, emit
 from export.files import OPSETS, writing
 from export.fold import FoldReport, fold_graph
 from export.verify import VerifyReport, verify
-from fastbn.errors import ArgumentError
+from fastbn._checks import check_running_stats
+from fastbn.errors import ArgumentError, DtypeError, ModelError, ShapeError
+from fastbn.nn.batchnorm import BatchNorm
 from fastbn.nn.module import Module
 
 
@@ -62,35 +64,52 @@ def export(
     Raises ModelError for a layer or file that cannot be written, ArgumentError for opset, and what the model raises
     for such an input.
     """
+    if not isinstance(model, Module):
+        raise DtypeError(f"export: model must be a fastbn.nn.Module, got {type(model).__name__}")
+    if unfolded_path is not None and Path(unfolded_path).resolve() == Path(path).resolve():
+        raise ArgumentError(f"export: unfolded_path must be another file than path, got {path} twice")
+    check_opset(opset)
     probe = copy.deepcopy(model).eval()
+    _check_statistics(probe)
     shape = _one_sample(probe, input_shape)
     written = to_onnx(probe, shape, opset)
     inputs = _random_batches(probe, shape)
     with ExitStack() as stack:
         if unfolded_path is None:
             unfolded_path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "unfolded.onnx")
-        twin = stack.enter_context(writing(written, unfolded_path if fold else path))
-        if not fold:
-            return ExportReport(str(path), None, verify(probe, twin, inputs, tolerance=tolerance), None)
-        report = fold_graph(written)
-        folded = stack.enter_context(writing(written, path))
+        twin = stack.enter_context(writing(written, unfolded_path))
+        report = fold_graph(written) if fold else None
+        final = stack.enter_context(writing(written, path))
         return ExportReport(
             path=str(path),
             fold=report,
-            against_model=verify(probe, folded, inputs, tolerance=tolerance),
-            against_unfolded=verify(twin, folded, inputs, tolerance=tolerance),
+            against_model=verify(probe, final, inputs, tolerance=tolerance),
+            against_unfolded=verify(twin, final, inputs, tolerance=tolerance) if fold else None,
         )
+
+
+def check_opset(opset: int) -> None:
+    """Raise ArgumentError unless ``opset`` is one that this package writes."""
+    if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
+        raise ArgumentError(f"export: opset must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
+
+
+def _check_statistics(model: Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm):
+            who = f"export: batch norm {name}"
+            if not module.track_running_stats:
+                raise ModelError(f"{who} must have running statistics, got track_running_stats=False")
+            check_running_stats(who, module.running_mean, module.running_var, module.num_features)
 
 
 def to_onnx(model: Module, sample_shape: tuple[int, ...], opset: int) -> ir.Model:
     """``model`` as an ONNX graph "input" (N, *sample_shape) -> "output", batch norms and all."""
-    if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
-        raise ArgumentError(f"export: opset must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
-    x = np.zeros((1, *sample_shape), _dtype(model))
+    x = np.zeros((1, *sample_shape), model.dtype)
     y = model(x)
     kind = ir.TensorType(ir.DataType.from_numpy(x.dtype))
     value = ir.Value(name="input", shape=ir.Shape(["N", *sample_shape]), type=kind)
-    emitter = Emitter()
+    emitter = Emitter(opset)
     output, _ = emit(emitter, model, "", value, x.ndim)
     if output is value:
         output = emitter.node("identity", "Identity", [value])
@@ -107,26 +126,24 @@ def to_onnx(model: Module, sample_shape: tuple[int, ...], opset: int) -> ir.Mode
     return ir.Model(graph, ir_version=max(ir_version, 4), producer_name="fastbn", producer_version=fastbn.__version__)
 
 
-def _dtype(model: Module) -> np.dtype:
-    return next((parameter.dtype for parameter in model.parameters()), np.dtype(np.float32))
-
-
 def _one_sample(model: Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """``input_shape`` without its batch, whichever of the two the first layer with a fixed rank takes."""
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
     if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
         raise ArgumentError(f"export: input_shape must be positive integers, got {input_shape!r}")
     try:
-        model(np.zeros((1, *shape), _dtype(model)))
-    except fastbn.errors.ShapeError:
-        model(np.zeros(shape, _dtype(model)))
+        model(np.zeros((1, *shape), model.dtype))
+    except ShapeError as error:
+        try:
+            model(np.zeros(shape, model.dtype))
+        except ShapeError:
+            raise error from None
         return shape[1:]
     return shape
 
 
 def _random_batches(model: Module, sample_shape: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
-    dtype = _dtype(model)
     return [
-        {"input": np.random.default_rng(seed).standard_normal((batch, *sample_shape)).astype(dtype)}
+        {"input": np.random.default_rng(seed).standard_normal((batch, *sample_shape)).astype(model.dtype)}
         for seed, batch in enumerate((1, 4, 3))
     ]

@@ -16,7 +16,8 @@ from fastbn.nn.module import Module
 class Emitter:
     """Collects nodes and initialisers; values and nodes are named by the path of the layer they come from."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
 
@@ -43,7 +44,7 @@ class Emitter:
 def emit(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     """The output of ``module`` on ``x`` (of ``rank`` axes), and its rank. Raises ModelError for an unknown layer."""
     for kind, write in WRITERS.items():
-        if isinstance(module, kind):
+        if isinstance(module, kind) and type(module).forward is kind.forward:
             return write(emitter, module, path, x, rank)
     raise ModelError(f"export: {path or 'the model'} must be a layer of fastbn.nn, got {type(module).__name__}")
 
@@ -94,6 +95,8 @@ def _conv(emitter: Emitter, module: nn.Conv2d, path: str, x: ir.Value, rank: int
 
 def _linear(emitter: Emitter, module: nn.Linear, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     bias = None if module.bias is None else emitter.constant(_join(path, "bias"), module.bias.data)
+    if rank == 2 and bias is None and emitter.opset < 11:  # Gemm could not do without C before
+        bias = emitter.constant(_join(path, "bias"), np.zeros(module.out_features, module.weight.dtype))
     if rank == 2:
         weight = emitter.constant(_join(path, "weight"), module.weight.data)
         return emitter.node(path, "Gemm", [x, weight] if bias is None else [x, weight, bias], transB=1), rank
@@ -108,14 +111,6 @@ def onnx_momentum(momentum: float | None) -> float:
 
 
 def _batch_norm(emitter: Emitter, module: BatchNorm, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
-    if not module.track_running_stats:
-        raise ModelError(f"export: batch norm {path} must have running statistics, got track_running_stats=False")
-    if (module.running_var < 0).any():
-        channel = int(np.argmax(module.running_var < 0))
-        raise ModelError(
-            f"export: running_var of batch norm {path} must not be negative, got {module.running_var[channel]} "
-            f"in channel {channel}"
-        )
     dtype = module.running_mean.dtype
     weight = np.ones(module.num_features, dtype) if module.weight is None else module.weight.data
     bias = np.zeros(module.num_features, dtype) if module.bias is None else module.bias.data

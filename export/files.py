@@ -1,5 +1,8 @@
 """ONNX files in and out, through onnx-ir, with one sentence for whatever can be wrong with them."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,33 +11,56 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from fastbn._files import replacing
+from fastbn._files import check_target
 from fastbn.errors import ModelError
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
 OPSETS = range(10, onnx.defs.onnx_opset_version() + 1)
 
 
+# What onnx, onnx-ir and protobuf raise for files and models that are not right.
+BROKEN = (DecodeError, OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, AssertionError)
+
+
 def read_model(path: str | Path) -> ir.Model:
-    """The model in an ONNX file; its weights are read when they are asked for. Raises ModelError."""
+    """The model in an ONNX file, weights kept in other files included. Raises ModelError."""
     if not Path(path).is_file():
         raise ModelError(f"read: {path} must be an ONNX file, got {'a folder' if Path(path).is_dir() else 'no file'}")
     try:
-        model = ir.load(path)
-    except (DecodeError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        proto = onnx.load(path, load_external_data=False)
+        return _from_proto(proto, Path(path).resolve().parent)
+    except BROKEN as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"read: {path} must be an ONNX model, got {_first_line(error)}") from error
-    if not model.graph.opset_imports or model.ir_version < 1:
-        raise ModelError(f"read: {path} must be an ONNX model, got a file that names no operator set")
-    return model
 
 
 def as_model(model: str | Path | onnx.ModelProto) -> ir.Model:
     """A model from a file or from a ModelProto, which is copied. Raises ModelError."""
-    if isinstance(model, onnx.ModelProto):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return ir.from_proto(copy)
-    return read_model(model)
+    if not isinstance(model, onnx.ModelProto):
+        return read_model(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        return _from_proto(copy, Path.cwd())
+    except BROKEN as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"read: the model must be valid ONNX, got {_first_line(error)}") from error
+
+
+def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
+    if not proto.opset_import or proto.ir_version < 1:
+        raise ModelError("read: the model must be ONNX, got a file that names no operator set")
+    if proto.graph.sparse_initializer:
+        raise ModelError("read: weights must be dense, got a sparse initializer")
+    for tensor in proto.graph.initializer:
+        location = {entry.key: entry.value for entry in tensor.external_data}.get("location")
+        if location is not None and not (folder / location).resolve().is_relative_to(folder):
+            raise ModelError(f"read: weights must be in the folder of the model or below, got {location}")
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, folder)
+    return ir.external_data.load_to_model(model)
 
 
 @contextmanager
@@ -45,14 +71,27 @@ def writing(model: ir.Model, path: str | Path) -> Iterator[Path]:
     Raises ModelError where the model is not valid ONNX or ``path`` cannot be written.
     """
     target = Path(path)
+    check_target(target)
+    data = target.with_name(f"{target.name}.data")
     large = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value) > PROTOBUF_LIMIT // 2
-    with replacing(target) as temporary:
-        ir.save(model, temporary, format="protobuf", external_data=f"{target.name}.data" if large else None)
+    if large and data.exists() and not target.exists():
+        raise ModelError(f"write: {data} must be free for the weights of {target}, got another file of that name")
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise ModelError(f"write: {target} must be in a folder that can be written, got {error.strerror}") from error
+    try:
+        temporary = folder / target.name
         try:
+            ir.save(model, temporary, format="protobuf", external_data=data.name if large else None)
             onnx.checker.check_model(str(temporary), full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, *BROKEN) as error:
             raise ModelError(f"write: {target} must be valid ONNX, got {_first_line(error)}") from error
         yield temporary
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):  # the model after its weights
+            os.replace(file, target.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from export.files import as_model
 from export.refused import Refused
 from export.rules import RULES
 from export.rules.batch_norm import BatchNormNode
-from fastbn.errors import ArgumentError
+from fastbn.errors import FastbnError
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _fold_node(model: ir.Model, node: ir.Node) -> FoldSite:
         if refused is not None:
             return FoldSite(name, reason=refused.reason)
         rule.rewrite(model, norm, producer)
-    except ArgumentError as error:
+    except FastbnError as error:
         return FoldSite(name, reason=str(error))
     constants = list(node.inputs[1:])
     norm.take_over(producer)
@@ -92,7 +92,12 @@ def _fold_node(model: ir.Model, node: ir.Node) -> FoldSite:
 
 
 def _batch_norms(model: ir.Model) -> Iterator[ir.Node]:
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+    for graph in [model.graph, *model.functions.values()]:
+        yield from _batch_norms_in(graph)
+
+
+def _batch_norms_in(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    for node in ir.traversal.RecursiveGraphIterator(graph):
         if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
             yield node
 

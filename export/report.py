@@ -28,8 +28,9 @@ def render(report: dict[str, Any]) -> str:
     if report.get("accuracy"):
         shares = ", ".join(f"{name} {share:.4f}" for name, share in report["accuracy"].items())
         lines.append(("accuracy", f"{shares} ({report['test_samples']:,} test samples)"))
-    latency = " -> ".join(f"{milliseconds:.3f} ms" for milliseconds in report["latency_ms"].values())
-    lines.append(("latency", f"{latency} (median of onnxruntime as it comes, batch 1)"))
+    if report["latency_ms"]:
+        latency = " -> ".join(f"{milliseconds:.3f} ms" for milliseconds in report["latency_ms"].values())
+        lines.append(("latency", f"{latency} (median of onnxruntime as it comes, batch 1)"))
     tolerance = next(figures["tolerance"] for figures in report["verify"].values() if figures is not None)
     verdict = f"yes, within {tolerance:g}" if report["ok"] else f"NO: the outputs differ by more than {tolerance:g}"
     lines.append(("verified", verdict))

@@ -70,28 +70,42 @@ def verify(
         if isinstance(shaped, Module):
             raise ModelError("verify: inputs must be given for two fastbn models, got None")
         inputs = random_inputs(shaped)
+    if not inputs:
+        raise ModelError("verify: inputs must hold at least one set, got none")
     wanted, got = run_any(reference, inputs), run_any(candidate, inputs)
-    names = list(wanted[0]) if not isinstance(reference, Module) else list(got[0])
+    names, others = list(wanted[0]), list(got[0])
+    by_name = not isinstance(reference, Module) and not isinstance(candidate, Module)
+    if (sorted(names) != sorted(others)) if by_name else (len(names) != len(others)):
+        raise ModelError(f"verify: the candidate must have the outputs {names}, got {others}")
+    if isinstance(reference, Module):
+        names = others
     comparisons = []
     for position, name in enumerate(names):
-        pairs = [(list(a.values())[position], list(b.values())[position]) for a, b in zip(wanted, got, strict=True)]
+        pairs = [
+            (list(a.values())[position], b[name] if by_name else list(b.values())[position])
+            for a, b in zip(wanted, got, strict=True)
+        ]
         comparisons.append(_compare(name, pairs, tolerance))
     return VerifyReport(tuple(comparisons), len(inputs), tolerance)
 
 
+FREE = 32  # the length given to an axis of unknown length that is not the batch
+
+
 def random_inputs(
-    model: str | Path | onnx.ModelProto, seeds: Sequence[int] = (0, 1, 2), free: int | None = None
+    model: str | Path | onnx.ModelProto, seeds: Sequence[int] = (0, 1, 2), batch: int | None = None
 ) -> list[Inputs]:
     """Standard normal inputs for every seed, integers 0 or 1.
 
-    free: the size of every axis of unknown length; 2, 1, 3 in turn unless given.
+    batch: the length of a first axis of unknown length; 2, 1, 3 in turn unless given. Other such axes get 32.
     """
     sets = []
     for seed, turn in zip(seeds, (2, 1, 3) * len(seeds), strict=False):
         rng = np.random.default_rng(seed)
         arrays = {}
         for name, dtype, shape in model_inputs(model):
-            sizes = [size if isinstance(size, int) and size > 0 else free or turn for size in shape]
+            free = (batch or turn, *(FREE,) * len(shape))
+            sizes = [free[axis] if size is None else size for axis, size in enumerate(shape)]
             values = rng.standard_normal(sizes) if dtype.kind == "f" else rng.integers(0, 2, sizes)
             arrays[name] = values.astype(dtype)
         sets.append(arrays)
@@ -102,8 +116,9 @@ def run_any(model: Model, inputs: Sequence[Inputs]) -> list[dict[str, np.ndarray
     """Outputs by name for every set of inputs; a fastbn model's is called "output"."""
     if not isinstance(model, Module):
         return run_model(model, inputs)
-    if any(len(arrays) != 1 for arrays in inputs):
-        raise ModelError(f"verify: inputs of a fastbn model must be one array, got {next(list(a) for a in inputs)}")
+    for arrays in inputs:
+        if len(arrays) != 1:
+            raise ModelError(f"verify: inputs of a fastbn model must be one array, got {list(arrays)}")
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -119,12 +134,17 @@ def _compare(name: str, pairs: list[tuple[np.ndarray, np.ndarray]], tolerance: f
     for wanted, got in pairs:
         if wanted.shape != got.shape:
             raise ModelError(f"verify: output {name} must have shape {wanted.shape}, got {got.shape}")
+        if wanted.dtype.kind not in "biuf" or got.dtype.kind not in "biuf":
+            raise ModelError(f"verify: output {name} must be numbers, got {wanted.dtype} and {got.dtype}")
+        if wanted.dtype.kind != "f":
+            ok &= bool(np.array_equal(wanted, got))
         a, b = wanted.astype(np.float64), got.astype(np.float64)
         finite = np.isfinite(a) & np.isfinite(b)
         # What is not finite must be the same NaN or infinity on both sides.
         ok &= bool(np.array_equal(a[~finite], b[~finite], equal_nan=True))
         if finite.any():
-            largest = max(largest, float(np.abs(a[finite]).max()))
-            worst = max(worst, float(np.abs(a[finite] - b[finite]).max()))
+            with np.errstate(over="ignore"):
+                largest = max(largest, float(np.abs(a[finite]).max()))
+                worst = max(worst, float(np.abs(a[finite] - b[finite]).max()))
     relative = worst / largest if largest else worst
     return Comparison(name, worst, relative, ok and relative <= tolerance)

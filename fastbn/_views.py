@@ -49,7 +49,9 @@ def dense(array: np.ndarray) -> np.ndarray:
 
 def dense_c(array: np.ndarray) -> np.ndarray:
     """``array`` if it is C-contiguous, aligned and in native byte order, else a copy of that kind."""
-    return np.require(array, native(array), ["C", "A"]).reshape(array.shape)
+    if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+        return array
+    return array.astype(native(array), order="C")
 
 
 def native(array: np.ndarray) -> np.dtype:

@@ -14,6 +14,7 @@ from fastbn.models import lenet
 from fastbn.nn.init import manual_seed
 from fastbn.nn.module import Module
 from fastbn.optim import SGD, CosineAnnealingLR
+from fastbn.training import checkpoint
 from fastbn.training.history import Epoch, History
 from fastbn.training.plot import plot_histories
 from fastbn.training.progress import epoch_line
@@ -26,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong on one line of stderr."""
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -35,7 +36,10 @@ def run(prog: str, action: Callable[[], int]) -> int:
     try:
         return action()
     except FastbnError as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, OSError) as error:
+        print(f"{prog}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -83,7 +87,7 @@ def train_lenet(
     lr: float = 0.1,
     momentum: float = 0.9,
     seed: int = 0,
-    checkpoint: Path | None = None,
+    save_to: Path | None = None,
     resume: bool = False,
     on_epoch: Callable[[int, Epoch], None] | None = None,
 ) -> tuple[Module, History]:
@@ -100,7 +104,7 @@ def train_lenet(
         batch_size=batch_size,
         scheduler=CosineAnnealingLR(optimizer, T_max=max(epochs, 1)),
         seed=seed,
-        checkpoint=checkpoint,
+        checkpoint=save_to,
         resume=resume,
         on_epoch=on_epoch,
     )
@@ -131,7 +135,7 @@ def _train(options: argparse.Namespace) -> int:
             lr=options.lr,
             momentum=options.momentum,
             seed=options.seed,
-            checkpoint=checkpoints[norm],
+            save_to=checkpoints[norm],
             resume=options.resume,
             on_epoch=report,
         )
@@ -145,10 +149,12 @@ def _train(options: argparse.Namespace) -> int:
 
 def _warmup(options: argparse.Namespace) -> int:
     if options.model is None:
+        if options.input_shape is not None:
+            raise ArgumentError(f"warmup: --input-shape must come with a checkpoint, got {options.input_shape} alone")
         training.warmup()
         return 0
-    model, _, extra = training.checkpoint.read(options.model)
-    shape = options.input_shape or extra.get("input_shape")
+    model, _, extra = checkpoint.read(options.model)
+    shape = options.input_shape or checkpoint.input_shape_of(options.model, extra)
     if shape is None:
         raise ArgumentError("warmup: --input-shape must be given for a checkpoint that does not hold it, got none")
     training.warmup(model, (1, *shape))

@@ -2,7 +2,10 @@
 
 
 class FastbnError(Exception):
-    """Base of every error that fastbn raises on purpose."""
+    """Base of every error that fastbn raises on purpose; its message is one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class ShapeError(FastbnError, ValueError):

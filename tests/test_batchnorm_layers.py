@@ -241,7 +241,7 @@ def test_channels(mode):
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1)])
 def test_one_value_per_channel_is_refused_in_training_and_changes_nothing(shape):
     norm = nn.BatchNorm1d(3)
-    with pytest.raises(ShapeError, match=r"BatchNorm1d: x must have more than 1 value per channel when training"):
+    with pytest.raises(ShapeError, match="x must have more than 1 value per channel when training"):
         norm(np.ones(shape, np.float32))
     np.testing.assert_array_equal(norm.running_mean, np.zeros(3))
     assert norm.num_batches_tracked == 0
@@ -249,7 +249,7 @@ def test_one_value_per_channel_is_refused_in_training_and_changes_nothing(shape)
 
 @pytest.mark.parametrize("x", [[[1.0, 2.0, 3.0]], np.ones((2, 3), int), np.ones((2, 3), complex)])
 def test_what_is_no_float_array_is_refused(x):
-    with pytest.raises(DtypeError, match="BatchNorm1d: x must be"):
+    with pytest.raises(DtypeError, match="x must be"):
         nn.BatchNorm1d(3)(x)
 
 

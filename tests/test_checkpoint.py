@@ -202,6 +202,12 @@ def test_safetensors_without_the_header_are_refused(path, metadata):
     assert_refused(path)
 
 
+def test_another_version_of_the_format_is_refused(path):
+    header = {"format": "fastbn.v999", "model": json.dumps({"type": "ReLU", "options": {}}), "extra": "{}"}
+    save_file({}, path, metadata=header)
+    assert_refused(path)
+
+
 def test_what_is_not_there_or_a_folder_is_refused(tmp_path):
     assert_refused(tmp_path / "missing.safetensors")
     assert_refused(tmp_path)
@@ -335,7 +341,7 @@ def tied():
 
 UNSAVEABLE = {
     "a class of one's own": (lambda: nn.Sequential(nn.ReLU(), Own()), "model.1 must be a layer of fastbn.nn, got Own"),
-    "a shared layer": (shared, "every layer must occur once in the model, got one shared"),
+    "a shared layer": (shared, "must occur once in the model, got one in two places"),
     "a shared parameter": (tied, "must occur once"),
     "no model": (lambda: {"weight": np.zeros(1)}, "got dict"),
 }

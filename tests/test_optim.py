@@ -152,6 +152,17 @@ def test_strided_parameters_and_gradients(name, rng):
     np.testing.assert_array_equal(strided.data, plain.data)
 
 
+@pytest.mark.parametrize("name", ["sgd momentum", "adam"])
+def test_parameters_and_gradients_in_the_other_byte_order(name, rng):
+    data, gradient = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    swapped = data.dtype.newbyteorder()
+    plain, other = nn.Parameter(data.copy()), nn.Parameter(data.astype(swapped))
+    plain.grad, other.grad = gradient, gradient.astype(swapped)
+    for parameter in (plain, other):
+        MAKERS[name]([parameter]).step()
+    np.testing.assert_array_equal(other.data, plain.data)
+
+
 # Groups
 
 

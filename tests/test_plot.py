@@ -47,6 +47,7 @@ def test_two_runs_side_by_side_are_a_picture(tmp_path, figures):
         assert axes.get_xlabel() == "epoch"
         assert axes.get_ylabel()
     assert list(losses.lines[0].get_ydata()) == [1, 1 / 2, 1 / 3]
+    assert list(accuracies.lines[0].get_ydata()) == [0, 10, 20]
     assert list(accuracies.lines[1].get_ydata()) == [80, 80, 80]
 
 

@@ -106,9 +106,9 @@ def test_any_layout_gives_the_same_values(rng, layout):
     lying = LAYOUTS[layout]
     y, indices = F.max_pool2d_forward(lying(x), 2)
     np.testing.assert_array_equal(y, reference.max_pool2d(x, 2))
-    np.testing.assert_array_equal(
-        F.max_pool2d_backward(lying(y), lying(indices), x.shape), reference.max_pool2d_backward(y, x, 2)
-    )
+    indices = indices if layout == "big_endian" else lying(indices)
+    dx = F.max_pool2d_backward(lying(y), indices, x.shape)
+    np.testing.assert_array_equal(dx, reference.max_pool2d_backward(y, x, 2))
     assert_close(F.avg_pool2d(lying(x), 2), reference.avg_pool2d(x, 2), np.float32)
     dx = F.avg_pool2d_backward(lying(y), lying(x), 2)
     assert_close(dx, reference.avg_pool2d_backward(y, x.shape, 2), np.float32)

@@ -53,7 +53,7 @@ def signatures():
     for found in pkgutil.iter_modules(fastbn.kernels.__path__):
         module = importlib.import_module(f"fastbn.kernels.{found.name}")
         for name, kernel in vars(module).items():
-            if getattr(kernel, "targetoptions", {}).get("parallel"):
+            if "parallel" in getattr(kernel, "targetoptions", {}):
                 counts[f"{found.name}.{name}"] = len(kernel.signatures)
     return counts
 
@@ -90,6 +90,43 @@ def test_no_version_for_another_kind_of_flag_or_integer(counts):
     assert counts[1] == counts[0]
 
 
+def compile_anew(script, cache):
+    """Run a script for which no kernel is in the cache: what is cannot be inspected."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+OPTIONS = """
+import json
+import numpy as np
+from numba.core.cpu import ParallelOptions
+
+seen, init = [], ParallelOptions.__init__
+
+def record(self, value):
+    init(self, value)
+    if self.enabled:
+        seen.append([name for name in self.__slots__ if getattr(self, name)])
+
+ParallelOptions.__init__ = record
+import fastbn.functional as F
+
+F.relu(np.zeros(4, np.float32))
+F.relu(np.zeros(4, np.float64))
+F.relu_backward(np.zeros(4, np.float32), np.zeros(4, np.float32))
+print(json.dumps(seen))
+"""
+
+
+def test_only_explicit_loops_are_parallel_in_every_kernel_and_version(tmp_path):
+    seen = json.loads(compile_anew(OPTIONS, tmp_path))
+    assert len(seen) >= 3
+    assert seen == [["enabled", "prange"]] * len(seen)
+
+
 COMPILE = """
 import numpy as np
 import fastbn.functional as F
@@ -106,11 +143,8 @@ def test_the_register_tile_uses_the_widest_vectors_and_no_stack(tmp_path):
     register = next((register for feature, register in REGISTERS.items() if features.get(feature)), None)
     if register is None:
         pytest.skip("neither AVX-512 nor AVX2")
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}  # a kernel from the cache cannot be inspected
-    command = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(command, cwd=TESTS.parent, env=environment, timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assembly = compile_anew(COMPILE, tmp_path)
     multiply_adds = rf"vfn?madd\w+ps\s.*%{register}"
-    loop = max(re.split(r"\n[.\w]+:", done.stdout), key=lambda block: len(re.findall(multiply_adds, block)))
+    loop = max(re.split(r"\n[.\w]+:", assembly), key=lambda block: len(re.findall(multiply_adds, block)))
     assert len(re.findall(multiply_adds, loop)) >= _simd.TILE_ROWS * _simd.TILE_VECTORS
     assert not re.search(rf"\(%r[sb]p\).*%{register}|%{register}.*\(%r[sb]p\)", loop)

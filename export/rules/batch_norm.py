@@ -28,15 +28,18 @@ class BatchNormNode:
     def read(cls, model: ir.Model, node: ir.Node) -> Self | Refused:
         """The node's constants; Refused in training mode, in subgraphs, and where they are not constant."""
         if node.graph is not model.graph:
-            return Refused("it is inside a subgraph")
+            return Refused("it is inside a subgraph or a function")
         training = node.attributes.get("training_mode")
         if training is not None and training.as_int():
             return Refused("it is in training mode: its statistics are the batch's")
-        if (model.graph.opset_imports.get("", 1)) < 9:
+        imports = model.graph.opset_imports
+        if imports.get("", imports.get("ai.onnx", 1)) < 9:
             return Refused("its opset is below 9; convert the model to a newer one")
         if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
             return Refused("its further outputs are used")
-        arrays = []
+        if len(node.inputs) != 5 or node.inputs[0] is None:
+            return Refused(f"it has {len(node.inputs)} inputs, not 5")
+        arrays: list[np.ndarray] = []
         for value, role in zip(node.inputs[1:5], ("scale", "bias", "mean", "variance"), strict=True):
             array = constant_array(model, value)
             if isinstance(array, Refused):
@@ -44,12 +47,13 @@ class BatchNormNode:
             if array.dtype.name not in FLOATS or array.ndim != 1:
                 return Refused(f"its {role} is {array.dtype} of shape {array.shape}, not a vector of floats")
             arrays.append(array.astype(np.float64))
-        x = node.inputs[0]
-        if x is None:
-            return Refused("it has no input")
+        if len({array.shape for array in arrays}) > 1:
+            return Refused(f"its constants have the shapes {[array.shape for array in arrays]}, not one")
         eps = node.attributes.get("epsilon")
         gamma, beta, mean, var = arrays
-        return cls(node, x, gamma, beta, mean, var, 1e-5 if eps is None else eps.as_float())
+        # The attribute is a float32, and so is its default.
+        spread = float(np.float32(1e-5 if eps is None else eps.as_float()))
+        return cls(node, node.inputs[0], gamma, beta, mean, var, spread)
 
     def take_over(self, producer: ir.Node) -> None:
         """Remove the node: the producer's output takes its output's place, name and type."""

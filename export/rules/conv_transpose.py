@@ -15,7 +15,7 @@ def refuse(model: ir.Model, norm: BatchNormNode, conv: ir.Node) -> Refused | Non
         return layer
     weight, bias = layer
     groups = _groups(conv)
-    if weight.ndim < 3 or weight.shape[0] % groups or weight.shape[1] * groups != norm.mean.size:
+    if groups < 1 or weight.ndim < 3 or weight.shape[0] % groups or weight.shape[1] * groups != norm.mean.size:
         return Refused(f"{conv.name}: its weight of shape {weight.shape} does not give {norm.mean.size} channels")
     if bias is not None and bias.shape != norm.mean.shape:
         return Refused(f"{conv.name}: its bias has shape {bias.shape}, not {norm.mean.shape}")

@@ -11,6 +11,8 @@ from fastbn.functional.fold import round_to
 
 def read_layer(model: ir.Model, norm: BatchNormNode, layer: ir.Node) -> tuple[np.ndarray, np.ndarray | None] | Refused:
     """Weight and bias as float64, the bias None where there is none; or why they cannot be changed."""
+    if len(layer.inputs) < 2:
+        return Refused(f"{layer.name}: it has no weight")
     output = layer.outputs[0]
     if output.is_graph_output():
         return Refused(f"{layer.name}: its output is an output of the graph, too")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastbn._checks import check_int
 from fastbn.data.dataset import Dataset, Split
 from fastbn.errors import ModelError
 
@@ -13,6 +14,7 @@ def digits(size: int = 28) -> Dataset:
 
     Raises ModelError where scikit-learn is not installed.
     """
+    check_int("digits", "size", size, 1)
     try:
         from scipy.ndimage import zoom
         from sklearn.datasets import load_digits

@@ -27,5 +27,8 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4")) if len(data) >= start else ()
     wanted = start + math.prod(shape) * dtype.itemsize
     if len(shape) != rank or len(data) != wanted:
-        raise ModelError(f"read_idx: {path} must hold {wanted} bytes for its shape {shape}, got {len(data)}")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+        raise ModelError(f"read_idx: {path} must hold {wanted} bytes for its sizes {shape[:8]}, got {len(data)}")
+    try:
+        return np.frombuffer(data, dtype, offset=start).reshape(shape)
+    except ValueError as error:
+        raise ModelError(f"read_idx: {path} must have sizes that NumPy can hold, got {shape[:8]} ({error})") from error

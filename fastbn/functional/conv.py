@@ -105,7 +105,8 @@ def conv2d_backward(
     """Gradients of ``conv2d`` without residual and ReLU: (dx, dweight, dbias), dbias summed in float64.
 
     dy: as the output, x and weight: as in the forward pass. need_dx=False leaves dx out (None), as for a network's
-    first layer. A NaN or Inf in x may reach the gradient of weights that never meet it. Raises ShapeError, DtypeError, ArgumentError.
+    first layer. A NaN or Inf in x may reach the gradient of weights that never meet it.
+    Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv2d_backward"
     window, y_shape = _geometry(who, x, weight, stride, padding, dilation, groups)
@@ -199,7 +200,7 @@ def _channel_sums(dy: np.ndarray) -> np.ndarray:
 def _split(x: np.ndarray, geometry: Planes) -> np.ndarray:
     """The planes of a dense ``x``, and zeros that tiles may read past them."""
     elements = x.shape[0] * x.shape[1] * geometry.channel_size
-    planes = np.empty(elements + kernels.slack(x.itemsize), x.dtype)
+    planes = np.empty(elements + geometry.width + kernels.slack(x.itemsize), x.dtype)
     planes[elements:] = 0
     launch(
         kernels.split_planes,

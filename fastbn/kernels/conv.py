@@ -29,7 +29,7 @@ RUN = 512  # elements of q in one visit of a tile of dot products: its operands 
 
 
 def slack(itemsize: int) -> int:
-    """Elements that tiles may read past the last plane: their values do not matter, but must not be NaN."""
+    """Elements that tiles may read past the last plane, besides a row of it; they must be there, and not NaN."""
     return TILE_BYTES // itemsize
 
 

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastbn._checks import check_int, check_number, check_rank
+from fastbn._checks import check_float, check_int, check_number, check_rank
 from fastbn.errors import ShapeError
 from fastbn.functional.norm import BatchNormSaved, batch_norm_backward, batch_norm_forward
 from fastbn.nn.module import Module
@@ -90,6 +90,7 @@ class BatchNorm(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """x with every channel normalised; running statistics move in training mode unless frozen."""
         who = type(self).__name__
+        check_float(who, "x", x)
         check_rank(who, "x", x, self.ranks, self.axes)
         if x.shape[1] != self.num_features:
             raise ShapeError(f"{who}: x must have {self.num_features} channels on axis 1, got shape {x.shape}")
@@ -105,7 +106,7 @@ class BatchNorm(Module):
             eps=self.eps,
             training=not constants,
         )
-        if updates:
+        if updates and x.size:
             self.num_batches_tracked += 1
         self._keep(saved)
         return y

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 
+from fastbn._checks import check_running_stats
 from fastbn.errors import ArgumentError, DtypeError
 from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
 from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d
@@ -11,6 +12,9 @@ from fastbn.nn.conv import Conv2d
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+
+# A subclass with a forward of its own may do anything between its children.
+CHAINS = (Sequential.forward, Residual.forward)
 
 
 def fold(model: Module) -> Module:
@@ -26,7 +30,7 @@ def fold(model: Module) -> Module:
     folded.zero_grad()
     uses = Counter(id(child) for module in folded.modules() for child in module.children())
     for prefix, module in list(folded.named_modules()):
-        if isinstance(module, (Sequential, Residual)):
+        if isinstance(module, (Sequential, Residual)) and type(module).forward in CHAINS:
             _fold_chain(module, prefix, uses)
     return folded
 
@@ -36,11 +40,12 @@ def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int
     previous: Module | None = None
     for name, module in chain:
         if isinstance(module, BatchNorm) and previous is not None and _fits(previous, module, uses):
+            who = f"fold: batch norm {prefix}.{name}" if prefix else f"fold: batch norm {name}"
+            check_running_stats(who, module.running_mean, module.running_var, module.num_features)
             try:
                 _absorb(previous, module)
             except ArgumentError as error:
-                where = f"{prefix}.{name}" if prefix else name
-                raise ArgumentError(f"fold: batch norm {where}: {error}") from error
+                raise ArgumentError(f"{who}: {error}") from error
             del container._modules[name]
         else:
             previous = module

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastbn.errors import ModelError, ShapeError, StateError
+from fastbn.errors import DtypeError, ModelError, ShapeError, StateError
 from fastbn.nn.parameter import Parameter
 
 Hook = Callable[["Module", np.ndarray, np.ndarray], None]
@@ -63,14 +63,19 @@ class Module:
     # Attributes
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Parameter):
-            self._parameters[name] = value
-        elif isinstance(value, Module):
-            self._modules[name] = value
-        elif name in self._buffers:
-            self._buffers[name] = value
-        elif name in self._parameters:
-            self._parameters[name] = value
+        tables: tuple[dict[str, Any], ...] = (self._parameters, self._buffers, self._modules)
+        table = next((t for t in tables if name in t), None)
+        if isinstance(value, (Parameter, Module)):
+            own = self._parameters if isinstance(value, Parameter) else self._modules
+            for other in tables:
+                if other is not own:
+                    other.pop(name, None)
+            self.__dict__.pop(name, None)
+            own[name] = value
+        elif name in self._modules and value is None:
+            del self._modules[name]
+        elif table is not None:
+            table[name] = value
         else:
             self.__dict__[name] = value
 
@@ -95,8 +100,9 @@ class Module:
 
     def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
         """Call ``hook(module, x, y)`` after each forward; returns the function that removes it."""
-        self._forward_hooks[id(hook)] = hook
-        return lambda: self._forward_hooks.pop(id(hook), None)
+        key = object()
+        self._forward_hooks[key] = hook
+        return lambda: self._forward_hooks.pop(key, None)
 
     # Walks; a module or parameter that is shared appears once, under its first name
 
@@ -169,10 +175,18 @@ class Module:
             )
         given = {name: np.asarray(state[name]) for name in own.keys() & state.keys()}
         for name, array in given.items():
+            if array.dtype.kind not in "biuf":
+                raise DtypeError(f"load_state_dict: {name} must be an array of numbers, got {array.dtype}")
             if array.shape != own[name].shape:
                 raise ShapeError(f"load_state_dict: {name} must have shape {own[name].shape}, got {array.shape}")
         for name, array in given.items():
             own[name][...] = array
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the first floating array below; float32 where there is none."""
+        arrays = (array for array in self.state_dict().values() if array.dtype.kind == "f")
+        return next((array.dtype for array in arrays), np.dtype(np.float32))
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode here and below; what was frozen stays frozen."""

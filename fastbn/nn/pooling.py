@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._checks import check_rank
+from fastbn._checks import check_float, check_rank
 from fastbn.errors import ArgumentError
 from fastbn.functional.conv import IMAGE_AXES, Pair
 from fastbn.functional.pooling import avg_pool2d, avg_pool2d_backward, max_pool2d_backward, max_pool2d_forward
@@ -102,6 +102,7 @@ class AdaptiveAvgPool2d(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, C, H, W) to (N, C, 1, 1)."""
+        check_float("AdaptiveAvgPool2d", "x", x)
         check_rank("AdaptiveAvgPool2d", "x", x, (4,), IMAGE_AXES)
         self._keep(x)
         return avg_pool2d(x, x.shape[2:])

@@ -7,6 +7,7 @@ import numpy as np
 from fastbn._checks import check_number
 from fastbn._threads import launch
 from fastbn._views import as_flat
+from fastbn.errors import ArgumentError
 from fastbn.kernels import optim as kernels
 from fastbn.nn.parameter import Parameter
 from fastbn.optim.optimizer import Optimizer, Parameters, flat_operands
@@ -28,13 +29,16 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def _check(self, options: dict[str, Any]) -> None:
         who = type(self).__name__
-        check_number(who, "lr", lr, 0.0)
-        check_number(who, "betas[0]", betas[0], 0.0, np.nextafter(1.0, 0.0))
-        check_number(who, "betas[1]", betas[1], 0.0, np.nextafter(1.0, 0.0))
-        check_number(who, "eps", eps, 0.0)
-        check_number(who, "weight_decay", weight_decay, 0.0)
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+        for name in ("lr", "eps", "weight_decay"):
+            check_number(who, name, options[name], 0.0)
+        if not isinstance(options["betas"], (tuple, list)) or len(options["betas"]) != 2:
+            raise ArgumentError(f"{who}: betas must be a pair of numbers, got {options['betas']!r}")
+        for index, beta in enumerate(options["betas"]):
+            check_number(who, f"betas[{index}]", beta, 0.0, np.nextafter(1.0, 0.0))
 
     def _update(self, parameter: Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         data, grad = flat_operands(parameter)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._views import as_flat
+from fastbn._checks import check_shape, check_writable
+from fastbn._views import as_flat, dense_c
 from fastbn.errors import ArgumentError, DtypeError, ModelError
 from fastbn.nn.parameter import Parameter
 
@@ -32,6 +33,7 @@ class Optimizer:
             for parameter in group["params"]:
                 if not isinstance(parameter, Parameter):
                     raise DtypeError(f"{who}: params must be Parameters, got {type(parameter).__name__}")
+            self._check(group)
         if len({id(p) for p in self._parameters()}) < len(self._parameters()):
             raise ArgumentError(f"{who}: params must name each parameter once, got one twice")
 
@@ -43,6 +45,9 @@ class Optimizer:
                 if parameter.grad is not None and parameter.requires_grad:
                     self._update(parameter, self.state.setdefault(index, {}), group)
                 index += 1
+
+    def _check(self, options: dict[str, Any]) -> None:
+        """Raise ArgumentError or DtypeError for options that make no sense."""
 
     def _update(self, parameter: Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise TypeError(f"{type(self).__name__}: _update must be written by the subclass, got none")
@@ -69,12 +74,18 @@ class Optimizer:
         if sizes != given:
             raise ModelError(f"load_state_dict: groups must have {sizes} parameters, got {given}")
         for index, entries in state["state"].items():
+            if not 0 <= int(index) < len(parameters):
+                raise ModelError(
+                    f"load_state_dict: state must be of parameters 0 to {len(parameters) - 1}, got one of {index}"
+                )
             for name, value in entries.items():
                 if isinstance(value, np.ndarray) and value.shape != parameters[int(index)].shape:
                     raise ModelError(
                         f"load_state_dict: {name} of parameter {index} must have shape "
                         f"{parameters[int(index)].shape}, got {value.shape}"
                     )
+        for saved in state["param_groups"]:
+            self._check(saved)
         for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})
         self.state = {
@@ -87,7 +98,10 @@ class Optimizer:
 
 
 def flat_operands(parameter: Parameter) -> tuple[np.ndarray, np.ndarray]:
-    """A parameter's values and gradient as kernels take them."""
-    if not parameter.data.flags.c_contiguous:
-        parameter.data = np.ascontiguousarray(parameter.data)
-    return as_flat(parameter.data), as_flat(np.ascontiguousarray(parameter.grad, parameter.dtype))
+    """A parameter's values and gradient as kernels take them. Raises ShapeError, ArgumentError."""
+    grad = parameter.grad
+    assert grad is not None
+    check_shape("step", "grad", grad, parameter.shape, "as its parameter")
+    check_writable("step", "data of a parameter", parameter.data)
+    parameter.data = dense_c(parameter.data)
+    return as_flat(parameter.data), as_flat(dense_c(np.asarray(grad, parameter.dtype)))

@@ -28,14 +28,6 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        check_number("SGD", "lr", lr, 0.0)
-        check_number("SGD", "momentum", momentum, 0.0)
-        check_number("SGD", "weight_decay", weight_decay, 0.0)
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ArgumentError(
-                f"SGD: nesterov must come with momentum and no dampening, got momentum {momentum}, "
-                f"dampening {dampening}"
-            )
         super().__init__(
             params,
             {
@@ -46,6 +38,16 @@ class SGD(Optimizer):
                 "nesterov": nesterov,
             },
         )
+
+    def _check(self, options: dict[str, Any]) -> None:
+        for name in ("lr", "momentum", "weight_decay"):
+            check_number("SGD", name, options[name], 0.0)
+        check_number("SGD", "dampening", options["dampening"], -np.inf)
+        if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
+            raise ArgumentError(
+                f"SGD: nesterov must come with momentum and no dampening, got momentum {options['momentum']}, "
+                f"dampening {options['dampening']}"
+            )
 
     def _update(self, parameter: Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         data, grad = flat_operands(parameter)

@@ -13,13 +13,15 @@ from safetensors.numpy import save_file
 
 from fastbn import nn
 from fastbn._files import replacing
-from fastbn.errors import FastbnError, ModelError
+from fastbn.errors import DtypeError, FastbnError, ModelError
 from fastbn.nn.module import Module
 
 FORMAT = "fastbn.v1"
 
 LAYERS: dict[str, type[Module]] = {
-    name: value for name, value in vars(nn).items() if isinstance(value, type) and issubclass(value, Module)
+    name: value
+    for name, value in vars(nn).items()
+    if isinstance(value, type) and issubclass(value, Module) and value is not Module
 }
 
 
@@ -38,14 +40,25 @@ def load(path: str | Path) -> Module:
 
 
 def write(path: str | Path, model: Module, arrays: dict[str, np.ndarray], extra: dict[str, Any]) -> None:
-    """``save`` with further arrays (their names start with ":") and further JSON beside the model."""
-    children = [id(child) for module in model.modules() for child in module.children()]
-    if len(set(children)) < len(children):
-        raise ModelError("save: every layer must occur once in the model, got one shared between two places")
-    header = {"format": FORMAT, "model": json.dumps(describe(model)), "extra": json.dumps(extra)}
+    """``save`` with further arrays, under other names than the model's, and further JSON beside the model."""
+    if not isinstance(model, Module):
+        raise DtypeError(f"save: model must be a fastbn.nn.Module, got {type(model).__name__}")
+    parts: list[Any] = [child for module in model.modules() for child in module.children()]
+    parts += [p for module in model.modules() for p in module._parameters.values() if p is not None]
+    if len({id(part) for part in parts}) < len(parts):
+        raise ModelError("save: every layer and parameter must occur once in the model, got one in two places")
+    header = {
+        "format": FORMAT,
+        "model": json.dumps(describe(model), default=_plain),
+        "arrays": json.dumps(list(arrays)),
+        "extra": json.dumps(extra, default=_plain),
+    }
     tensors = {name: np.asarray(array, order="C") for name, array in {**model.state_dict(), **arrays}.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:
+            raise ModelError(f"save: {path} must be writable, got {error}") from error
 
 
 def read(path: str | Path) -> tuple[Module, dict[str, np.ndarray], dict[str, Any]]:
@@ -56,8 +69,8 @@ def read(path: str | Path) -> tuple[Module, dict[str, np.ndarray], dict[str, Any
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ModelError(f"load: {path} must be a safetensors file, got {error}") from error
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"load: {path} must be a safetensors file of NumPy's dtypes, got {error}") from error
     if header.get("format") != FORMAT:
         raise ModelError(
             f"load: {path} must be a checkpoint that fastbn.save wrote, got a safetensors file without its header; "
@@ -66,10 +79,30 @@ def read(path: str | Path) -> tuple[Module, dict[str, np.ndarray], dict[str, Any
     try:
         model = build(json.loads(header["model"]))
         extra = json.loads(header["extra"])
-        model.load_state_dict({name: array for name, array in tensors.items() if not name.startswith(":")})
-    except (FastbnError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if not isinstance(extra, dict):
+            raise ModelError(f"load: extra must be an object, got {type(extra).__name__}")
+        further = {name: tensors.pop(name) for name in json.loads(header.get("arrays", "[]"))}
+        model.load_state_dict(tensors)
+    except (FastbnError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise ModelError(f"load: {path} must describe a model of fastbn.nn layers, got {error}") from error
-    return model, {name: array for name, array in tensors.items() if name.startswith(":")}, extra
+    return model, further, extra
+
+
+def input_shape_of(path: str | Path, extra: dict[str, Any]) -> tuple[int, ...] | None:
+    """One sample's shape, if the checkpoint holds it. Raises ModelError where it is no shape."""
+    shape = extra.get("input_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or not shape or any(type(size) is not int or size < 1 for size in shape):
+        raise ModelError(f"load: input_shape of {path} must be positive integers, got {shape!r}")
+    return tuple(shape)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ModelError(f"save: options must be what JSON can hold, got {type(value).__name__}")
 
 
 def describe(module: Module, name: str = "model") -> dict[str, Any]:
@@ -81,9 +114,8 @@ def describe(module: Module, name: str = "model") -> dict[str, Any]:
     children = {child_name: describe(child, f"{name}.{child_name}") for child_name, child in module.named_children()}
     if children:
         entry["children"] = children
-    dtype = {str(parameter.dtype) for parameter in module._parameters.values() if parameter is not None}
-    if dtype - {"float32"}:
-        entry["dtype"] = dtype.pop()
+    if module.dtype == np.float64 and not children:
+        entry["dtype"] = "float64"
     return entry
 
 

@@ -57,12 +57,12 @@ def fit(
     Returns the history of all epochs. The model is left in eval mode.
     Raises StateError when a loss is not finite, ShapeError, DtypeError, ArgumentError, ModelError for the checkpoint.
     """
-    inputs, labels = _check_data("train", train)
+    inputs, labels = _check_data("fit", "train", train)
     check_int("fit", "epochs", epochs, 0)
     check_int("fit", "batch_size", batch_size, 1)
     check_int("fit", "seed", seed, 0)
     if validation is not None:
-        _check_data("validation", validation)
+        _check_data("fit", "validation", validation)
     criterion = CrossEntropyLoss() if loss is None else loss
     history = History()
     if resume and checkpoint is not None and Path(checkpoint).exists():
@@ -90,7 +90,7 @@ def fit(
                     )
                 model.backward(criterion.backward(), need_dx=False)
                 optimizer.step()
-                total += value * len(batch)
+                total += float(value) * len(batch)
                 correct += _correct(output, target)
                 count += len(batch)
                 bar.advance(total / count)
@@ -115,7 +115,7 @@ def evaluate(model: Module, data: Data, *, batch_size: int = 1000, loss: Loss | 
 
     Raises ShapeError, DtypeError, ArgumentError.
     """
-    inputs, labels = _check_data("data", data)
+    inputs, labels = _check_data("evaluate", "data", data)
     check_int("evaluate", "batch_size", batch_size, 1)
     criterion = CrossEntropyLoss() if loss is None else loss
     model.eval()
@@ -123,7 +123,7 @@ def evaluate(model: Module, data: Data, *, batch_size: int = 1000, loss: Loss | 
     for start in range(0, len(labels), batch_size):
         target = labels[start : start + batch_size]
         output = model(inputs[start : start + batch_size])
-        total += criterion(output, target) * len(target)
+        total += float(criterion(output, target)) * len(target)
         correct += _correct(output, target)
     return total / len(labels), correct / len(labels)
 
@@ -132,14 +132,16 @@ def _correct(output: np.ndarray, target: np.ndarray) -> int:
     return int((output.argmax(axis=1) == target).sum())
 
 
-def _check_data(name: str, data: Any) -> Data:
-    if not isinstance(data, tuple) or len(data) != 2 or not isinstance(data[1], np.ndarray):
-        raise DtypeError(f"fit: {name} must be a pair of arrays (inputs, labels), got {type(data).__name__}")
+def _check_data(who: str, name: str, data: Any) -> Data:
+    if not isinstance(data, tuple) or len(data) != 2 or not all(isinstance(part, np.ndarray) for part in data):
+        raise DtypeError(f"{who}: {name} must be a pair of arrays (inputs, labels), got {type(data).__name__}")
     inputs, labels = data
-    check_float("fit", f"{name} inputs", inputs)
+    check_float(who, f"{name} inputs", inputs)
+    if inputs.ndim == 0 or labels.ndim == 0:
+        raise ShapeError(f"{who}: {name} must have one label per input, got arrays without axes")
     if len(inputs) != len(labels) or len(labels) == 0:
         raise ShapeError(
-            f"fit: {name} must have one label per input and at least one, got {len(inputs)} inputs and "
+            f"{who}: {name} must have one label per input and at least one, got {len(inputs)} inputs and "
             f"{len(labels)} labels"
         )
     return inputs, labels
@@ -169,15 +171,17 @@ def _restore(path: str | Path, model: Module, optimizer: Optimizer) -> History:
     saved_model, arrays, extra = read(path)
     kind = type(optimizer).__name__
     saved = extra.get("optimizer")
-    if saved is None or saved["type"] != kind:
-        raise ModelError(
-            f"fit: {path} must be a checkpoint of a run with {kind}, got one "
-            f"{'without an optimiser' if saved is None else 'with ' + saved['type']}"
-        )
-    model.load_state_dict(saved_model.state_dict())
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in saved["state"].items()}
-    for name, array in arrays.items():
-        _, index, entry = name.split(".", 2)
-        state.setdefault(int(index), {})[entry] = array
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    return History.from_json(extra["history"])
+    if not isinstance(saved, dict) or saved.get("type") != kind:
+        got = f"with {saved.get('type')}" if isinstance(saved, dict) else "without an optimiser"
+        raise ModelError(f"fit: {path} must be a checkpoint of a run with {kind}, got one {got}")
+    try:
+        history = History.from_json(extra["history"])
+        state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in saved["state"].items()}
+        for name, array in arrays.items():
+            _, index, entry = name.split(".")
+            state.setdefault(int(index), {})[entry] = array
+        model.load_state_dict(saved_model.state_dict())
+        optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"fit: {path} must hold the state of a run as fit wrote it, got {error!r}") from error
+    return history

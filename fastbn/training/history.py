@@ -4,9 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from fastbn.errors import ModelError
+from fastbn.errors import ArgumentError, ModelError
 
 
 @dataclass
@@ -46,6 +45,8 @@ class History:
         """
         from fastbn.training.plot import plot_histories
 
+        if others and label in others:
+            raise ArgumentError(f"History.plot: label must differ from those of others, got {label!r} twice")
         plot_histories({label: self, **(others or {})}, path)
 
     def to_json(self) -> str:
@@ -56,7 +57,12 @@ class History:
     def from_json(cls, text: str) -> "History":
         """What ``to_json`` wrote. Raises ModelError for anything else."""
         try:
-            entries: list[dict[str, Any]] = json.loads(text)
-            return cls([Epoch(**entry) for entry in entries])
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"History.from_json: text must be what to_json wrote, got {text[:40]!r}") from error
+            epochs = [Epoch(**entry) for entry in json.loads(text)]
+            for epoch in epochs:
+                if not all(value is None or type(value) in (int, float) for value in asdict(epoch).values()):
+                    raise TypeError(f"figures {epoch}")
+            if not text.lstrip().startswith("["):
+                raise TypeError("no list")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ModelError(f"History.from_json: text must be what to_json wrote, got {str(text)[:40]!r}") from error
+        return cls(epochs)

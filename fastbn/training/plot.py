@@ -1,6 +1,7 @@
 """Pictures of training runs."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def plot_histories(histories: Mapping[str, "History"], path: str | Path, title: 
         raise ModelError("plot: matplotlib must be installed, got none; pip install fastbn[plot]") from error
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    for (label, history), colour, marker in zip(histories.items(), COLOURS, MARKERS, strict=False):
+    for (label, history), colour, marker in zip(histories.items(), cycle(COLOURS), cycle(MARKERS)):
         steps = range(1, len(history) + 1)
         validated = any(epoch.val_loss is not None for epoch in history)
         train_style = {"color": colour, "linestyle": "--", "linewidth": 1.2, "alpha": 0.75}
@@ -38,7 +39,11 @@ def plot_histories(histories: Mapping[str, "History"], path: str | Path, title: 
             losses.plot(steps, [epoch.val_loss for epoch in history], label=f"{label}, test", **test_style)
             percent = [None if e.val_accuracy is None else 100 * e.val_accuracy for e in history]
             accuracies.plot(steps, percent, label=f"{label}, test", **test_style)
-    losses.set(title="Loss", ylabel="mean cross-entropy", yscale="log")
+    drawn = [
+        loss for history in histories.values() for e in history for loss in (e.loss, e.val_loss) if loss is not None
+    ]
+    scale = "log" if drawn and min(drawn) > 0 else "linear"
+    losses.set(title="Loss", ylabel="mean cross-entropy", yscale=scale)
     accuracies.set(title="Accuracy", ylabel="correct (%)")
     for axes in (losses, accuracies):
         axes.set_xlabel("epoch")

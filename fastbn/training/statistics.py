@@ -30,7 +30,8 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
         assert isinstance(module, BatchNorm)
         saved = module.saved
         assert saved is not None
-        moments[id(module)].append((saved.count, saved.mean, saved.var))
+        if saved.count:
+            moments[id(module)].append((saved.count, saved.mean, saved.var))
 
     before = {name: array.copy() for name, array in model.named_buffers()}
     removers = [norm.register_forward_hook(record) for norm in norms]
@@ -39,7 +40,7 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
         model.train()
         for batch in batches:
             model(batch)
-            seen += 1
+            seen += len(batch)
     finally:
         for remove in removers:
             remove()

@@ -7,7 +7,6 @@ import numpy as np
 
 from fastbn._checks import check_int
 from fastbn.errors import ShapeError
-from fastbn.nn.containers import Residual, Sequential
 from fastbn.nn.conv import Conv2d
 from fastbn.nn.module import Module
 
@@ -83,28 +82,23 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
     for size in input_shape:
         check_int("summary", "input_shape", size, 1)
     probe = copy.deepcopy(model).eval()
-    dtype = next((parameter.dtype for parameter in probe.parameters()), np.dtype(np.float32))
     shapes: dict[int, tuple[int, ...]] = {}
-    calls: dict[int, int] = {}
+    mult_adds = outputs = 0
 
     def record(module: Module, x: np.ndarray, y: np.ndarray) -> None:
+        nonlocal mult_adds, outputs
         shapes[id(module)] = y.shape
-        calls[id(module)] = calls.get(id(module), 0) + 1
+        own = _own_parameters(module)
+        if own:
+            mult_adds += own * y.shape[0] * (int(np.prod(y.shape[2:])) if isinstance(module, Conv2d) else 1)
+            outputs += y.size
 
     removers = [module.register_forward_hook(record) for module in probe.modules()]
-    probe(np.zeros(input_shape, dtype))
+    probe(np.zeros(input_shape, probe.dtype))
     for remove in removers:
         remove()
     rows: list[Row] = []
     _add_rows(probe, 0, {}, shapes, rows)
-    mult_adds = outputs = 0
-    for module in probe.modules():
-        own = sum(parameter.size for parameter in module._parameters.values() if parameter is not None)
-        shape = shapes.get(id(module), ())
-        if own and shape:
-            pixels = int(np.prod(shape[2:])) if isinstance(module, Conv2d) else 1
-            mult_adds += own * shape[0] * pixels * calls[id(module)]
-            outputs += int(np.prod(shape)) * calls[id(module)]
     parameters = list(probe.parameters())
     return Summary(
         rows=tuple(rows),
@@ -121,10 +115,14 @@ def _add_rows(
     module: Module, depth: int, counters: dict[int, int], shapes: dict[int, tuple[int, ...]], rows: list[Row]
 ) -> None:
     counters[depth] = counters.get(depth, 0) + 1
-    own = 0 if isinstance(module, (Sequential, Residual)) else sum(p.size for p in module.parameters())
-    rows.append(Row(type(module).__name__, depth, counters[depth], shapes.get(id(module), ()), own))
+    shape = shapes.get(id(module), ())
+    rows.append(Row(type(module).__name__, depth, counters[depth], shape, _own_parameters(module)))
     for child in module.children():
         _add_rows(child, depth + 1, counters, shapes, rows)
+
+
+def _own_parameters(module: Module) -> int:
+    return sum(parameter.size for parameter in module._parameters.values() if parameter is not None)
 
 
 def _label(row: Row) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 
 from fastbn import functional as F
 from fastbn.nn.module import Module
+from fastbn.nn.parameter import Parameter
+from fastbn.optim import SGD, Adam
 
 IMAGE = (2, 3, 4, 4)
 
@@ -21,8 +23,7 @@ def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = No
         _all_doors()
         return
     probe = copy.deepcopy(model)
-    dtype = next((parameter.dtype for parameter in probe.parameters()), np.dtype(np.float32))
-    x = np.zeros((max(2, input_shape[0]), *input_shape[1:]), dtype)
+    x = np.zeros((max(2, input_shape[0]), *input_shape[1:]), probe.dtype)
     probe.eval()(x)
     if training:
         probe.train()
@@ -51,3 +52,7 @@ def _all_doors() -> None:
     targets = np.zeros(4, np.int64)
     _, rows = F.cross_entropy_forward(matrix, targets)
     F.cross_entropy_backward(matrix, targets, rows)
+    parameter = Parameter(matrix)
+    parameter.accumulate(matrix)
+    for optimizer in (SGD([parameter], lr=0.0), Adam([parameter], lr=0.0)):
+        optimizer.step()
