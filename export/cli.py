@@ -14,7 +14,7 @@ import numpy as np
 
 import fastbn
 from export.convert import check_opset, export
-from export.files import read_model, writing
+from export.files import BROKEN, read_model, writing
 from export.fold import fold_graph
 from export.report import render
 from export.runtime import latencies
@@ -67,10 +67,12 @@ def _main(options: argparse.Namespace) -> int:
         _check_source(options, source, suffix)
     elif options.input_shape is not None:
         raise ArgumentError("--input-shape must come with a checkpoint, got it without SOURCE")
+    if options.out == "":
+        raise ArgumentError("-o OUT.onnx must be a file name, got ''")
     out = Path("lenet.onnx" if options.out is None else options.out)
+    check_target(out)
     if out.suffix.lower() != ".onnx":
         raise ArgumentError(f"OUT must end in .onnx, got {str(out)!r}")
-    check_target(out)
     if source is None:
         report = _train_and_export(options, out)
     elif suffix == ".safetensors":
@@ -162,7 +164,10 @@ def _export_model(
 
 def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str, Any]:
     model = read_model(source)
-    fold = None if options.no_fold else fold_graph(model)
+    try:
+        fold = None if options.no_fold else fold_graph(model)
+    except BROKEN as error:
+        raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
     with writing(model, out) as temporary:
         proof = verify(source, temporary, tolerance=options.tolerance)
     return {

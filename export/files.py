@@ -30,8 +30,6 @@ def read_model(path: str | Path) -> ir.Model:
         proto = onnx.load(path, load_external_data=False)
         return _from_proto(proto, Path(path).resolve().parent)
     except BROKEN as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"read: {path} must be an ONNX model, got {_first_line(error)}") from error
 
 
@@ -44,20 +42,18 @@ def as_model(model: str | Path | onnx.ModelProto) -> ir.Model:
     try:
         return _from_proto(copy, Path.cwd())
     except BROKEN as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"read: the model must be valid ONNX, got {_first_line(error)}") from error
 
 
 def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     if not proto.opset_import or proto.ir_version < 1:
-        raise ModelError("read: the model must be ONNX, got a file that names no operator set")
+        raise ValueError("a model that names no operator set")
     if proto.graph.sparse_initializer:
-        raise ModelError("read: weights must be dense, got a sparse initializer")
+        raise ValueError("a sparse initializer, which is not supported")
     for tensor in proto.graph.initializer:
         location = {entry.key: entry.value for entry in tensor.external_data}.get("location")
         if location is not None and not (folder / location).resolve().is_relative_to(folder):
-            raise ModelError(f"read: weights must be in the folder of the model or below, got {location}")
+            raise ValueError(f"weights outside its folder: {location}")
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, folder)
     return ir.external_data.load_to_model(model)

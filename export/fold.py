@@ -9,11 +9,11 @@ import onnx
 import onnx_ir as ir
 
 from export.constants import drop_unused
-from export.files import as_model
+from export.files import BROKEN, as_model
 from export.refused import Refused
 from export.rules import RULES
 from export.rules.batch_norm import BatchNormNode
-from fastbn.errors import FastbnError
+from fastbn.errors import FastbnError, ModelError
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,11 @@ def fold_onnx(model_or_path: str | Path | onnx.ModelProto) -> tuple[onnx.ModelPr
     Raises ModelError for a file that is not an ONNX model.
     """
     model = as_model(model_or_path)
-    report = fold_graph(model)
-    return ir.to_proto(model), report
+    try:
+        report = fold_graph(model)
+        return ir.to_proto(model), report
+    except BROKEN as error:
+        raise ModelError(f"fold_onnx: the model must be valid ONNX, got {error}") from error
 
 
 def fold_graph(model: ir.Model) -> FoldReport:
@@ -92,8 +95,9 @@ def _fold_node(model: ir.Model, node: ir.Node) -> FoldSite:
 
 
 def _batch_norms(model: ir.Model) -> Iterator[ir.Node]:
-    for graph in [model.graph, *model.functions.values()]:
-        yield from _batch_norms_in(graph)
+    yield from _batch_norms_in(model.graph)
+    for function in model.functions.values():
+        yield from _batch_norms_in(function)
 
 
 def _batch_norms_in(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:

@@ -44,7 +44,8 @@ def _default_threads() -> int:
 
 _count = _default_threads()
 _lock = threading.Lock()
-_started = False  # a parallel region has run in this process, or in the one it was forked from
+_loaded = False  # a kernel has been loaded here or in the process this one was forked from: Numba's pool runs
+_started = False  # a parallel loop has run
 _serial_only = False
 
 
@@ -67,6 +68,8 @@ def set_num_threads(n: int) -> None:
 
 def launch(kernel: Callable[..., None], *args: Any, work: int) -> None:
     """Call ``kernel(*args, parallel)``: parallel where ``work``, in elements, repays it and where it is safe."""
+    global _loaded
+    _loaded = True
     if work < MIN_PARALLEL_WORK or _count == 1 or _serial_only:
         kernel(*args, False)
         return
@@ -80,7 +83,7 @@ def launch(kernel: Callable[..., None], *args: Any, work: int) -> None:
 def _parallel_region() -> Iterator[bool]:
     """Whether a parallel loop may start now: Numba's workqueue aborts the process when two do at once."""
     global _started
-    if _started and numba.threading_layer() != "workqueue":
+    if _started and _layer() != "workqueue":
         yield True
         return
     if not _lock.acquire(blocking=False):
@@ -97,7 +100,15 @@ def _after_fork() -> None:
     """A pool of threads does not survive a fork: GNU OpenMP ends the child that uses it, workqueue hangs."""
     global _serial_only, _lock
     _lock = threading.Lock()
-    _serial_only = _started and numba.threading_layer() != "tbb"
+    _serial_only = _loaded and _layer() != "tbb"
+
+
+def _layer() -> str:
+    """The threading layer in use; "none" before there is one."""
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return "none"
 
 
 if hasattr(os, "register_at_fork"):

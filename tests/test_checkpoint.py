@@ -17,6 +17,11 @@ from fastbn.errors import FastbnError, ModelError
 from fastbn.training import checkpoint
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    fastbn.manual_seed(0)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "model.safetensors"

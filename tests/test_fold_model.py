@@ -12,6 +12,11 @@ from fastbn.errors import ArgumentError, DtypeError, ShapeError
 GAMMAS = ["random", "with zeros"]
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    fastbn.manual_seed(0)
+
+
 def randomize(model, rng, gamma="random"):
     """Statistics, gammas and betas that hide nothing."""
     for module in model.modules():

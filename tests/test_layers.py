@@ -14,6 +14,11 @@ from fastbn.errors import ArgumentError, DtypeError, ShapeError, StateError
 IMAGE = (2, 4, 7, 6)
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    manual_seed(0)
+
+
 def weights(layer):
     return layer.weight.data, None if layer.bias is None else layer.bias.data
 
@@ -59,6 +64,7 @@ def avg_pool_case(**options):
     )
 
 
+manual_seed(0)
 CASES = {
     "conv": conv_case(kernel_size=3),
     "conv strided": conv_case(kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), bias=False),

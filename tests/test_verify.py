@@ -123,7 +123,7 @@ def test_inputs_with_defaults_are_left_out():
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [("N, 3", [(2, 3), (1, 3), (3, 3)]), ("N, C, 2", [(2, 2, 2), (1, 1, 2), (3, 3, 2)]), ("4", [(4,)] * 3)],
+    [("N, 3", [(2, 3), (1, 3), (3, 3)]), ("N, C, 2", [(2, 32, 2), (1, 32, 2), (3, 32, 2)]), ("4", [(4,)] * 3)],
 )
 def test_random_inputs_vary_the_free_axes(shape, expected):
     sets = random_inputs(identity("float", shape))
@@ -132,8 +132,9 @@ def test_random_inputs_vary_the_free_axes(shape, expected):
     again = random_inputs(identity("float", shape))
     for inputs, same in zip(sets, again, strict=True):
         np.testing.assert_array_equal(inputs["x"], same["x"])
-    [alone] = random_inputs(identity("float", shape), seeds=(7,), free=5)
-    assert alone["x"].shape == tuple(int(size) if size.strip().isdigit() else 5 for size in shape.split(","))
+    [alone] = random_inputs(identity("float", shape), seeds=(7,), batch=5)
+    free = {"N": 5, "C": 32}
+    assert alone["x"].shape == tuple(free.get(size.strip()) or int(size) for size in shape.split(","))
 
 
 def test_random_integers_are_zeros_and_ones():

@@ -27,7 +27,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4")) if len(data) >= start else ()
     wanted = start + math.prod(shape) * dtype.itemsize
     if len(shape) != rank or len(data) != wanted:
-        raise ModelError(f"read_idx: {path} must hold {wanted} bytes for its sizes {shape[:8]}, got {len(data)}")
+        raise ModelError(f"read_idx: {path} must hold {wanted} bytes for its shape {shape[:8]}, got {len(data)}")
     try:
         return np.frombuffer(data, dtype, offset=start).reshape(shape)
     except ValueError as error:

@@ -52,6 +52,7 @@ def conv2d(
     """
     who = "conv2d"
     window, y_shape = _geometry(who, x, weight, stride, padding, dilation, groups)
+    groups = int(groups)
     if bias is not None:
         check_same_dtype(who, "bias", bias, "x", x)
         check_per_channel(who, "bias", bias, weight.shape[0])
@@ -79,7 +80,7 @@ def conv2d(
         _panels(weight.reshape(groups, -1, weight[0].size)),
         none if bias is None else as_flat(dense_c(bias)),
         none if residual is None else as_flat(in_order_of(residual, y)),
-        relu,
+        bool(relu),
         as_flat(y),
         0,
         y_shape,
@@ -110,6 +111,7 @@ def conv2d_backward(
     """
     who = "conv2d_backward"
     window, y_shape = _geometry(who, x, weight, stride, padding, dilation, groups)
+    groups = int(groups)
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, y_shape, "as the output")
     if dy.size == 0:

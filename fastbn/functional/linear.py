@@ -99,7 +99,7 @@ def _multiply(
         b_depth,
         b_column,
         bias,
-        relu,
+        bool(relu),
         as_flat(out),
         workspace,
         work=rows * columns * depth // 16,

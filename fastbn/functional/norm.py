@@ -302,11 +302,11 @@ def _normalize(
     if _rows_of_channels(x):
         view = as_mc(x)
         added = np.empty((1, 0), x.dtype) if other is None else as_mc(other)
-        launch(normalize.normalize_mc, view, *operands, added, relu, as_mc(y), work=x.size)
+        launch(normalize.normalize_mc, view, *operands, added, bool(relu), as_mc(y), work=x.size)
     else:
         view = as_ncs(x)
         added = np.empty((1, 1, 0), x.dtype) if other is None else as_ncs(other)
-        launch(normalize.normalize_ncs, view, *operands, added, relu, as_ncs(y), work=x.size)
+        launch(normalize.normalize_ncs, view, *operands, added, bool(relu), as_ncs(y), work=x.size)
 
 
 def _rounded_mean(mean: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

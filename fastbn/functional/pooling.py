@@ -122,7 +122,7 @@ def avg_pool2d(
             y_shape,
             element_strides(y),
             window,
-            count_include_pad,
+            bool(count_include_pad),
             work=y.size * window[0] * window[1],
         )
     return y
@@ -158,7 +158,7 @@ def avg_pool2d_backward(
             dx.shape,
             element_strides(dx),
             window,
-            count_include_pad,
+            bool(count_include_pad),
             work=dx.size,
         )
     return dx

@@ -30,7 +30,7 @@ def exp_nonpositive(x):
 
     x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite 1980, chapter 6), and the Taylor polynomial of degree 13 in r.
     """
-    clipped = LOWEST if x < LOWEST else float64(x)
+    clipped = float64(x) if x >= LOWEST else LOWEST  # for a NaN too, which has no exponent
     n = int32(clipped * LOG2_E - 0.5)
     r = (clipped - n * LN_2_HIGH) - n * LN_2_LOW
     p = 1 / 6227020800.0
@@ -47,4 +47,6 @@ def exp_nonpositive(x):
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    return 0.0 if x < LOWEST else p * _power_of_two(n)
+    if x >= LOWEST:
+        return p * _power_of_two(n)
+    return 0.0 if x < LOWEST else float64(x)

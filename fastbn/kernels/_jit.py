@@ -10,23 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import njit
+from numba.core.cpu import ParallelOptions
 
 # A product and a sum may be fused. Nothing is reordered: a constant pulled out of a loop can overflow or cancel.
 ELEMENTWISE = {"contract"}
 # Sums vectorise only if they may be reordered. No "nnan"/"ninf": a NaN or an Inf that comes in must come out.
 SUMS = ELEMENTWISE | {"reassoc", "nsz"}
 
-# Only the explicit prange loops are parallel; array expressions and reductions are never rewritten.
-PRANGE_ONLY = {
-    "prange": True,
-    "comprehension": False,
-    "inplace_binop": False,
-    "reduction": False,
-    "setitem": False,
-    "stencil": False,
-    "numpy": False,
-    "fusion": False,
-}
+# Only the explicit prange loops are parallel; array expressions and reductions are never rewritten. A dict would be
+# emptied by the first compilation that reads it.
+PRANGE_ONLY = ParallelOptions(
+    {
+        "prange": True,
+        "comprehension": False,
+        "inplace_binop": False,
+        "reduction": False,
+        "setitem": False,
+        "stencil": False,
+        "numpy": False,
+        "fusion": False,
+    }
+)
 
 COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
