@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,16 @@ HOSTILE = {
 def test_a_hostile_header_is_refused(path, case):
     write(path, HOSTILE[case])
     assert_refused(path)
+
+
+def test_a_header_that_promises_what_the_file_does_not_hold_takes_no_memory(path):
+    write(path, layer("Linear", in_features=2000, out_features=2000))  # 16 MB
+    tracemalloc.start()
+    try:
+        assert_refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("extra", ["{", "", "[" * 100_000])

@@ -103,6 +103,17 @@ def test_a_plain_attribute_gives_way_to_a_parameter():
     assert module.scale is module._parameters["scale"]
 
 
+@pytest.mark.parametrize(("name", "value"), [("weight", np.ones((3, 2), np.float32)), ("weight", 5), ("child", 5)])
+def test_what_is_no_parameter_or_module_cannot_take_the_place_of_one(name, value):
+    layer = nn.Linear(2, 3)
+    layer.child = nn.ReLU()
+    before = snapshot(layer)
+    with pytest.raises(TypeError, match=rf"{name} must be"):
+        setattr(layer, name, value)
+    assert_same_state(layer.state_dict(), before)
+    assert isinstance(layer.child, nn.ReLU)
+
+
 def test_unknown_attribute():
     with pytest.raises(AttributeError, match="Linear has no attribute 'wieght'"):
         _ = nn.Linear(1, 1).wieght

@@ -268,6 +268,19 @@ def test_state_of_other_parameters_is_refused_and_changes_nothing(spoil, rng):
     np.testing.assert_array_equal(optimizer.state[0]["momentum_buffer"], kept)
 
 
+@pytest.mark.parametrize(("first", "second"), [("sgd momentum", "adam"), ("adam", "sgd momentum")])
+def test_the_state_of_another_optimizer_is_refused_and_changes_nothing(first, second, rng):
+    parameters = draw(rng)
+    other, optimizer = MAKERS[first](parameters), MAKERS[second](parameters)
+    set_gradients(parameters, rng)
+    other.step()
+    options = dict(optimizer.param_groups[0])
+    with pytest.raises(ModelError, match=r"load_state_dict: .* must .* got"):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.param_groups[0] == options
+    assert optimizer.state == {}
+
+
 # Refusals
 
 ONE = [nn.Parameter(np.ones(2, np.float32))]

@@ -47,6 +47,5 @@ def exp_nonpositive(x):
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    if x >= LOWEST:
-        return p * _power_of_two(n)
-    return 0.0 if x < LOWEST else float64(x)
+    value = p * _power_of_two(n)
+    return value if x >= LOWEST else 0.0 if x < LOWEST else float64(x)
