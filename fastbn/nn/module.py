@@ -72,7 +72,10 @@ class Module:
                     other.pop(name, None)
             self.__dict__.pop(name, None)
             own[name] = value
-        elif name in self._modules and value is None:
+        elif table is not None and value is not None and table is not self._buffers:
+            kind = "Parameter" if table is self._parameters else "Module"
+            raise DtypeError(f"{type(self).__name__}: {name} must be a {kind} or None, got {type(value).__name__}")
+        elif name in self._modules:
             del self._modules[name]
         elif table is not None:
             table[name] = value

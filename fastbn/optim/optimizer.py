@@ -84,7 +84,12 @@ class Optimizer:
                         f"load_state_dict: {name} of parameter {index} must have shape "
                         f"{parameters[int(index)].shape}, got {value.shape}"
                     )
-        for saved in state["param_groups"]:
+        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+            if group.keys() != saved.keys():
+                raise ModelError(
+                    f"load_state_dict: state must be of {type(self).__name__} with {', '.join(sorted(group))}, "
+                    f"got {', '.join(sorted(saved))}"
+                )
             self._check(saved)
         for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})

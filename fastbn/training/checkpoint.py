@@ -77,7 +77,9 @@ def read(path: str | Path) -> tuple[Module, dict[str, np.ndarray], dict[str, Any
             "build the model and call load_state_dict"
         )
     try:
-        model = build(json.loads(header["model"]))
+        entry = json.loads(header["model"])
+        _check_sizes(entry, "", tensors)
+        model = build(entry)
         extra = json.loads(header["extra"])
         if not isinstance(extra, dict):
             raise ModelError(f"load: extra must be an object, got {type(extra).__name__}")
@@ -117,6 +119,27 @@ def describe(module: Module, name: str = "model") -> dict[str, Any]:
     if module.dtype == np.float64 and not children:
         entry["dtype"] = "float64"
     return entry
+
+
+def _check_sizes(entry: dict[str, Any], path: str, tensors: dict[str, np.ndarray]) -> None:
+    """Raise ModelError where a layer asks for other arrays than the file holds, before they are allocated."""
+    options = entry["options"]
+    wanted: dict[str, tuple[int, ...]] = {}
+    if entry["type"] == "Linear":
+        wanted["weight"] = (options["out_features"], options["in_features"])
+    elif entry["type"] == "Conv2d":
+        channels = options["in_channels"] // options.get("groups", 1)
+        wanted["weight"] = (options["out_channels"], channels, *np.broadcast_to(options["kernel_size"], 2).tolist())
+    elif entry["type"].startswith("BatchNorm"):
+        names = {"weight": "affine", "running_mean": "track_running_stats"}
+        wanted = {name: (options["num_features"],) for name, option in names.items() if options.get(option, True)}
+    for name, shape in wanted.items():
+        array = tensors.get(f"{path}{name}")
+        if array is None or array.shape != shape:
+            got = "none" if array is None else array.shape
+            raise ModelError(f"load: {path}{name} must have shape {shape}, got {got}")
+    for name, child in entry.get("children", {}).items():
+        _check_sizes(child, f"{path}{name}.", tensors)
 
 
 def build(entry: dict[str, Any]) -> Module:
