@@ -108,7 +108,7 @@ def _train_and_export(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     dataset = data.load(name)
     print(f"training LeNet with batch norm on {name}, {epochs} epochs", file=sys.stderr, flush=True)
     begun = time.perf_counter()
-    model, history = train_lenet(dataset, norm="batch", epochs=epochs, batch_size=64, seed=options.seed or 0)
+    model, history = train_lenet(dataset, norm="batch", epochs=epochs, seed=options.seed or 0)
     seconds = time.perf_counter() - begun
     shape = dataset.train.images.shape[1:]
     fastbn.save(model, saved, input_shape=shape)

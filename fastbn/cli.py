@@ -83,8 +83,8 @@ def train_lenet(
     *,
     norm: str,
     epochs: int,
-    batch_size: int = 128,
-    lr: float = 0.1,
+    batch_size: int = 64,
+    lr: float = 0.05,
     momentum: float = 0.9,
     seed: int = 0,
     save_to: Path | None = None,
@@ -185,8 +185,8 @@ def _parser() -> Parser:
     add("--data", choices=list(data.DATASETS), default="digits", help="mnist is read from $FASTBN_DATA/mnist")
     add("--norm", choices=[*NORMS, "both"], default="both", help="which of the two networks to train")
     add("--epochs", type=integer(1), default=10, metavar="N", help="passes over the training data")
-    add("--batch-size", type=integer(2), default=128, metavar="N", help="samples in one step")
-    add("--lr", type=number(0, above=True), default=0.1, help="first learning rate; it falls along half a cosine")
+    add("--batch-size", type=integer(2), default=64, metavar="N", help="samples in one step")
+    add("--lr", type=number(0, above=True), default=0.05, help="first learning rate; it falls along half a cosine")
     add("--momentum", type=number(0), default=0.9, help="momentum of SGD")
     add("--seed", type=integer(0), default=0, metavar="N", help="seed of initial values and of the order of samples")
     add("--out", default=".", metavar="DIR", help="folder for the files written")
