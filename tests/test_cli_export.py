@@ -526,6 +526,41 @@ def test_training_refused_before_it_begins(refused, folder, mnist, monkeypatch, 
     assert re.search(sentence, line), line
 
 
+@pytest.mark.usefixtures("mnist")
+def test_newest_opset_works_or_leaves_nothing(folder, capsys):
+    """onnx may know an opset that onnxruntime cannot run yet: that must show before the training, not after."""
+    arguments = ["--data", "mnist", "--epochs", "1", "--opset", str(onnx.defs.onnx_opset_version())]
+    before = snapshot(folder)
+    code, _, err = run(main, arguments, capsys)
+    assert code in (0, 2)
+    if code == 2:
+        assert err.count("\n") == 1
+        assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("what", ["input", "output"])
+def test_nothing_but_one_line_from_a_process(folder, what):
+    """What the libraries below log goes to stderr as well, unless it is kept from there."""
+    model = conv_bn(np.random.default_rng(0))[0]
+    if what == "input":
+        model.graph.node[0].input[0] = "nowhere"
+    else:
+        model.graph.output[0].name = "nowhere"
+    onnx.save(model, "dangling.onnx")
+    before = snapshot(folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "export", "dangling.onnx", "-o", "out.onnx"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(PROG)
+    assert done.stderr.count("\n") == 1
+    assert snapshot(folder) == before
+
+
 @pytest.mark.parametrize("source", ["model.onnx", "shaped.safetensors"])
 def test_crash_of_onnxruntime(refused, monkeypatch, tmp_path_factory, source):
     child = tmp_path_factory.mktemp("child") / "child.py"
