@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from export.fold import fold_graph
 from export.report import render
 from export.runtime import latencies
 from export.verify import VerifyReport, random_inputs, run_any, verify
-from fastbn import data
+from fastbn import data, nn
 from fastbn._files import check_target
 from fastbn.cli import Parser, integer, number, shape_of, train_lenet
 from fastbn.cli import run as run_action
@@ -53,6 +54,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of comes back as an error, in one line
     parser = _parser()
     options = parser.parse_args(arguments)
     return run_action(parser.prog, lambda: _main(options))
@@ -106,6 +108,8 @@ def _train_and_export(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     name = options.data or "digits"
     epochs = options.epochs or EPOCHS[name]
     dataset = data.load(name)
+    if options.opset is not None:
+        _check_runtime(options.opset)
     print(f"training LeNet with batch norm on {name}, {epochs} epochs", file=sys.stderr, flush=True)
     begun = time.perf_counter()
     model, history = train_lenet(dataset, norm="batch", epochs=epochs, seed=options.seed or 0)
@@ -121,6 +125,12 @@ def _train_and_export(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     report["accuracy"] = {key: _accuracy(value, dataset.test) for key, value in models.items()}
     report["test_samples"] = len(dataset.test.labels)
     return report
+
+
+def _check_runtime(opset: int) -> None:
+    """Raise ModelError, before the training, where onnxruntime is too old for ``opset``."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(nn.ReLU(), Path(folder, "probe.onnx"), input_shape=(1,), opset=opset)
 
 
 def _export_checkpoint(options: argparse.Namespace, source: Path, out: Path) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def writing(model: ir.Model, path: str | Path) -> Iterator[Path]:
     check_target(target)
     data = target.with_name(f"{target.name}.data")
     large = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value) > PROTOBUF_LIMIT // 2
-    if large and data.exists() and not target.exists():
-        raise ModelError(f"write: {data} must be free for the weights of {target}, got another file of that name")
+    if large and data.exists():  # some model may read it, the source among others
+        raise ModelError(f"write: {data} must be free for the weights of {target}, got a file of that name; remove it")
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:

@@ -67,19 +67,23 @@ def in_float64(model):
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.opset_import[0].version = max(copy.opset_import[0].version, 15)
-    graph = copy.graph
-    for named in (copy.opset_import[0], *graph.node):
+    for named in (copy.opset_import[0], *copy.graph.node):
         named.domain = "" if named.domain == "ai.onnx" else named.domain
-    values = [
-        node.attribute[0].t for node in graph.node if node.op_type == "Constant" and node.attribute[0].HasField("t")
-    ]
-    for tensor in (*graph.initializer, *values):
+    _in_float64(copy.graph)
+    return copy
+
+
+def _in_float64(graph):
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    for tensor in (*graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))):
         if tensor.data_type in FLOATS:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type in FLOATS:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    return copy
+    for attribute in attributes:
+        if attribute.HasField("g"):
+            _in_float64(attribute.g)
 
 
 def truth(model, feeds):

@@ -94,7 +94,7 @@ def test_train_json(cli):
             assert entry.keys() == {"loss", "accuracy", "seconds", "lr", "val_loss", "val_accuracy"}
             assert 0 < entry["loss"] < 20
             assert entry["val_accuracy"] in {hits / 16 for hits in range(17)}
-        assert [entry["lr"] for entry in entries] == [0.1, pytest.approx(0.05)]
+        assert [entry["lr"] for entry in entries] == [0.05, pytest.approx(0.025)]
     for text in ("LeNet with batch norm", "LeNet without", "epoch  2/2", "written: "):
         assert text in err
 
@@ -115,6 +115,15 @@ def test_train_is_repeatable(cli, folder):
     one, two = (state(f"{name}/lenet-mnist-batch.safetensors") for name in ("one", "two"))
     for key, array in one.items():
         np.testing.assert_array_equal(array, two[key], err_msg=key)
+
+
+def test_seed_is_that_of_the_order_too(cli, monkeypatch):
+    fit, seeds = fastbn.cli.training.fit, []
+    monkeypatch.setattr(
+        fastbn.cli.training, "fit", lambda *given, seed, **more: seeds.append(seed) or fit(*given, seed=seed, **more)
+    )
+    cli(*TRAIN, "--epochs", "1", "--seed", "7")
+    assert seeds == [7, 7]
 
 
 @pytest.mark.parametrize(("option", "value"), [("--lr", "0.01"), ("--momentum", "0.5"), ("--batch-size", "8")])

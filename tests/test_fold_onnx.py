@@ -57,6 +57,8 @@ FOLDS = {
     "gemm transB": ("c = Gemm<transB = 1>(x, W, C)", {"W": (3, 4), "C": (3,)}, 3, MATRIX),
     "gemm transA": ("c = Gemm<transA = 1>(x, W)", {"W": (4, 3)}, 3, {"x": "float[4, N] x"}),
     "gemm transA, transB": ("c = Gemm<transA = 1, transB = 1>(x, W)", {"W": (3, 4)}, 3, {"x": "float[4, N] x"}),
+    "gemm square": ("c = Gemm(x, W, C)", {"W": (4, 4), "C": (4,)}, 4, MATRIX),
+    "gemm square transB": ("c = Gemm<transB = 1>(x, W, C)", {"W": (4, 4), "C": (4,)}, 4, MATRIX),
     "gemm alpha": ("c = Gemm<alpha = 0.5>(x, W, C)", {"W": (4, 3), "C": (3,)}, 3, MATRIX),
     "gemm beta without C": ("c = Gemm<beta = 3.0>(x, W)", {"W": (4, 3)}, 3, MATRIX),
     "gemm beta of zero": ("c = Gemm<beta = 0.0>(x, W, C)", {"W": (4, 3), "C": (3,)}, 3, MATRIX),
@@ -285,20 +287,61 @@ def _rename(model, old, new):
         node.output[:] = [new if name == old else name for name in node.output]
 
 
-def test_new_names_avoid_those_in_subgraphs(rng):
-    """A name in a branch that is new outside as well is no longer the only one: ONNX forbids it."""
+def with_branches(rng):
+    """Conv, batch norm, then an If of which both branches read the result."""
     _, arrays = conv_bn(rng)
-    model = text_model(
+    return text_model(
         "c = Conv(x, W) d = BatchNormalization(c, s, b, m, v) "
         "y = If (cond) <then_branch = t () => (float[N, 3, 4, 4] T) { T = Relu(d) }, "
         "else_branch = e () => (float[N, 3, 4, 4] E) { E = Neg(d) }>",
         {**arrays, "cond": np.array(True)},
     )
+
+
+def named_as_a_node(rng):
+    model = with_branches(rng)
     branch = model.graph.node[2].attribute[0].g
     branch.node[0].output[0] = branch.output[0].name = "W.bias"
+    return model
+
+
+def named_as_an_initialiser(rng):
+    model = with_branches(rng)
+    branch = model.graph.node[2].attribute[0].g
+    branch.node.append(helper.make_node("Mul", ["r", "W.bias"], ["T"]))
+    branch.node[0].output[0] = "r"
+    branch.initializer.append(numpy_helper.from_array(np.float32([3]), "W.bias"))
+    return model
+
+
+def named_as_an_input(rng):
+    """A Loop's body, run twice: y = 3 d."""
+    model = with_branches(rng)
+    image = ["N", 3, 4, 4]
+    nodes = [helper.make_node("Identity", ["going"], ["on"]), helper.make_node("Add", ["W.bias", "d"], ["sum"])]
+    inputs = [
+        helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+        helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("W.bias", TensorProto.FLOAT, image),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("sum", TensorProto.FLOAT, image),
+    ]
+    body = helper.make_graph(nodes, "body", inputs, outputs)
+    model.graph.node[2].CopyFrom(helper.make_node("Loop", ["twice", "cond", "d"], ["y"], name="y", body=body))
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(2), "twice"))
+    return model
+
+
+@pytest.mark.parametrize("make", [named_as_a_node, named_as_an_initialiser, named_as_an_input])
+def test_new_names_avoid_those_in_subgraphs(rng, make):
+    """A name in a subgraph that is new outside as well would be no longer the only one: ONNX forbids it."""
+    model = make(rng)
     onnx.checker.check_model(model, full_check=True)
     folded, report = fold_onnx(model)
     assert report.folded == 1
+    assert "W.bias" not in initializers(folded)
     assert_same_network(folded, model, rng)
 
 
@@ -324,13 +367,7 @@ def test_output_that_is_read_inside_too(rng):
 
 
 def test_output_that_a_subgraph_reads(rng):
-    _, arrays = conv_bn(rng)
-    model = text_model(
-        "c = Conv(x, W) d = BatchNormalization(c, s, b, m, v) "
-        "y = If (cond) <then_branch = t () => (float[N, 3, 4, 4] T) { T = Relu(d) }, "
-        "else_branch = e () => (float[N, 3, 4, 4] E) { E = Neg(d) }>",
-        {**arrays, "cond": np.array(True)},
-    )
+    model = with_branches(rng)
     folded, report = fold_onnx(model)
     assert report.folded == 1
     assert operators(folded) == ["Conv", "If"]

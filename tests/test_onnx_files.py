@@ -161,6 +161,22 @@ def test_proto_without_its_other_file():
     assert_one_sentence(caught)
 
 
+@pytest.mark.parametrize("where", ["../outside.data", "{}/outside.data"])
+def test_weights_outside_the_models_folder_are_refused(tmp_path, where):
+    """A model from elsewhere must not read any file there is."""
+    (tmp_path / "inside").mkdir()
+    _, path = external(tmp_path / "inside")
+    (tmp_path / "inside" / "model.data").rename(tmp_path / "outside.data")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = where.format(tmp_path) if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError) as caught:
+        fold_onnx(path)
+    assert_one_sentence(caught)
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_weights_in_another_file_move_along(tmp_path, fold):
     """Written to another folder, the model still runs, and the source's files are as they were."""
@@ -285,7 +301,8 @@ def test_large_model_that_fails_leaves_nothing_and_changes_nothing(tmp_path, the
         with writing(as_model(large()), path):
             pass
     before = snapshot(tmp_path)
-    with pytest.raises(ZeroDivisionError), writing(as_model(large(2.0)), path):
+    # Weights that are there already are refused before anything else can fail.
+    with pytest.raises(ModelError if there else ZeroDivisionError), writing(as_model(large(2.0)), path):
         raise ZeroDivisionError
     assert snapshot(tmp_path) == before
 
