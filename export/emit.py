@@ -22,9 +22,8 @@ class Emitter:
         self.initializers: dict[str, ir.Value] = {}
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """An initialiser, the same one if ``name`` was met before (a shared layer)."""
-        if name not in self.initializers:
-            self.initializers[name] = initializer(name, np.ascontiguousarray(array))
+        """A new initialiser."""
+        self.initializers[name] = initializer(name, np.ascontiguousarray(array))
         return self.initializers[name]
 
     def node(self, path: str, op_type: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:

@@ -28,7 +28,7 @@ def read_model(path: str | Path) -> ir.Model:
         raise ModelError(f"read: {path} must be an ONNX file, got {'a folder' if Path(path).is_dir() else 'no file'}")
     try:
         proto = onnx.load(path, load_external_data=False)
-        return _from_proto(proto, Path(path).resolve().parent)
+        return _from_proto(proto, Path(path).absolute().parent)
     except BROKEN as error:
         raise ModelError(f"read: {path} must be an ONNX model, got {_first_line(error)}") from error
 
@@ -52,7 +52,7 @@ def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
         raise ValueError("a sparse initializer, which is not supported")
     for tensor in proto.graph.initializer:
         location = {entry.key: entry.value for entry in tensor.external_data}.get("location")
-        if location is not None and not (folder / location).resolve().is_relative_to(folder):
+        if location is not None and (Path(location).is_absolute() or ".." in Path(location).parts):
             raise ValueError(f"weights outside its folder: {location}")
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, folder)
@@ -63,7 +63,7 @@ def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
 def writing(model: ir.Model, path: str | Path) -> Iterator[Path]:
     """A file of ``model`` that onnx's checker has passed, to be proved; at the end it takes the name ``path``.
 
-    Weights beyond 2 GB go beside it as ``<name>.data``. Nothing is written after an error.
+    Weights beyond half of what protobuf can hold go beside it as ``<name>.data``. Nothing is written after an error.
     Raises ModelError where the model is not valid ONNX or ``path`` cannot be written.
     """
     target = Path(path)

@@ -16,7 +16,7 @@ from fastbn.nn.module import Module
 from fastbn.optim import SGD, CosineAnnealingLR
 from fastbn.training import checkpoint
 from fastbn.training.history import Epoch, History
-from fastbn.training.plot import plot_histories
+from fastbn.training.plot import plot_histories, require_matplotlib
 from fastbn.training.progress import epoch_line
 
 NORMS = {"batch": "with batch norm", "none": "without batch norm"}
@@ -116,6 +116,7 @@ def _train(options: argparse.Namespace) -> int:
     norms = list(NORMS) if options.norm == "both" else [options.norm]
     picture = folder / f"lenet-{options.data}.png"
     checkpoints = {norm: folder / f"lenet-{options.data}-{norm}.safetensors" for norm in norms}
+    require_matplotlib()
     for target in (picture, *checkpoints.values()):
         check_target(target)
     dataset = data.load(options.data)

@@ -42,4 +42,6 @@ def write_layer(model: ir.Model, layer: ir.Node, weight: np.ndarray, bias: np.nd
     name = (layer.inputs[1].name if layer.inputs[1] is not None else None) or "weight"
     replace_constant(model, layer, 1, arrays[0], name)
     old = layer.inputs[2]
-    replace_constant(model, layer, 2, arrays[1], old.name if old is not None and old.name else f"{name}.bias")
+    replace_constant(
+        model, layer, 2, arrays[1], old.name if old is not None and old.name else name.removesuffix(".weight") + ".bias"
+    )

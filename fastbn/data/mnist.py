@@ -1,6 +1,7 @@
 """MNIST (LeCun et al. 1998): 60,000 + 10,000 digits of 28 x 28."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,9 @@ def _from_openml() -> Dataset:
             "mnist: scikit-learn must be installed to fetch MNIST, got none; pip install fastbn[data]"
         ) from error
     try:
-        pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its retries: the error below says it once
+            pixels, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
     except Exception as error:
         raise ModelError(
             "mnist: IDX files must be in $FASTBN_DATA/mnist when OpenML cannot be reached, "

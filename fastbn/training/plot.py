@@ -9,6 +9,8 @@ from fastbn._files import replacing
 from fastbn.errors import ModelError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from fastbn.training.history import History
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey.
@@ -16,16 +18,21 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
+def require_matplotlib() -> type["Figure"]:
+    """matplotlib's Figure. Raises ModelError where there is none: call it before the work that is to be drawn."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError("plot: matplotlib must be installed, got none; pip install fastbn[plot]") from error
+    return Figure
+
+
 def plot_histories(histories: Mapping[str, "History"], path: str | Path, title: str | None = None) -> None:
     """Loss (left) and accuracy (right) by epoch, a colour for each run; validation solid, training dashed.
 
     Raises ModelError where matplotlib is missing, or where ``path`` cannot be written or is no kind of picture.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModelError("plot: matplotlib must be installed, got none; pip install fastbn[plot]") from error
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = require_matplotlib()(figsize=(10, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     for (label, history), colour, marker in zip(histories.items(), cycle(COLOURS), cycle(MARKERS)):
         steps = range(1, len(history) + 1)
