@@ -47,38 +47,26 @@ def pack(source, start, lane_stride, depth_stride, lanes, depth, width, panels, 
 
 
 @body
-def _store_tile(tile, columns, rows, used, out, start, row_stride, column_stride, first):
+def _store_tile(tile, width, rows, columns, out, start, row_stride, first):
     for i in range(rows):
         base = start + i * row_stride
-        for j in range(used):
-            at = base + j * column_stride
-            value = tile[i * columns + j]
+        for j in range(columns):
+            value = tile[i * width + j]
             if first:
-                out[at] = value
+                out[base + j] = value
             else:
-                out[at] += value
+                out[base + j] += value
 
 
 @body
-def block_product(
-    a, a_start, a_panel, b, b_start, depth, rows, columns, tile, out, start, row_stride, column_stride, first
-):
-    """out (rows x columns) = or += panels of a times panels of b; ``a_panel`` is the distance between a's panels."""
+def _block_product(a_panels, b_panels, depth, rows, columns, tile, out, start, row_stride, first):
+    """out (rows x columns, rows ``row_stride`` apart) = or += the packed left operand times the right one."""
     width = tile.size // TILE_ROWS
     for j in range(0, columns, width):
         for i in range(0, rows, TILE_ROWS):
-            tile_product(a, a_start + i // TILE_ROWS * a_panel, b, b_start + j * depth, depth, tile)
-            _store_tile(
-                tile,
-                width,
-                min(TILE_ROWS, rows - i),
-                min(width, columns - j),
-                out,
-                start + i * row_stride + j * column_stride,
-                row_stride,
-                column_stride,
-                first,
-            )
+            tile_product(a_panels, i * depth, b_panels, j * depth, depth, tile)
+            height, breadth = min(TILE_ROWS, rows - i), min(width, columns - j)
+            _store_tile(tile, width, height, breadth, out, start + i * row_stride + j, row_stride, first)
 
 
 @body
@@ -112,9 +100,7 @@ def _gemm_block(
         steps = min(DEPTH_BLOCK, depth - k)
         pack(a, i * a_row + k * a_depth, a_row, a_depth, height, steps, TILE_ROWS, a_panels, 0)
         pack(b, j * b_column + k * b_depth, b_column, b_depth, breadth, steps, width, b_panels, 0)
-        block_product(
-            a_panels, 0, TILE_ROWS * steps, b_panels, 0, steps, height, breadth, tile, out, start, columns, 1, k == 0
-        )
+        _block_product(a_panels, b_panels, steps, height, breadth, tile, out, start, columns, k == 0)
     if bias.size or relu:
         _epilogue(height, breadth, bias, j, relu, out, start, columns)
 
