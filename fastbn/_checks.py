@@ -7,20 +7,22 @@ import numpy as np
 
 from fastbn.errors import ArgumentError, DtypeError, ShapeError
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+COMPUTED = ("float32", "float64")
+STORED = (*COMPUTED, "float16", "bfloat16")  # by name: NumPy knows bfloat16 from ml_dtypes, which need not be there
 
 
-def check_float(who: str, name: str, array: Any) -> None:
-    """``array`` must be a NumPy array of float32 or float64, in either byte order."""
+def check_float(who: str, name: str, array: Any, dtypes: tuple[str, ...] = COMPUTED) -> None:
+    """``array`` must be a NumPy array of one of ``dtypes``, in either byte order."""
     if not isinstance(array, np.ndarray):
         raise DtypeError(f"{who}: {name} must be a NumPy array, got {type(array).__name__}; use numpy.asarray")
-    if array.dtype.newbyteorder("=") not in FLOATS:
-        raise DtypeError(f"{who}: {name} must be float32 or float64, got {array.dtype}; cast it with astype")
+    if array.dtype.name not in dtypes:
+        wanted = f"{', '.join(dtypes[:-1])} or {dtypes[-1]}"
+        raise DtypeError(f"{who}: {name} must be {wanted}, got {array.dtype}; cast it with astype")
 
 
 def check_same_dtype(who: str, name: str, array: np.ndarray, like_name: str, like: np.ndarray) -> None:
     """``array`` must be a NumPy array with the dtype of ``like``."""
-    check_float(who, name, array)
+    check_float(who, name, array, STORED)
     if array.dtype.newbyteorder("=") != like.dtype.newbyteorder("="):
         raise DtypeError(f"{who}: {name} must be {like.dtype} as {like_name} is, got {array.dtype}")
 

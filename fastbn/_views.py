@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastbn._checks import check_same_dtype, check_shape, check_writable
+from fastbn._memory import empty
 from fastbn.errors import ArgumentError
 
 EMPTY: Mapping[str, np.ndarray | None] = MappingProxyType({})
@@ -59,13 +60,25 @@ def native(array: np.ndarray) -> np.dtype:
     return array.dtype.newbyteorder("=")
 
 
+def compute_dtype(dtype: np.dtype) -> np.dtype:
+    """What kernels compute arrays of ``dtype`` in: float32 for 16-bit floats too."""
+    return np.dtype(np.float64) if dtype.itemsize == 8 else np.dtype(np.float32)
+
+
+def storage(array: np.ndarray) -> np.ndarray:
+    """A C-contiguous array as kernels take it: 16-bit floats as uint16 (float16) and int16 (bfloat16)."""
+    if array.itemsize != 2:
+        return array
+    return array.view(np.uint16 if array.dtype.kind == "f" else np.int16)
+
+
 def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
     """A new array in the memory order of ``array``, uninitialised, of its shape and dtype unless given."""
     shape = array.shape if shape is None else shape
     dtype = array.dtype if dtype is None else dtype
     if is_channels_last(array):
-        return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
-    return np.empty(shape, dtype)
+        return np.moveaxis(empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
+    return empty(shape, dtype)
 
 
 def in_order_of(array: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -82,9 +82,9 @@ def cross_entropy(x):
 
 # Each with the least number of its kernels, all of them with enough to do to be parallel.
 OPERATIONS = {
-    batch_norm: 2,
+    batch_norm: 1,
     batch_norm_eval: 1,
-    batch_norm_backward: 4,
+    batch_norm_backward: 2,
     conv2d: 1,
     conv2d_backward: 2,
     linear: 1,

@@ -21,8 +21,8 @@ from fastbn._views import (
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv as kernels
-from fastbn.kernels import moments
 from fastbn.kernels._simd import TILE_ROWS
+from fastbn.kernels.sums import chunk_count, chunk_grid, sums_ncs
 
 IMAGE_AXES = "(N, C, H, W)"
 
@@ -193,9 +193,9 @@ def _channel_sums(dy: np.ndarray) -> np.ndarray:
     if is_channels_last(dy):
         return dy.sum(axis=(0, 2, 3), dtype=np.float64).astype(dy.dtype)
     view = as_ncs(dy)
-    n_block, s_block = moments.chunks_ncs(view.shape[0], view.shape[2])
-    sums = np.empty((-(-view.shape[0] // n_block) * -(-view.shape[2] // s_block), view.shape[1]))
-    launch(moments.sums_ncs, view, n_block, s_block, sums, work=dy.size)
+    n, c, s = view.shape
+    sums = np.empty((chunk_count(n, s), c))
+    launch(sums_ncs, view, chunk_grid(n, s), sums, work=dy.size)
     return sums.sum(axis=0).astype(dy.dtype)
 
 

@@ -1,8 +1,10 @@
 """Every Numba option in the library.
 
 ``driver`` compiles the entry of a kernel: it may hold ``prange`` and is kept in Numba's disk cache.
-``body`` and ``sum_body`` compile what a driver calls. A ``prange`` index is unsigned: drivers pass ``int64(index)``
-on, so that the serial and the parallel loop share one version of the body, and ``divmod`` stays an integer.
+``body`` and ``sum_body`` compile what a driver calls; ``inlined`` is for what is short or called once: a function that
+is compiled by itself is optimised again in each of its callers, and that is most of a kernel's compile time.
+A ``prange`` index is unsigned: drivers pass ``int64(index)`` on, so that the serial and the parallel loop share one
+version of the body, and ``divmod`` stays an integer.
 """
 
 import warnings
@@ -35,19 +37,36 @@ PRANGE_ONLY = ParallelOptions(
 COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
 
+# What only kernels call needs no entry from Python or C.
+INTERNAL: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **COMMON}
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function into each of its callers, with the caller's options."""
+    return njit(inline="always", **INTERNAL)(function)
+
+
 def body(function: Callable[..., Any]) -> Any:
     """Compile a function that drivers call; its arithmetic keeps its written order."""
-    return njit(fastmath=ELEMENTWISE, **COMMON)(function)
+    return njit(fastmath=ELEMENTWISE, **INTERNAL)(function)
 
 
 def sum_body(function: Callable[..., Any]) -> Any:
     """Compile a function that drivers call, free to reorder its sums."""
-    return njit(fastmath=SUMS, **COMMON)(function)
+    return njit(fastmath=SUMS, **INTERNAL)(function)
 
 
 def driver(function: Callable[..., Any]) -> Any:
     """Compile a kernel's entry, from Numba's disk cache where one can be written."""
-    options = {"parallel": PRANGE_ONLY, "fastmath": ELEMENTWISE, **COMMON}
+    return _entry(function, {"parallel": PRANGE_ONLY, "fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON})
+
+
+def serial_driver(function: Callable[..., Any]) -> Any:
+    """``driver`` for what is never worth a second thread."""
+    return _entry(function, {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON})
+
+
+def _entry(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError as error:  # numba#4908: no cache directory can be written

@@ -1,0 +1,128 @@
+"""Memory of large arrays, kept for the next array of its size.
+
+Fresh pages cost more than the arithmetic of a layer: the system zeroes them, one fault at a time. A block whose last
+view is gone waits here, up to ``get_cache_limit()`` bytes of them.
+"""
+
+import os
+import threading
+from collections import OrderedDict, deque
+from typing import Any
+
+import numpy as np
+
+from fastbn.errors import ArgumentError
+
+ALIGNMENT = 64  # bytes: so that whole vectors can be streamed
+SMALLEST = 1 << 20  # bytes; below, the C library keeps its pages by itself
+ROUNDING = 1 << 16
+
+
+def _default_limit() -> int:
+    """An eighth of the machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+    except (AttributeError, OSError, ValueError):
+        return 1 << 30
+
+
+class _Idle:
+    """Blocks that nobody uses, the longest unused first. No method waits for the lock: a block may be freed anywhere,
+    in a collection that began while this thread held it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.limit = _default_limit()
+        self.held = 0
+        self.blocks: OrderedDict[int, deque[np.ndarray]] = OrderedDict()
+
+    def take(self, size: int) -> np.ndarray | None:
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            waiting = self.blocks.get(size)
+            if not waiting:
+                return None
+            block = waiting.pop()
+            if not waiting:
+                del self.blocks[size]
+            self.held -= size
+            return block
+        finally:
+            self.lock.release()
+
+    def give(self, block: np.ndarray) -> None:
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            self.blocks.setdefault(block.size, deque()).append(block)
+            self.blocks.move_to_end(block.size)
+            self.held += block.size
+            self.trim()
+        finally:
+            self.lock.release()
+
+    def trim(self) -> None:
+        """Free what is above the limit; under the lock."""
+        while self.held > self.limit:
+            size, waiting = next(iter(self.blocks.items()))
+            waiting.popleft()
+            self.held -= size
+            if not waiting:
+                del self.blocks[size]
+
+
+_idle = _Idle()
+
+
+class _Block:
+    """The owner of a block, and the base of every view of it."""
+
+    def __init__(self, size: int) -> None:
+        idle = _idle.take(size)
+        self.memory = np.empty(size, np.uint8) if idle is None else idle
+        start = self.memory.__array_interface__["data"][0]
+        start += -start % ALIGNMENT
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (size - ALIGNMENT,),
+            "data": (start, False),
+        }
+
+    def __del__(self, idle: _Idle = _idle) -> None:
+        idle.give(self.memory)
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A C-contiguous array, uninitialised; a large one lies on a multiple of 64 bytes."""
+    dtype = np.dtype(dtype)
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if size < SMALLEST:
+        return np.empty(shape, dtype)
+    block = _Block(-(-size // ROUNDING) * ROUNDING + ALIGNMENT)
+    return np.asarray(block)[:size].view(dtype).reshape(shape)
+
+
+def get_cache_limit() -> int:
+    """Bytes of unused memory that the library keeps for its next outputs; at first an eighth of the machine's."""
+    return _idle.limit
+
+
+def set_cache_limit(limit: int) -> None:
+    """Keep at most ``limit`` bytes of unused memory from now on; 0 frees it all. Raises ArgumentError."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ArgumentError(f"set_cache_limit: limit must be a number of bytes, 0 or more, got {limit!r}")
+    with _idle.lock:
+        _idle.limit = limit
+        _idle.trim()
+
+
+def _after_fork() -> None:
+    _idle.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

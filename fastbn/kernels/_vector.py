@@ -1,0 +1,378 @@
+"""Whole SIMD registers as values in Numba code: ``v = fma(load(x, i) - mean, scale, shift)``.
+
+A vector holds the elements that fit a register of the host, in the dtype that its array computes in: float64 for
+float64 arrays, float32 for float32 and for 16-bit floats, which lie as uint16 (IEEE float16) or int16 (bfloat16).
+``widen`` makes as many float64 of them, for sums. Offsets count elements from the start of a C-contiguous array of
+any rank. Nothing here is reordered or contracted:
+``fma`` is one rounding where it is written and nowhere else, so two kernels that share a formula share its bits.
+"""
+
+import operator
+
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+from fastbn.kernels._simd import VECTOR_BYTES
+
+FLOAT, DOUBLE, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+HAS_FMA = get_host_cpu_features().get("fma", True)  # absent from the features of Arm, where every CPU has it
+
+
+class Vector(types.Type):
+    """The Numba type of ``lanes`` numbers of ``dtype``."""
+
+    def __init__(self, dtype, lanes):
+        self.dtype = dtype
+        self.lanes = lanes
+        super().__init__(f"vector({dtype} x {self.lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        element = FLOAT if vector.dtype == types.float32 else DOUBLE
+        super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
+
+
+SINGLES, DOUBLES = Vector(types.float32, VECTOR_BYTES // 4), Vector(types.float64, VECTOR_BYTES // 8)
+WIDE_SINGLES = Vector(types.float64, SINGLES.lanes)
+
+
+def _vector_of(array):
+    return DOUBLES if array.dtype == types.float64 else SINGLES
+
+
+def _define_operator(operation, instruction):
+    class Template(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    infer_global(operation)(Template)
+
+    @lower_builtin(operation, Vector, Vector)
+    def lower(context, builder, signature, arguments):
+        return getattr(builder, instruction)(*arguments)
+
+
+_define_operator(operator.add, "fadd")
+_define_operator(operator.sub, "fsub")
+_define_operator(operator.mul, "fmul")
+
+
+def _integers(count, width=I32):
+    return ir.VectorType(width, count)
+
+
+def _splat(builder, scalar, count):
+    undefined = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_integers(count), [0] * count))
+
+
+def _constant(vector_type, value):
+    return ir.Constant(vector_type, [value] * vector_type.count)
+
+
+def _below(builder, count, lanes):
+    """The mask of the first ``count`` lanes."""
+    numbers = ir.Constant(_integers(lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, I32), lanes))
+
+
+def _call(builder, name, result, arguments, **options):
+    function_type = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments, **options)
+
+
+class _Memory:
+    """An array as vectors lie in it: the stored type, and the way to the computed one and back."""
+
+    def __init__(self, context, builder, array_type, array, offset):
+        self.builder = builder
+        self.dtype = array_type.dtype
+        self.vector = context.get_value_type(_vector_of(array_type))
+        lanes = self.vector.count
+        self.stored = self.vector if self.dtype in (types.float32, types.float64) else _integers(lanes, I16)
+        self.itemsize = self.dtype.bitwidth // 8
+        data = context.make_array(array_type)(context, builder, array).data
+        self.pointer = builder.bitcast(builder.gep(data, [offset]), self.stored.as_pointer())
+        kind = {types.float32: "f32", types.float64: "f64"}.get(self.dtype, "i16")
+        self.suffix = f"v{lanes}{kind}.p0"
+
+    def computed(self, stored):
+        builder, lanes = self.builder, self.vector.count
+        if self.dtype == types.uint16:
+            return builder.fpext(builder.bitcast(stored, ir.VectorType(HALF, lanes)), self.vector)
+        if self.dtype == types.int16:
+            wide = builder.shl(builder.zext(stored, _integers(lanes)), _constant(_integers(lanes), 16))
+            return builder.bitcast(wide, self.vector)
+        return stored
+
+    def rounded(self, value):
+        """To the stored type, to the nearest, ties to even."""
+        builder, lanes = self.builder, self.vector.count
+        if self.dtype == types.uint16:
+            return builder.bitcast(builder.fptrunc(value, ir.VectorType(HALF, lanes)), self.stored)
+        if self.dtype == types.int16:
+            wide = _integers(lanes)
+            bits = builder.bitcast(value, wide)
+            odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
+            carried = builder.add(builder.add(bits, _constant(wide, 0x7FFF)), odd)
+            quiet = builder.or_(bits, _constant(wide, 0x400000))  # a NaN must not be carried into infinity
+            kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, carried)
+            return builder.trunc(builder.lshr(kept, _constant(wide, 16)), self.stored)
+        return value
+
+
+@intrinsic
+def lanes_of(typingctx, array):
+    """Elements in a vector of ``array``."""
+
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(I64, _vector_of(array).lanes)
+
+    return types.int64(array), codegen
+
+
+@intrinsic
+def splat(typingctx, array, scalar):
+    """A vector, as ``array`` computes in, of one number."""
+    vector = _vector_of(array)
+
+    def codegen(context, builder, signature, arguments):
+        return _splat(builder, context.cast(builder, arguments[1], scalar, vector.dtype), vector.lanes)
+
+    return vector(array, scalar), codegen
+
+
+@intrinsic
+def widen(typingctx, value):
+    """The same numbers in float64."""
+    vector = WIDE_SINGLES if value == SINGLES else value
+
+    def codegen(context, builder, signature, arguments):
+        return builder.fpext(arguments[0], context.get_value_type(vector)) if value == SINGLES else arguments[0]
+
+    return vector(value), codegen
+
+
+@intrinsic
+def load(typingctx, array, offset):
+    """The vector at ``offset``."""
+
+    def codegen(context, builder, signature, arguments):
+        memory = _Memory(context, builder, array, *arguments)
+        return memory.computed(builder.load(memory.pointer, align=memory.itemsize))
+
+    return _vector_of(array)(array, types.int64), codegen
+
+
+@intrinsic
+def load_first(typingctx, array, offset, count, fill):
+    """The first ``count`` elements at ``offset``, then ``fill``; nothing beyond them is read."""
+
+    def codegen(context, builder, signature, arguments):
+        memory = _Memory(context, builder, array, *arguments[:2])
+        mask = _below(builder, arguments[2], memory.vector.count)
+        align, nothing = ir.Constant(I32, memory.itemsize), ir.Constant(memory.stored, ir.Undefined)
+        operands = [memory.pointer, align, mask, nothing]
+        stored = _call(builder, f"llvm.masked.load.{memory.suffix}", memory.stored, operands)
+        return builder.select(mask, memory.computed(stored), arguments[3])
+
+    vector = _vector_of(array)
+    return vector(array, types.int64, types.int64, vector), codegen
+
+
+@intrinsic
+def store(typingctx, array, offset, value):
+    """Write a vector at ``offset``."""
+
+    def codegen(context, builder, signature, arguments):
+        memory = _Memory(context, builder, array, *arguments[:2])
+        builder.store(memory.rounded(arguments[2]), memory.pointer, align=memory.itemsize)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, _vector_of(array)), codegen
+
+
+@intrinsic
+def stream(typingctx, array, offset, value):
+    """Write a vector past the caches at ``offset``, an address that is a multiple of its size; ``fence`` after all."""
+
+    def codegen(context, builder, signature, arguments):
+        memory = _Memory(context, builder, array, *arguments[:2])
+        align = memory.itemsize * memory.vector.count
+        written = builder.store(memory.rounded(arguments[2]), memory.pointer, align=align)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, _vector_of(array)), codegen
+
+
+@intrinsic
+def store_first(typingctx, array, offset, value, count):
+    """Write the first ``count`` elements of a vector at ``offset`` and nothing beyond them."""
+
+    def codegen(context, builder, signature, arguments):
+        memory = _Memory(context, builder, array, *arguments[:2])
+        mask = _below(builder, arguments[3], memory.vector.count)
+        operands = [memory.rounded(arguments[2]), memory.pointer, ir.Constant(I32, memory.itemsize), mask]
+        _call(builder, f"llvm.masked.store.{memory.suffix}", ir.VoidType(), operands)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, _vector_of(array), types.int64), codegen
+
+
+@intrinsic
+def fence(typingctx):
+    """Let other threads see what was streamed."""
+
+    def codegen(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c, rounded once (twice on a CPU without the instruction)."""
+
+    def codegen(context, builder, signature, arguments):
+        if not HAS_FMA:
+            return builder.fadd(builder.fmul(*arguments[:2]), arguments[2])
+        kind = "f32" if a.dtype == types.float32 else "f64"
+        return _call(builder, f"llvm.fma.v{a.lanes}{kind}", arguments[0].type, arguments)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def finite_or_zero(typingctx, value):
+    """``value`` with 0 in the lanes that hold a NaN or an infinity."""
+
+    def codegen(context, builder, signature, arguments):
+        zero = _constant(arguments[0].type, 0.0)
+        nothing = builder.fsub(arguments[0], arguments[0])
+        return builder.select(builder.fcmp_ordered("==", nothing, zero), arguments[0], zero)
+
+    return value(value), codegen
+
+
+@intrinsic
+def at_least(typingctx, value, low):
+    """max(value, low) in each lane; a NaN in ``value`` stays."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.select(builder.fcmp_ordered("<", *arguments), arguments[1], arguments[0])
+
+    return value(value, value), codegen
+
+
+def _positive(builder, value):
+    """The mask of what a ReLU lets pass: above 0, or NaN."""
+    return builder.fcmp_unordered(">", value, _constant(value.type, 0.0))
+
+
+@intrinsic
+def where_positive(typingctx, sign, value):
+    """``value`` where ``sign`` is above 0 or NaN, else 0."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.select(_positive(builder, arguments[0]), arguments[1], _constant(arguments[1].type, 0.0))
+
+    return value(value, value), codegen
+
+
+def _word(context, builder, bits_type, bits, position, lanes):
+    data = context.make_array(bits_type)(context, builder, bits).data
+    return builder.gep(data, [position]), ir.IntType(bits_type.dtype.bitwidth), ir.IntType(lanes)
+
+
+@intrinsic
+def store_signs(typingctx, bits, position, sign):
+    """bits[position] = one bit a lane, set where ``where_positive(sign, ...)`` keeps."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer, word, narrow = _word(context, builder, bits, *arguments[:2], sign.lanes)
+        mask = builder.bitcast(_positive(builder, arguments[2]), narrow)
+        builder.store(builder.zext(mask, word) if word != narrow else mask, pointer)
+        return context.get_dummy_value()
+
+    return types.void(bits, types.int64, sign), codegen
+
+
+@intrinsic
+def where_bits(typingctx, bits, position, value):
+    """``value`` where a bit of bits[position] is set, else 0."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer, word, narrow = _word(context, builder, bits, *arguments[:2], value.lanes)
+        mask = builder.load(pointer)
+        mask = builder.trunc(mask, narrow) if word != narrow else mask
+        mask = builder.bitcast(mask, ir.VectorType(ir.IntType(1), value.lanes))
+        return builder.select(mask, arguments[2], _constant(arguments[2].type, 0.0))
+
+    return value(bits, types.int64, value), codegen
+
+
+@intrinsic
+def element(typingctx, array, offset):
+    """One element, in float64."""
+
+    def codegen(context, builder, signature, arguments):
+        memory = _Memory(context, builder, array, *arguments)
+        stored = builder.load(builder.bitcast(memory.pointer, memory.stored.element.as_pointer()))
+        lane = builder.insert_element(ir.Constant(memory.stored, ir.Undefined), stored, ir.Constant(I32, 0))
+        number = builder.extract_element(memory.computed(lane), ir.Constant(I32, 0))
+        return number if number.type == DOUBLE else builder.fpext(number, DOUBLE)
+
+    return types.float64(array, types.int64), codegen
+
+
+@intrinsic
+def total(typingctx, value):
+    """The sum of the lanes of a wide vector."""
+
+    def codegen(context, builder, signature, arguments):
+        return _sum_lanes(builder, arguments[0])
+
+    return types.float64(value), codegen
+
+
+@intrinsic
+def mean(typingctx, value):
+    """The mean of the lanes of a wide vector; exact where they are equal."""
+
+    def codegen(context, builder, signature, arguments):
+        shares = builder.fmul(arguments[0], _constant(arguments[0].type, 1.0 / value.lanes))
+        return _sum_lanes(builder, shares)
+
+    return types.float64(value), codegen
+
+
+def _sum_lanes(builder, vector):
+    operands = [ir.Constant(DOUBLE, -0.0), vector]
+    name = f"llvm.vector.reduce.fadd.v{vector.type.count}f64"
+    return _call(builder, name, DOUBLE, operands, fastmath=("reassoc",))
+
+
+@intrinsic
+def add_to(typingctx, sums, offset, value):
+    """sums[offset :] += value, lane by lane; float64."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(sums)(context, builder, arguments[0]).data
+        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), arguments[2].type.as_pointer())
+        builder.store(builder.fadd(builder.load(pointer, align=8), arguments[2]), pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(sums, types.int64, value), codegen

@@ -1,0 +1,660 @@
+"""Batch norm of matrices whose columns belong to channels: (M, C), and (N, C, S) whose rows (n, c) are short.
+
+An (N, C, S) array is read as N rows of C * S columns, S of them to a channel; (M, C) is the case S = 1. Vectors run
+along the columns, so sums, in float64, need no crossing of lanes.
+A tile is some rows and the columns of whole channels, ``first`` the offset of its first element. A task that owns all
+rows of its channels normalises them while they are in cache: ``forward_columns``, ``backward_columns``. Where a
+channel's rows are too many for that, the tiles of ``rows`` rows and all columns are the tasks, twice:
+``forward_matrix``, ``backward_matrix``.
+
+``bits`` (words): a row of a tile begins at a new word; ``wide`` words to a row. ``lead``: as in batch_norm_rows.
+"""
+
+import numpy as np
+from numba import int64, prange
+
+from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._vector import (
+    add_to,
+    at_least,
+    fence,
+    finite_or_zero,
+    fma,
+    lanes_of,
+    load,
+    load_first,
+    splat,
+    store,
+    store_first,
+    store_signs,
+    stream,
+    where_bits,
+    where_positive,
+    widen,
+)
+from fastbn.kernels.channels import (
+    NEAR_INV_STD,
+    SCALE,
+    SHIFT,
+    A,
+    B,
+    K,
+    finish_backward,
+    finish_training,
+    run_moments,
+)
+
+ROWS = 16  # summed side by side
+MAP_ROWS = 4  # mapped side by side
+
+
+@inlined
+def _up(count, lanes):
+    """``count`` filled up to whole vectors."""
+    return -(-count // lanes) * lanes
+
+
+@inlined
+def _four(x, i, step, count, zero):
+    a, b = load_first(x, i, count, zero), load_first(x, i + step, count, zero)
+    c, d = load_first(x, i + 2 * step, count, zero), load_first(x, i + 3 * step, count, zero)
+    share = splat(x, 0.25)
+    return (a * share + b * share) + (c * share + d * share)
+
+
+@body
+def _set_shift(x, first, rows, stride, columns, s, shift):
+    """A number amid each channel, for all its columns: of 16 rows, or 4, or the first; 0 where that is not finite."""
+    lanes = lanes_of(x)
+    zero = splat(x, 0.0)
+    quarter = rows // 4 * stride
+    step = max(1, rows // 17) * stride
+    for j in range(0, columns, lanes):
+        count = min(lanes, columns - j)
+        i = first + j
+        if rows >= 16:
+            a, b = _four(x, i, step, count, zero), _four(x, i + quarter, step, count, zero)
+            c, d = _four(x, i + 2 * quarter, step, count, zero), _four(x, i + 3 * quarter, step, count, zero)
+            share = splat(x, 0.25)
+            amid = (a * share + b * share) + (c * share + d * share)
+        else:
+            amid = load_first(x, i, count, zero)
+        store(shift, j, finite_or_zero(amid))
+    if s > 1:
+        for j in range(columns):
+            shift[j] = shift[j - j % s]
+
+
+@body
+def _tile_sums(x, first, rows, stride, columns, shift, sums, squares):
+    """Each column's sums of d = x - shift and of d d."""
+    lanes = lanes_of(x)
+    sums[:] = 0.0
+    squares[:] = 0.0
+    for top in range(0, rows, ROWS):
+        bottom = min(rows, top + ROWS)
+        for j in range(0, columns, lanes):
+            narrow = load(shift, j)
+            near = widen(narrow)
+            d0 = d1 = q0 = q1 = near - near
+            i = first + top * stride + j
+            if columns - j >= lanes:
+                for _ in range(top, bottom - 1, 2):
+                    a, b = widen(load(x, i)) - near, widen(load(x, i + stride)) - near
+                    d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
+                    i += 2 * stride
+                if (bottom - top) % 2:
+                    a = widen(load(x, i)) - near
+                    d0, q0 = d0 + a, fma(a, a, q0)
+            else:
+                for _ in range(top, bottom):
+                    a = widen(load_first(x, i, columns - j, narrow)) - near
+                    d0, q0 = d0 + a, fma(a, a, q0)
+                    i += stride
+            add_to(sums, j, d0 + d1)
+            add_to(squares, j, q0 + q1)
+
+
+@body
+def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, wide, affine, floor, lead, streaming):
+    """affine: (3, columns) of the tile."""
+    lanes = lanes_of(x)
+    low = splat(x, floor)
+    width = affine.shape[1]
+    for top in range(0, rows, MAP_ROWS):
+        bottom = min(rows, top + MAP_ROWS)
+        j = 0
+        while j < columns:
+            count = min(lanes, lead if j < lead else columns - j)
+            zero = splat(x, 0.0)
+            near = load_first(affine, j, count, zero)
+            scale = load_first(affine, SCALE * width + j, count, zero)
+            shift = load_first(affine, SHIFT * width + j, count, zero)
+            i = first + top * stride + j
+            w = word + top * wide + j // lanes
+            if count == lanes:
+                for _ in range(top, bottom):
+                    v = fma(load(x, i) - near, scale, shift)
+                    if residual.size:
+                        v = v + load(residual, i)
+                    if bits.size:
+                        store_signs(bits, w, v)
+                        w += wide
+                    v = at_least(v, low)
+                    if streaming:
+                        stream(out, i, v)
+                    else:
+                        store(out, i, v)
+                    i += stride
+            else:
+                for _ in range(top, bottom):
+                    v = fma(load_first(x, i, count, near) - near, scale, shift)
+                    if residual.size:
+                        v = v + load_first(residual, i, count, near)
+                    if bits.size:
+                        store_signs(bits, w, v)
+                        w += wide
+                    store_first(out, i, at_least(v, low), count)
+                    i += stride
+            j += count
+    if streaming:
+        fence()
+
+
+@inlined
+def _spread(values, first, count, s, wanted):
+    """Rows of per-channel ``values`` from channel ``first`` on, each entry repeated for its ``s`` columns."""
+    for k in range(values.shape[0]):
+        for c in range(count):
+            for j in range(c * s, (c + 1) * s):
+                wanted[k, j] = values[k, first + c]
+
+
+@body
+def _forward_task(task, x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out):
+    n, c, s = x.shape
+    first = task * block
+    count = min(c, first + block) - first
+    columns = count * s
+    lanes = lanes_of(x)
+    sums, squares = np.empty(_up(columns, lanes)), np.empty(_up(columns, lanes))
+    shift = np.empty(_up(columns, lanes), affine.dtype)
+    _set_shift(x, first * s, n, c * s, columns, s, shift)
+    _tile_sums(x, first * s, n, c * s, columns, shift, sums, squares)
+    for k in range(count):
+        sum_d = 0.0
+        about = 0.0
+        for j in range(k * s, (k + 1) * s):
+            sum_d += sums[j]
+            about += squares[j]
+        mean, about = run_moments(shift[k * s], sum_d, about, n * s)
+        finish_training(first + k, n * s, mean, about, momentum, eps, channels, affine)
+    tile_affine = np.empty((3, columns), affine.dtype)
+    _spread(affine, first, count, s, tile_affine)
+    word = task * (-(-block * s // lanes))
+    _normalize_tile(x, residual, bits, out, first * s, n, c * s, columns, word, wide, tile_affine, floor, 0, streaming)
+
+
+@driver
+def forward_columns(x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out, parallel):
+    """Training of x (N, C, S), ``block`` channels a task: channels, affine and bits written, then out.
+
+    out = max((x - mean) * scale + shift + residual, floor); it may be x or residual.
+    """
+    tasks = -(-x.shape[1] // block)
+    if parallel:
+        for task in prange(tasks):
+            _forward_task(
+                int64(task), x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out
+            )
+    else:
+        for task in range(tasks):
+            _forward_task(task, x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out)
+
+
+@body
+def _normalize_columns_task(task, x, residual, block, affine, floor, streaming, wide, bits, out):
+    n, c, s = x.shape
+    first = task * block
+    count = min(c, first + block) - first
+    tile_affine = np.empty((3, count * s), affine.dtype)
+    _spread(affine, first, count, s, tile_affine)
+    word = task * (-(-block * s // lanes_of(x)))
+    _normalize_tile(
+        x, residual, bits, out, first * s, n, c * s, count * s, word, wide, tile_affine, floor, 0, streaming
+    )
+
+
+@driver
+def normalize_columns(x, residual, block, affine, floor, streaming, wide, bits, out, parallel):
+    """out = max((x - mean) * scale + shift + residual, floor) of x (N, C, S), ``block`` channels a task."""
+    tasks = -(-x.shape[1] // block)
+    if parallel:
+        for task in prange(tasks):
+            _normalize_columns_task(int64(task), x, residual, block, affine, floor, streaming, wide, bits, out)
+    else:
+        for task in range(tasks):
+            _normalize_columns_task(task, x, residual, block, affine, floor, streaming, wide, bits, out)
+
+
+@body
+def _sums_task(task, x, rows, shift, partials):
+    m, columns = x.shape
+    first = task * rows
+    count = min(m, first + rows) - first
+    _tile_sums(x, first * columns, count, columns, columns, shift, partials[0, task], partials[1, task])
+
+
+@inlined
+def _add_partials(partials, columns):
+    """The first of ``partials`` (2, tasks, columns or more) becomes their sum, in order."""
+    for which in range(2):
+        for task in range(1, partials.shape[1]):
+            for j in range(columns):
+                partials[which, 0, j] += partials[which, task, j]
+
+
+@inlined
+def _copy_affine(affine, wide_affine):
+    """Per-channel constants, repeated for every copy of the channels that a row holds."""
+    c = affine.shape[1]
+    for k in range(affine.shape[0]):
+        for j in range(wide_affine.shape[1]):
+            wide_affine[k, j] = affine[k, j % c]
+
+
+@body
+def _finish_matrix(x, shift, partials, momentum, eps, channels, affine, wide_affine):
+    m, columns = x.shape
+    c_count = affine.shape[1]
+    _add_partials(partials, columns)
+    count = m * (columns // c_count)
+    for c in range(c_count):
+        sum_d = 0.0
+        squares = 0.0
+        for j in range(c, columns, c_count):
+            sum_d += partials[0, 0, j]
+            squares += partials[1, 0, j]
+        mean, squares = run_moments(shift[c], sum_d, squares, count)
+        finish_training(c, count, mean, squares, momentum, eps, channels, affine)
+    _copy_affine(affine, wide_affine)
+
+
+@body
+def _set_matrix_shift(x, channels, shift):
+    m, columns = x.shape
+    _set_shift(x, 0, m, columns, columns, 1, shift)
+    for j in range(channels, columns):
+        shift[j] = shift[j - channels]
+
+
+@body
+def _normalize_rows_task(task, x, residual, rows, affine, floor, lead, streaming, bits, out):
+    m, columns = x.shape
+    first = task * rows
+    count = min(m, first + rows) - first
+    wide = -(-columns // lanes_of(x))
+    _normalize_tile(
+        x,
+        residual,
+        bits,
+        out,
+        first * columns,
+        count,
+        columns,
+        columns,
+        first * wide,
+        wide,
+        affine,
+        floor,
+        lead,
+        streaming,
+    )
+
+
+@driver
+def forward_matrix(
+    x,
+    residual,
+    momentum,
+    eps,
+    rows,
+    tile,
+    shift,
+    partials,
+    channels,
+    affine,
+    wide_affine,
+    floor,
+    lead,
+    streaming,
+    bits,
+    out,
+    parallel,
+):
+    """Training of x (M, columns), a row of which holds the C channels once or more often.
+
+    Channels, affine and bits are written, then out = max((x - mean) * scale + shift + residual, floor), which may be x
+    or residual. rows, tile: of a task in the sums and in the map. shift (columns or more), partials (2, tasks, columns
+    or more) float64: workspaces that end on a whole vector. wide_affine: (3, columns), written.
+    """
+    sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
+    _set_matrix_shift(x, affine.shape[1], shift)
+    if parallel:
+        for task in prange(sum_tasks):
+            _sums_task(int64(task), x, rows, shift, partials)
+        _finish_matrix(x, shift, partials, momentum, eps, channels, affine, wide_affine)
+        for task in prange(tasks):
+            _normalize_rows_task(int64(task), x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+    else:
+        for task in range(sum_tasks):
+            _sums_task(task, x, rows, shift, partials)
+        _finish_matrix(x, shift, partials, momentum, eps, channels, affine, wide_affine)
+        for task in range(tasks):
+            _normalize_rows_task(task, x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+
+
+@driver
+def normalize_matrix(x, residual, tile, affine, wide_affine, floor, lead, streaming, bits, out, parallel):
+    """The map of ``forward_matrix`` alone, by ``affine``; wide_affine is written."""
+    tasks = -(-x.shape[0] // tile)
+    _copy_affine(affine, wide_affine)
+    if parallel:
+        for task in prange(tasks):
+            _normalize_rows_task(int64(task), x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+    else:
+        for task in range(tasks):
+            _normalize_rows_task(task, x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+
+
+@inlined
+def _masked(g, d, scale, shift, relu, bits, word):
+    """g where the ReLU let pass: by the signs kept, or by (x - mean) * scale + shift."""
+    if bits.size:
+        g = where_bits(bits, word, g)
+    elif relu:
+        g = where_positive(fma(d, scale, shift), g)
+    return g
+
+
+@body
+def _tile_products(dy, x, bits, first, rows, stride, columns, word, wide, affine, relu, sums, products):
+    """Each column's sums of g and of g (x - mean)."""
+    lanes = lanes_of(x)
+    width = affine.shape[1]
+    zero = splat(x, 0.0)
+    sums[:] = 0.0
+    products[:] = 0.0
+    for top in range(0, rows, ROWS):
+        bottom = min(rows, top + ROWS)
+        for j in range(0, columns, lanes):
+            count = min(lanes, columns - j)
+            near = load_first(affine, j, count, zero)
+            scale = load_first(affine, SCALE * width + j, count, zero)
+            shift = load_first(affine, SHIFT * width + j, count, zero)
+            about = widen(near)
+            sum_g = product = widen(zero)
+            i = first + top * stride + j
+            w = word + top * wide + j // lanes
+            if count == lanes:
+                for _ in range(top, bottom):
+                    v = load(x, i)
+                    g = widen(_masked(load(dy, i), v - near, scale, shift, relu, bits, w))
+                    sum_g, product = sum_g + g, fma(g, widen(v) - about, product)
+                    i += stride
+                    w += wide
+            else:
+                for _ in range(top, bottom):
+                    v = load_first(x, i, count, near)
+                    g = widen(_masked(load_first(dy, i, count, zero), v - near, scale, shift, relu, bits, w))
+                    sum_g, product = sum_g + g, fma(g, widen(v) - about, product)
+                    i += stride
+                    w += wide
+            add_to(sums, j, sum_g)
+            add_to(products, j, product)
+
+
+@body
+def _gradient_tile(
+    dy, x, bits, first, rows, stride, columns, word, wide, affine, slopes, relu, lead, streaming, dx, dresidual
+):
+    """affine (3, columns), slopes (4, columns): of the tile."""
+    lanes = lanes_of(x)
+    zero = splat(x, 0.0)
+    width = affine.shape[1]
+    for top in range(0, rows, MAP_ROWS):
+        bottom = min(rows, top + MAP_ROWS)
+        j = 0
+        while j < columns:
+            count = min(lanes, lead if j < lead else columns - j)
+            near = load_first(affine, j, count, zero)
+            scale = load_first(affine, SCALE * width + j, count, zero)
+            shift = load_first(affine, SHIFT * width + j, count, zero)
+            a = load_first(slopes, A * width + j, count, zero)
+            b = load_first(slopes, B * width + j, count, zero)
+            k = load_first(slopes, K * width + j, count, zero)
+            inv_std = load_first(slopes, NEAR_INV_STD * width + j, count, zero)
+            i = first + top * stride + j
+            w = word + top * wide + j // lanes
+            if count == lanes:
+                for _ in range(top, bottom):
+                    d = load(x, i) - near
+                    g = _masked(load(dy, i), d, scale, shift, relu, bits, w)
+                    v = fma(g, a, fma(d * inv_std, b, k))
+                    if dresidual.size:
+                        store(dresidual, i, g)
+                    if streaming:
+                        stream(dx, i, v)
+                    else:
+                        store(dx, i, v)
+                    i += stride
+                    w += wide
+            else:
+                for _ in range(top, bottom):
+                    d = load_first(x, i, count, near) - near
+                    g = _masked(load_first(dy, i, count, zero), d, scale, shift, relu, bits, w)
+                    if dresidual.size:
+                        store_first(dresidual, i, g, count)
+                    store_first(dx, i, fma(g, a, fma(d * inv_std, b, k)), count)
+                    i += stride
+                    w += wide
+            j += count
+    if streaming:
+        fence()
+
+
+@body
+def _backward_task(
+    task, dy, x, bits, channels, affine, relu, batch_stats, block, wide, slopes, gradients, streaming, dx, dresidual
+):
+    n, c, s = x.shape
+    first = task * block
+    count = min(c, first + block) - first
+    columns = count * s
+    lanes = lanes_of(x)
+    word = task * (-(-block * s // lanes))
+    tile_affine, tile_slopes = np.empty((3, columns), affine.dtype), np.empty((4, columns), affine.dtype)
+    _spread(affine, first, count, s, tile_affine)
+    sums, products = np.empty(_up(columns, lanes)), np.empty(_up(columns, lanes))
+    _tile_products(dy, x, bits, first * s, n, c * s, columns, word, wide, tile_affine, relu, sums, products)
+    for k in range(count):
+        sum_g = 0.0
+        product = 0.0
+        for j in range(k * s, (k + 1) * s):
+            sum_g += sums[j]
+            product += products[j]
+        finish_backward(first + k, n * s, sum_g, product, batch_stats, channels, affine, slopes, gradients)
+    _spread(slopes, first, count, s, tile_slopes)
+    _gradient_tile(
+        dy,
+        x,
+        bits,
+        first * s,
+        n,
+        c * s,
+        columns,
+        word,
+        wide,
+        tile_affine,
+        tile_slopes,
+        relu,
+        0,
+        streaming,
+        dx,
+        dresidual,
+    )
+
+
+@driver
+def backward_columns(
+    dy, x, bits, channels, affine, relu, batch_stats, block, wide, slopes, gradients, streaming, dx, dresidual, parallel
+):
+    """Backward of ``forward_columns``: slopes and gradients (2, C) written, then dx and dresidual. dx may be dy."""
+    tasks = -(-x.shape[1] // block)
+    if parallel:
+        for task in prange(tasks):
+            _backward_task(
+                int64(task),
+                dy,
+                x,
+                bits,
+                channels,
+                affine,
+                relu,
+                batch_stats,
+                block,
+                wide,
+                slopes,
+                gradients,
+                streaming,
+                dx,
+                dresidual,
+            )
+    else:
+        for task in range(tasks):
+            _backward_task(
+                task,
+                dy,
+                x,
+                bits,
+                channels,
+                affine,
+                relu,
+                batch_stats,
+                block,
+                wide,
+                slopes,
+                gradients,
+                streaming,
+                dx,
+                dresidual,
+            )
+
+
+@body
+def _products_task(task, dy, x, bits, rows, affine, relu, partials):
+    m, columns = x.shape
+    first = task * rows
+    count = min(m, first + rows) - first
+    wide = -(-columns // lanes_of(x))
+    _tile_products(
+        dy,
+        x,
+        bits,
+        first * columns,
+        count,
+        columns,
+        columns,
+        first * wide,
+        wide,
+        affine,
+        relu,
+        partials[0, task],
+        partials[1, task],
+    )
+
+
+@body
+def _finish_products(x, partials, batch_stats, channels, affine, slopes, wide_slopes, gradients):
+    m, columns = x.shape
+    c_count = affine.shape[1]
+    _add_partials(partials, columns)
+    count = m * (columns // c_count)
+    for c in range(c_count):
+        sum_g = 0.0
+        product = 0.0
+        for j in range(c, columns, c_count):
+            sum_g += partials[0, 0, j]
+            product += partials[1, 0, j]
+        finish_backward(c, count, sum_g, product, batch_stats, channels, affine, slopes, gradients)
+    _copy_affine(slopes, wide_slopes)
+
+
+@body
+def _gradient_rows_task(task, dy, x, bits, rows, affine, slopes, relu, lead, streaming, dx, dresidual):
+    m, columns = x.shape
+    first = task * rows
+    count = min(m, first + rows) - first
+    wide = -(-columns // lanes_of(x))
+    _gradient_tile(
+        dy,
+        x,
+        bits,
+        first * columns,
+        count,
+        columns,
+        columns,
+        first * wide,
+        wide,
+        affine,
+        slopes,
+        relu,
+        lead,
+        streaming,
+        dx,
+        dresidual,
+    )
+
+
+@driver
+def backward_matrix(
+    dy,
+    x,
+    bits,
+    channels,
+    affine,
+    wide_affine,
+    relu,
+    batch_stats,
+    rows,
+    tile,
+    partials,
+    slopes,
+    wide_slopes,
+    gradients,
+    lead,
+    streaming,
+    dx,
+    dresidual,
+    parallel,
+):
+    """Backward of ``forward_matrix``: slopes and gradients (2, C) written, then dx and dresidual. dx may be dy.
+
+    wide_affine (3, columns), wide_slopes (4, columns): written; rows, tile, partials: as there.
+    """
+    sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
+    _copy_affine(affine, wide_affine)
+    if parallel:
+        for task in prange(sum_tasks):
+            _products_task(int64(task), dy, x, bits, rows, wide_affine, relu, partials)
+        _finish_products(x, partials, batch_stats, channels, affine, slopes, wide_slopes, gradients)
+        for task in prange(tasks):
+            _gradient_rows_task(
+                int64(task), dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual
+            )
+    else:
+        for task in range(sum_tasks):
+            _products_task(task, dy, x, bits, rows, wide_affine, relu, partials)
+        _finish_products(x, partials, batch_stats, channels, affine, slopes, wide_slopes, gradients)
+        for task in range(tasks):
+            _gradient_rows_task(task, dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual)
