@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-import fastbn._threads as threads
+from fastbn._threads import max_threads
 
 SYSFS = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -27,8 +27,8 @@ def beyond_cache(moved: int) -> bool:
 @lru_cache(maxsize=1)
 def last_level_share() -> int:
     """Bytes of the last-level cache that belong to this process's threads."""
-    size, cpus = _from_sysfs() or _from_libc() or (_measured(), threads.max_threads())
-    return int(size * min(1.0, threads.max_threads() / cpus))
+    size, cpus = _from_sysfs() or _from_libc() or (_measured(), max_threads())
+    return int(size * min(1.0, max_threads() / cpus))
 
 
 def _from_sysfs(folder: Path = SYSFS) -> tuple[int, int] | None:

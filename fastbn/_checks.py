@@ -11,8 +11,18 @@ COMPUTED = ("float32", "float64")
 STORED = (*COMPUTED, "float16", "bfloat16")  # by name: NumPy knows bfloat16 from ml_dtypes, which need not be there
 
 
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def _is_float(array: Any) -> bool:
+    """Whether ``array`` plainly is what most are: the doors ask this first, for a name of a dtype takes long."""
+    return type(array) is np.ndarray and (array.dtype is FLOAT32 or array.dtype is FLOAT64)
+
+
 def check_float(who: str, name: str, array: Any, dtypes: tuple[str, ...] = COMPUTED) -> None:
     """``array`` must be a NumPy array of one of ``dtypes``, in either byte order."""
+    if _is_float(array):
+        return
     if not isinstance(array, np.ndarray):
         raise DtypeError(f"{who}: {name} must be a NumPy array, got {type(array).__name__}; use numpy.asarray")
     if array.dtype.name not in dtypes:
@@ -22,6 +32,8 @@ def check_float(who: str, name: str, array: Any, dtypes: tuple[str, ...] = COMPU
 
 def check_same_dtype(who: str, name: str, array: np.ndarray, like_name: str, like: np.ndarray) -> None:
     """``array`` must be a NumPy array with the dtype of ``like``."""
+    if _is_float(array) and array.dtype is like.dtype:
+        return
     check_float(who, name, array, STORED)
     if array.dtype.newbyteorder("=") != like.dtype.newbyteorder("="):
         raise DtypeError(f"{who}: {name} must be {like.dtype} as {like_name} is, got {array.dtype}")
@@ -43,20 +55,27 @@ def check_shape(who: str, name: str, array: np.ndarray, shape: tuple[int, ...], 
 
 def check_per_channel(who: str, name: str, array: Any, channels: int) -> None:
     """``array`` must be None or float of shape (channels,)."""
-    if array is not None:
+    if array is not None and not (_is_float(array) and array.shape == (channels,)):
         check_float(who, name, array)
         check_shape(who, name, array, (channels,), "one entry per channel")
 
 
-def check_running_stats(
+def check_running_pair(
     who: str, mean: Any, var: Any, channels: int, names: tuple[str, str] = ("running_mean", "running_var")
 ) -> None:
-    """Both or neither must be given, per channel, with no negative variance; ``names``: what the caller calls them."""
+    """Both or neither must be given, per channel; ``names``: what the caller calls them."""
     if (mean is None) != (var is None):
         given = names[1] if mean is None else names[0]
         raise ArgumentError(f"{who}: {names[0]} and {names[1]} must be given together, got {given} only")
     check_per_channel(who, names[0], mean, channels)
     check_per_channel(who, names[1], var, channels)
+
+
+def check_running_stats(
+    who: str, mean: Any, var: Any, channels: int, names: tuple[str, str] = ("running_mean", "running_var")
+) -> None:
+    """``check_running_pair``, and no variance may be negative."""
+    check_running_pair(who, mean, var, channels, names)
     if var is not None and (var < 0).any():
         channel = int(np.argmax(var < 0))
         raise ArgumentError(f"{who}: {names[1]} must not be negative, got {var[channel]} in channel {channel}")
@@ -82,6 +101,8 @@ def check_targets(who: str, targets: Any, rows: int, classes: int) -> None:
 
 def check_number(who: str, name: str, value: Any, low: float, high: float = np.inf) -> None:
     """``value`` must be a real number in [low, high]."""
+    if type(value) is float and low <= value <= high:
+        return
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise DtypeError(f"{who}: {name} must be a number, got {type(value).__name__}")
     if not low <= value <= high:

@@ -66,17 +66,16 @@ def set_num_threads(n: int) -> None:
     _count = n
 
 
-def launch(kernel: Callable[..., None], *args: Any, work: int) -> None:
-    """Call ``kernel(*args, parallel)``: parallel where ``work``, in elements, repays it and where it is safe."""
+def launch(kernel: Callable[..., Any], *args: Any, work: int) -> Any:
+    """``kernel(*args, parallel)``: parallel where ``work``, in elements, repays it and where it is safe."""
     global _loaded
     _loaded = True
     if work < MIN_PARALLEL_WORK or _count == 1 or _serial_only:
-        kernel(*args, False)
-        return
+        return kernel(*args, False)
     with _parallel_region() as parallel:
         if parallel and numba.get_num_threads() != _count:
             numba.set_num_threads(_count)
-        kernel(*args, parallel)
+        return kernel(*args, parallel)
 
 
 @contextmanager

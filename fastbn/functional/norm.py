@@ -10,6 +10,7 @@ from fastbn._checks import (
     check_number,
     check_per_channel,
     check_rank,
+    check_running_pair,
     check_running_stats,
     check_same_dtype,
     check_shape,
@@ -18,8 +19,10 @@ from fastbn._checks import (
 from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, native
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import norm_kernels
-from fastbn.kernels.channels import BIAS, INV_STD, MEAN, RUNNING_MEAN, RUNNING_VAR, VAR, WEIGHT
+from fastbn.kernels.channels import INV_STD, MEAN, VAR
 
+FLOAT32 = np.dtype(np.float32)
+EMPTY = np.empty(0, FLOAT32)
 RANKS = (2, 3, 4, 5)
 AXES = "(N, C, *spatial)"
 
@@ -30,12 +33,12 @@ class BatchNormSaved:
 
     x: the input. mean, var, inv_std: (C,) float64, of the batch or, when ``batch_stats`` is False, of the running
     statistics; var is biased. count: values per channel. Of a ReLU's operand the sign is computed again, or lies in
-    ``signs``, one bit an element, if there was a residual. channels, affine, signs: as kernels left them.
+    ``signs``, one bit an element, if there was a residual. stats, affine, signs: as kernels left them.
     """
 
     x: np.ndarray
     weight: np.ndarray | None
-    channels: np.ndarray
+    stats: np.ndarray
     affine: np.ndarray
     signs: np.ndarray
     count: int
@@ -46,15 +49,18 @@ class BatchNormSaved:
 
     @property
     def mean(self) -> np.ndarray:
-        return self.channels[MEAN]
+        """(C,) float64."""
+        return self.stats[MEAN]
 
     @property
     def var(self) -> np.ndarray:
-        return self.channels[VAR]
+        """(C,) float64, biased."""
+        return self.stats[VAR]
 
     @property
     def inv_std(self) -> np.ndarray:
-        return self.channels[INV_STD]
+        """(C,) float64."""
+        return self.stats[INV_STD]
 
 
 def batch_norm(
@@ -145,28 +151,31 @@ def _forward(
         check_writable(who, "running_var", running_var)
     if training and count == 1:
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
-    channels = np.empty((7, features))
-    channels[WEIGHT] = 1.0 if weight is None else weight
-    channels[BIAS] = 0.0 if bias is None else bias
-    channels[RUNNING_MEAN] = 0.0 if running_mean is None else running_mean
-    channels[RUNNING_VAR] = 0.0 if running_var is None else running_var
+    parameters = _parameters(weight, bias, running_mean, running_var)
     y = empty_like(source) if out is None else out
     added = None if residual is None else in_order_of(residual, source)
-    keep_signs = keep and relu and residual is not None
-    if training and count:
-        affine, signs = norm_kernels.train(source, added, relu, momentum, eps, channels, y, keep_signs=keep_signs)
-        if running_mean is not None and running_var is not None:
-            with np.errstate(over="ignore"):
-                running_mean[...] = channels[RUNNING_MEAN]
-                running_var[...] = channels[RUNNING_VAR]
+    keep_signs = keep and relu and added is not None
+    if count == 0:
+        stats, affine = np.zeros((3, features)), np.zeros((3, features), compute_dtype(x.dtype))
+        negative, signs = 0, np.empty(0, np.uint8)
+    elif training:
+        negative, stats, affine, signs = norm_kernels.train(
+            source, added, relu, parameters, momentum, eps, y, keep_signs
+        )
     else:
-        affine, signs = norm_kernels.infer(source, added, relu, eps, channels, y, keep_signs=keep_signs)
+        negative, stats, affine, signs = norm_kernels.infer(source, added, relu, parameters, eps, y, keep_signs)
+    if running_var is not None and running_mean is not None:
+        if negative >= 0:
+            check_running_stats(who, running_mean, running_var, features)
+        if training and parameters[2] is not running_mean:
+            with np.errstate(over="ignore"):
+                running_mean[...], running_var[...] = parameters[2:]
     if not keep:
         return y, None
     saved = BatchNormSaved(
         x=source,
         weight=weight,
-        channels=channels,
+        stats=stats,
         affine=affine,
         signs=signs,
         count=count,
@@ -176,6 +185,16 @@ def _forward(
         relu=relu,
     )
     return y, saved
+
+
+def _parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
+    """The arrays as kernels take them: themselves if all are float32 and dense, else copies in float64; None empty."""
+    given = [array for array in arrays if array is not None]
+    if all(array.dtype is FLOAT32 and array.flags.carray for array in given):
+        weight, bias, mean, var = (EMPTY if array is None else array for array in arrays)
+    else:
+        weight, bias, mean, var = (np.empty(0) if array is None else array.astype(np.float64) for array in arrays)
+    return weight, bias, mean, var
 
 
 def batch_norm_backward(
@@ -202,18 +221,14 @@ def batch_norm_backward(
             dresidual = masked = empty_like(x)
         else:
             dresidual = dy.copy() if out is not None and np.may_share_memory(out, dy) else dy
-    gradients = np.zeros((2, x.shape[1]))
+    dtype = compute_dtype(x.dtype) if saved.weight is None else native(saved.weight)
     if saved.count:
         gradients = norm_kernels.backward(
-            grad, x, saved.relu, saved.signs, saved.channels, saved.affine, saved.batch_stats, dx, masked
+            grad, x, saved.relu, saved.signs, saved.stats, saved.affine, saved.batch_stats, dx, masked, dtype
         )
-    dtype = compute_dtype(x.dtype) if saved.weight is None else native(saved.weight)
-    return (
-        dx,
-        None if saved.weight is None else gradients[0].astype(dtype),
-        gradients[1].astype(dtype) if saved.has_bias else None,
-        dresidual,
-    )
+    else:
+        gradients = np.zeros((2, x.shape[1]), dtype)
+    return dx, None if saved.weight is None else gradients[0], gradients[1] if saved.has_bias else None, dresidual
 
 
 def merge_moments(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +259,7 @@ def _check_forward(
     channels = x.shape[1]
     check_per_channel(who, "weight", weight, channels)
     check_per_channel(who, "bias", bias, channels)
-    check_running_stats(who, running_mean, running_var, channels)
+    check_running_pair(who, running_mean, running_var, channels)
     check_number(who, "momentum", momentum, 0.0, 1.0)
     check_number(who, "eps", eps, 0.0)
     if residual is not None:

@@ -5,17 +5,17 @@ it, and how much an elementwise map takes at a time, may.
 """
 
 import math
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn._cache import beyond_cache
-from fastbn._threads import get_num_threads, launch
-from fastbn._views import as_mc, as_ncs, compute_dtype, is_channels_last, storage
+from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, launch
+from fastbn._views import as_flat, compute_dtype, is_channels_last, storage
 from fastbn.kernels import batch_norm_columns as columns
 from fastbn.kernels import batch_norm_rows as rows
 from fastbn.kernels._simd import VECTOR_BYTES
-from fastbn.kernels.channels import finish_inference
 from fastbn.kernels.sums import chunk_count, chunk_grid
 
 SHORT_ROW = 128  # elements; of shorter rows, columns are summed
@@ -25,12 +25,16 @@ CHUNK_ROWS = 64  # that one of them has at least
 OWNED = 1 << 18  # bytes, about, of the channels of a task that owns them
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How kernels read arrays like a dense, non-empty ``x``: as long "rows", short "columns", or a "matrix".
+# weight, bias, running mean and variance, of one dtype: (C,), or empty.
+Parameters = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+class Layout(NamedTuple):
+    """How kernels read dense, non-empty arrays of one shape: as long "rows", short "columns", or a "matrix".
 
     shape: of the view that they are given: (N, C, S), and (M, columns) of a matrix, whose rows hold the channels once
-    or, where few of them would not fill a vector, several times. lanes: elements of a vector.
+    or, where few of them would not fill a vector, several times. lanes: elements of a vector. block: channels of a task
+    that reads columns. words: shape of an array with one bit an element, for the signs of vectors.
     """
 
     kind: str
@@ -38,55 +42,38 @@ class Layout:
     channels: int
     lanes: int
     itemsize: int
+    block: int
+    words: tuple[int, ...]
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """``array`` as kernels read it."""
-        return storage(as_mc(array) if self.kind == "matrix" else as_ncs(array)).reshape(self.shape)
+        flat = as_flat(array)
+        return (flat if self.itemsize != 2 else storage(flat)).reshape(self.shape)
 
-    @property
-    def row(self) -> int:
-        """Elements from one place where vectors begin to the next."""
-        return self.shape[-1]
-
-    @property
-    def words(self) -> tuple[int, ...]:
-        """Shape of an array with one bit an element: words of one vector's signs."""
-        if self.kind == "rows":
-            return (*self.shape[:2], -(-self.row // self.lanes))
-        if self.kind == "matrix":
-            return (self.shape[0] * -(-self.row // self.lanes),)
-        return (self.shape[0] * self.wide,)
-
-    @property
-    def block(self) -> int:
-        """Channels of a task that owns them: their part of one image is a run of memory worth reading."""
-        n, c, s = self.shape
-        fit = max(1, OWNED // (n * s * self.itemsize))
-        return max(1, min(fit, -(-c // (4 * get_num_threads())), 64))
-
-    @property
-    def wide(self) -> int:
-        """Words to an image, where columns are read: every task begins a new one."""
-        _, c, s = self.shape
-        return -(-c // self.column_block) * -(-self.column_block * s // self.lanes)
-
-    @property
-    def column_block(self) -> int:
-        """Channels of a task that reads columns: from the shape alone, for words of signs to stay where they are."""
-        n, c, s = self.shape
-        return max(1, min(-(-c // 32), OWNED // (n * s * self.itemsize)))
+    def nothing(self, dtype: np.dtype) -> np.ndarray:
+        """The view of an operand that does not apply: of the same type, for one version of the kernel."""
+        return storage(np.empty((0,) * len(self.shape), dtype))
 
 
 def layout_of(x: np.ndarray) -> Layout:
     """The layout of a dense, non-empty ``x``."""
-    n, c = x.shape[:2]
-    lanes = VECTOR_BYTES // compute_dtype(x.dtype).itemsize
-    if x.ndim == 2 or is_channels_last(x) or x.size == n * c:
-        copies = _copies(x.size // c, c, lanes)
-        return Layout("matrix", (x.size // c // copies, c * copies), c, lanes, x.itemsize)
-    s = x.size // (n * c)
-    kind = "columns" if s < SHORT_ROW and n >= 8 else "rows"
-    return Layout(kind, (n, c, s), c, lanes, x.itemsize)
+    return _layout(x.shape, x.ndim == 2 or is_channels_last(x), x.itemsize)
+
+
+@lru_cache(maxsize=1024)
+def _layout(shape: tuple[int, ...], channels_last: bool, itemsize: int) -> Layout:
+    n, c = shape[:2]
+    lanes = VECTOR_BYTES // max(4, itemsize)
+    s = math.prod(shape[2:])
+    if channels_last or s == 1:
+        copies = _copies(n * s, c, lanes)
+        rows_, width = n * s // copies, c * copies
+        return Layout("matrix", (rows_, width), c, lanes, itemsize, 0, (rows_, -(-width // lanes)))
+    if s < SHORT_ROW and n >= 8:
+        block = max(1, min(-(-c // 32), OWNED // (n * s * itemsize)))
+        words = -(-c // block) * -(-block * s // lanes)
+        return Layout("columns", (n, c, s), c, lanes, itemsize, block, (n, words))
+    return Layout("rows", (n, c, s), c, lanes, itemsize, 0, (n, c, -(-s // lanes)))
 
 
 def _copies(m: int, c: int, lanes: int) -> int:
@@ -97,12 +84,12 @@ def _copies(m: int, c: int, lanes: int) -> int:
     return copies if c * copies % lanes == 0 or c * copies < 4 * lanes else 1
 
 
-def _stores(layout: Layout, out: np.ndarray, moved: int, signs: bool) -> tuple[int, bool]:
+def _stores(layout: Layout, out: np.ndarray, moved: int, signs: np.ndarray) -> tuple[int, bool]:
     """(lead, streaming) for an output of which ``moved`` bytes are read and written along."""
-    if not beyond_cache(moved) or layout.row % layout.lanes:
+    if not beyond_cache(moved) or layout.shape[-1] % layout.lanes:
         return 0, False
     lead = -out.__array_interface__["data"][0] % (layout.lanes * out.itemsize) // out.itemsize
-    aligned = lead == 0 or not (signs or layout.kind == "columns")
+    aligned = lead == 0 or not (signs.size or layout.kind == "columns")
     return (lead, True) if aligned else (0, False)
 
 
@@ -112,257 +99,179 @@ def _portion(layout: Layout, images: int, length: int) -> int:
     return max(1, min(worth, -(-images // (4 * get_num_threads()))))
 
 
+def _owned(layout: Layout) -> int:
+    """Channels of a task that owns them: their part of one image is a run of memory worth reading."""
+    n, c, s = layout.shape
+    fit = max(1, OWNED // (n * s * layout.itemsize))
+    return max(1, min(fit, -(-c // (4 * get_num_threads())), 64))
+
+
 def _own_channels(layout: Layout, size: int) -> bool:
     """Whether every thread gets whole channels to itself, or there is no work for a second one."""
     threads = get_num_threads()
-    return layout.channels % threads == 0 or layout.channels >= 4 * threads or size < 1 << 15
+    return layout.channels % threads == 0 or layout.channels >= 4 * threads or size < MIN_PARALLEL_WORK
 
 
 def _new_signs(layout: Layout, wanted: bool) -> np.ndarray:
     word = np.uint16 if layout.lanes == 16 else np.uint8
-    return np.empty(layout.words if wanted else (0,) * (3 if layout.kind == "rows" else 1), word)
+    return np.empty(layout.words if wanted else (0,) * len(layout.words), word)
 
 
-def _matrix_workspace(layout: Layout) -> tuple[int, np.ndarray]:
+def _matrix_chunks(layout: Layout) -> tuple[int, np.ndarray]:
     """Rows of a chunk, and room for two sums of every column of every chunk."""
     m, width = layout.shape
     chunk = max(CHUNK_ROWS, -(-m // MATRIX_CHUNKS))
     return chunk, np.empty((2, -(-m // chunk), -(-width // layout.lanes) * layout.lanes))
 
 
+Found = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+
+
 def train(
     x: np.ndarray,
     residual: np.ndarray | None,
     relu: bool,
+    parameters: Parameters,
     momentum: float,
     eps: float,
-    channels: np.ndarray,
     y: np.ndarray,
-    *,
     keep_signs: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Normalise by the batch's statistics; ``channels`` is completed, see ``kernels.channels``.
+) -> Found:
+    """Normalise by the batch's statistics and move the running ones; see ``kernels.channels``.
 
-    Returns affine, and the signs of a ReLU's operand or an empty array unless ``keep_signs``.
+    Returns the first channel with a negative running variance, with which nothing is written, or -1; stats, affine,
+    and the signs of a ReLU's operand, empty unless ``keep_signs``.
     """
     layout = layout_of(x)
     dtype = compute_dtype(x.dtype)
-    affine = np.empty((3, layout.channels), dtype)
-    bits = _new_signs(layout, keep_signs)
+    stats, affine = np.empty((3, layout.channels)), np.empty((3, layout.channels), dtype)
+    signs = _new_signs(layout, keep_signs)
+    stores = _stores(layout, y, (2 if residual is None else 3) * x.nbytes, signs)
+    source, target = layout.view(x), layout.view(y)
+    added = layout.nothing(x.dtype) if residual is None else layout.view(residual)
     floor = 0.0 if relu else -math.inf
-    lead, streaming = _stores(layout, y, (2 if residual is None else 3) * x.nbytes, keep_signs)
-    source, added, target = layout.view(x), _optional(layout, residual, x), layout.view(y)
-    statistics = float(momentum), float(eps)
+    given = *parameters, float(momentum), float(eps)
+    arguments: tuple[Any, ...]
     if layout.kind == "matrix":
-        m, width = layout.shape
-        chunk, partials = _matrix_workspace(layout)
-        shift, wide_affine = np.empty(partials.shape[2], dtype), np.empty((3, width), dtype)
-        portions = chunk, _portion(layout, m, width)
-        workspaces = shift, partials, channels, affine, wide_affine
-        stores = floor, lead, streaming
-        launch(
-            columns.forward_matrix,
-            source,
-            added,
-            *statistics,
-            *portions,
-            *workspaces,
-            *stores,
-            bits,
-            target,
-            work=x.size,
-        )
+        chunk, partials = _matrix_chunks(layout)
+        tile, shift = _portion(layout, *layout.shape), np.empty(partials.shape[2], dtype)
+        results = stats, affine, np.empty((3, layout.shape[1]), dtype)
+        arguments = source, added, *given, chunk, tile, shift, partials, *results, floor, *stores, signs, target
+        negative = launch(columns.forward_matrix, *arguments, work=x.size)
     elif layout.kind == "columns":
-        block, wide = layout.column_block, layout.wide
-        launch(
-            columns.forward_columns,
-            source,
-            added,
-            *statistics,
-            block,
-            channels,
-            affine,
-            floor,
-            streaming,
-            wide,
-            bits,
-            target,
-            work=x.size,
-        )
+        arguments = source, added, *given, layout.block, stats, affine, floor, stores[1], signs, target
+        negative = launch(columns.forward_columns, *arguments, work=x.size)
+    elif _own_channels(layout, x.size):
+        grid = chunk_grid(layout.shape[0], layout.shape[2])
+        arguments = source, added, *given, *grid, _owned(layout), stats, affine, floor, *stores, signs, target
+        negative = launch(rows.forward_rows, *arguments, work=x.size)
     else:
         n, c, s = layout.shape
-        grid = chunk_grid(n, s)
-        if _own_channels(layout, x.size):
-            launch(
-                rows.forward_rows,
-                source,
-                added,
-                *statistics,
-                grid,
-                layout.block,
-                channels,
-                affine,
-                floor,
-                lead,
-                streaming,
-                bits,
-                target,
-                work=x.size,
+        partials = np.empty((2, chunk_count(n, s), c))
+        found = stats, affine
+        negative = launch(rows.moments_rows, source, *given, *chunk_grid(n, s), partials, *found, work=x.size)
+        if negative < 0:
+            _map_rows(
+                layout, source, added, _without_statistics(parameters), 0.0, stats, affine, floor, stores, signs, target
             )
-        else:
-            partials = np.empty((2, chunk_count(n, s), c))
-            launch(rows.moments_rows, source, *statistics, grid, partials, channels, affine, work=x.size)
-            block = _portion(layout, n * c, s)
-            launch(rows.normalize_rows, source, added, block, affine, floor, lead, streaming, bits, target, work=x.size)
-    return affine, bits
+    return negative, stats, affine, signs
 
 
 def infer(
     x: np.ndarray,
     residual: np.ndarray | None,
     relu: bool,
+    parameters: Parameters,
     eps: float,
-    channels: np.ndarray,
     y: np.ndarray,
-    *,
     keep_signs: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Normalise by the running statistics in ``channels``, which is completed; returns as ``train``."""
-    affine = np.empty((3, x.shape[1]), compute_dtype(x.dtype))
-    finish_inference(float(eps), channels, affine)
-    if x.size == 0:
-        return affine, np.empty(0, np.uint8)
+) -> Found:
+    """Normalise by the running statistics; arguments and results as of ``train``."""
     layout = layout_of(x)
-    bits = _new_signs(layout, keep_signs)
+    dtype = compute_dtype(x.dtype)
+    stats, affine = np.empty((3, layout.channels)), np.empty((3, layout.channels), dtype)
+    signs = _new_signs(layout, keep_signs)
+    stores = _stores(layout, y, (2 if residual is None else 3) * x.nbytes, signs)
+    source, target = layout.view(x), layout.view(y)
+    added = layout.nothing(x.dtype) if residual is None else layout.view(residual)
     floor = 0.0 if relu else -math.inf
-    lead, streaming = _stores(layout, y, (2 if residual is None else 3) * x.nbytes, keep_signs)
-    source, added, target = layout.view(x), _optional(layout, residual, x), layout.view(y)
+    eps = float(eps)
+    arguments: tuple[Any, ...]
     if layout.kind == "matrix":
-        m, width = layout.shape
-        tile, wide_affine = _portion(layout, m, width), np.empty((3, width), affine.dtype)
-        launch(
-            columns.normalize_matrix,
-            source,
-            added,
-            tile,
-            affine,
-            wide_affine,
-            floor,
-            lead,
-            streaming,
-            bits,
-            target,
-            work=x.size,
-        )
+        tile, wide_affine = _portion(layout, *layout.shape), np.empty((3, layout.shape[1]), dtype)
+        arguments = source, added, *parameters, eps, tile, stats, affine, wide_affine, floor, *stores, signs, target
+        negative = launch(columns.normalize_matrix, *arguments, work=x.size)
     elif layout.kind == "columns":
-        block, wide = layout.column_block, layout.wide
-        launch(
-            columns.normalize_columns, source, added, block, affine, floor, streaming, wide, bits, target, work=x.size
-        )
+        arguments = source, added, *parameters, eps, layout.block, stats, affine, floor, stores[1], signs, target
+        negative = launch(columns.normalize_columns, *arguments, work=x.size)
     else:
-        n, c, s = layout.shape
-        block = _portion(layout, n * c, s)
-        launch(rows.normalize_rows, source, added, block, affine, floor, lead, streaming, bits, target, work=x.size)
-    return affine, bits
+        negative = _map_rows(layout, source, added, parameters, eps, stats, affine, floor, stores, signs, target)
+    return negative, stats, affine, signs
+
+
+def _without_statistics(parameters: Parameters) -> Parameters:
+    return parameters[0], parameters[1], parameters[2][:0], parameters[3][:0]
+
+
+def _map_rows(
+    layout: Layout,
+    source: np.ndarray,
+    added: np.ndarray,
+    parameters: Parameters,
+    eps: float,
+    stats: np.ndarray,
+    affine: np.ndarray,
+    floor: float,
+    stores: tuple[int, bool],
+    signs: np.ndarray,
+    target: np.ndarray,
+) -> int:
+    n, c, s = layout.shape
+    block = _portion(layout, n * c, s)
+    arguments = source, added, *parameters, eps, block, stats, affine, floor, *stores, signs, target
+    return launch(rows.normalize_rows, *arguments, work=source.size)
 
 
 def backward(
     dy: np.ndarray,
     x: np.ndarray,
     relu: bool,
-    bits: np.ndarray,
-    channels: np.ndarray,
+    signs: np.ndarray,
+    stats: np.ndarray,
     affine: np.ndarray,
     batch_stats: bool,
     dx: np.ndarray,
     dresidual: np.ndarray | None,
+    dtype: np.dtype,
 ) -> np.ndarray:
-    """Write dx, and dresidual unless None; returns dweight and dbias, (2, C) float64. bits: as ``train`` gave them."""
+    """Write dx, and dresidual unless None; returns dweight and dbias, (2, C) of ``dtype``."""
     layout = layout_of(x)
-    slopes, gradients = np.empty((4, layout.channels), affine.dtype), np.empty((2, layout.channels))
-    lead, streaming = _stores(layout, dx, (3 if dresidual is None else 4) * x.nbytes, bits.size > 0)
-    sources = layout.view(dy), layout.view(x), bits
-    targets = layout.view(dx), _optional(layout, dresidual, x)
+    slopes, gradients = np.empty((4, layout.channels), affine.dtype), np.empty((2, layout.channels), dtype)
+    stores = _stores(layout, dx, (3 if dresidual is None else 4) * x.nbytes, signs)
+    target = layout.view(dx)
+    also = layout.nothing(x.dtype) if dresidual is None else layout.view(dresidual)
+    sources = layout.view(dy), layout.view(x), signs
+    given: tuple[Any, ...]
+    arguments: tuple[Any, ...]
     if layout.kind == "matrix":
-        m, width = layout.shape
-        chunk, partials = _matrix_workspace(layout)
+        width = layout.shape[1]
+        chunk, partials = _matrix_chunks(layout)
         wide_affine, wide_slopes = np.empty((3, width), affine.dtype), np.empty((4, width), affine.dtype)
-        portions = chunk, _portion(layout, m, width)
-        launch(
-            columns.backward_matrix,
-            *sources,
-            channels,
-            affine,
-            wide_affine,
-            relu,
-            batch_stats,
-            *portions,
-            partials,
-            slopes,
-            wide_slopes,
-            gradients,
-            lead,
-            streaming,
-            *targets,
-            work=x.size,
-        )
+        given = stats, affine, wide_affine, relu, batch_stats, chunk, _portion(layout, *layout.shape), partials
+        arguments = *sources, *given, slopes, wide_slopes, gradients, *stores, target, also
+        launch(columns.backward_matrix, *arguments, work=x.size)
     elif layout.kind == "columns":
-        block, wide = layout.column_block, layout.wide
-        launch(
-            columns.backward_columns,
-            *sources,
-            channels,
-            affine,
-            relu,
-            batch_stats,
-            block,
-            wide,
-            slopes,
-            gradients,
-            streaming,
-            *targets,
-            work=x.size,
-        )
+        given = stats, affine, relu, batch_stats, layout.block
+        launch(columns.backward_columns, *sources, *given, slopes, gradients, stores[1], target, also, work=x.size)
+    elif _own_channels(layout, x.size):
+        grid = chunk_grid(layout.shape[0], layout.shape[2])
+        given = stats, affine, relu, batch_stats, *grid, _owned(layout)
+        launch(rows.backward_rows, *sources, *given, slopes, gradients, *stores, target, also, work=x.size)
     else:
         n, c, s = layout.shape
-        grid = chunk_grid(n, s)
-        if _own_channels(layout, x.size):
-            launch(
-                rows.backward_rows,
-                *sources,
-                channels,
-                affine,
-                relu,
-                batch_stats,
-                grid,
-                layout.block,
-                slopes,
-                gradients,
-                lead,
-                streaming,
-                *targets,
-                work=x.size,
-            )
-        else:
-            partials = np.empty((2, chunk_count(n, s), c))
-            launch(
-                rows.products_rows,
-                *sources,
-                channels,
-                affine,
-                relu,
-                batch_stats,
-                grid,
-                partials,
-                slopes,
-                gradients,
-                work=x.size,
-            )
-            block = _portion(layout, n * c, s)
-            launch(rows.gradient_rows, *sources, block, affine, slopes, relu, lead, streaming, *targets, work=x.size)
+        grid, partials = chunk_grid(n, s), np.empty((2, chunk_count(n, s), c))
+        given = stats, affine, relu, batch_stats, *grid, partials
+        launch(rows.products_rows, *sources, *given, slopes, gradients, work=x.size)
+        given = _portion(layout, n * c, s), affine, slopes, relu
+        launch(rows.gradient_rows, *sources, *given, *stores, target, also, work=x.size)
     return gradients
-
-
-def _optional(layout: Layout, array: np.ndarray | None, x: np.ndarray) -> np.ndarray:
-    """The view of an optional operand: empty where it is absent, as x is otherwise, for one version of the kernel."""
-    return storage(np.empty((0,) * len(layout.shape), x.dtype)) if array is None else layout.view(array)

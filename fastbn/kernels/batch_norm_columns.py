@@ -7,7 +7,7 @@ rows of its channels normalises them while they are in cache: ``forward_columns`
 channel's rows are too many for that, the tiles of ``rows`` rows and all columns are the tasks, twice:
 ``forward_matrix``, ``backward_matrix``.
 
-``bits`` (words): a row of a tile begins at a new word; ``wide`` words to a row. ``lead``: as in batch_norm_rows.
+``bits`` (rows, words): signs, every row of a tile from a new word on. ``lead``: as in batch_norm_rows.
 """
 
 import numpy as np
@@ -40,7 +40,9 @@ from fastbn.kernels.channels import (
     B,
     K,
     finish_backward,
+    finish_inference,
     finish_training,
+    first_negative,
     run_moments,
 )
 
@@ -116,7 +118,7 @@ def _tile_sums(x, first, rows, stride, columns, shift, sums, squares):
 
 
 @body
-def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, wide, affine, floor, lead, streaming):
+def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, affine, floor, lead, streaming):
     """affine: (3, columns) of the tile."""
     lanes = lanes_of(x)
     low = splat(x, floor)
@@ -131,7 +133,7 @@ def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, 
             scale = load_first(affine, SCALE * width + j, count, zero)
             shift = load_first(affine, SHIFT * width + j, count, zero)
             i = first + top * stride + j
-            w = word + top * wide + j // lanes
+            w = word + top * bits.shape[1] + j // lanes
             if count == lanes:
                 for _ in range(top, bottom):
                     v = fma(load(x, i) - near, scale, shift)
@@ -139,7 +141,7 @@ def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, 
                         v = v + load(residual, i)
                     if bits.size:
                         store_signs(bits, w, v)
-                        w += wide
+                        w += bits.shape[1]
                     v = at_least(v, low)
                     if streaming:
                         stream(out, i, v)
@@ -153,7 +155,7 @@ def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, 
                         v = v + load_first(residual, i, count, near)
                     if bits.size:
                         store_signs(bits, w, v)
-                        w += wide
+                        w += bits.shape[1]
                     store_first(out, i, at_least(v, low), count)
                     i += stride
             j += count
@@ -171,7 +173,24 @@ def _spread(values, first, count, s, wanted):
 
 
 @body
-def _forward_task(task, x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out):
+def _forward_task(
+    task,
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    momentum,
+    eps,
+    block,
+    stats,
+    affine,
+    floor,
+    streaming,
+    bits,
+    out,
+):
     n, c, s = x.shape
     first = task * block
     count = min(c, first + block) - first
@@ -188,53 +207,114 @@ def _forward_task(task, x, residual, momentum, eps, block, channels, affine, flo
             sum_d += sums[j]
             about += squares[j]
         mean, about = run_moments(shift[k * s], sum_d, about, n * s)
-        finish_training(first + k, n * s, mean, about, momentum, eps, channels, affine)
+        finish_training(
+            first + k, n * s, mean, about, weight, bias, running_mean, running_var, momentum, eps, stats, affine
+        )
     tile_affine = np.empty((3, columns), affine.dtype)
     _spread(affine, first, count, s, tile_affine)
     word = task * (-(-block * s // lanes))
-    _normalize_tile(x, residual, bits, out, first * s, n, c * s, columns, word, wide, tile_affine, floor, 0, streaming)
+    _normalize_tile(x, residual, bits, out, first * s, n, c * s, columns, word, tile_affine, floor, 0, streaming)
 
 
 @driver
-def forward_columns(x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out, parallel):
-    """Training of x (N, C, S), ``block`` channels a task: channels, affine and bits written, then out.
+def forward_columns(
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    momentum,
+    eps,
+    block,
+    stats,
+    affine,
+    floor,
+    streaming,
+    bits,
+    out,
+    parallel,
+):
+    """Training of x (N, C, S), ``block`` channels a task: stats, affine and bits written, then out.
 
     out = max((x - mean) * scale + shift + residual, floor); it may be x or residual.
     """
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
     tasks = -(-x.shape[1] // block)
+    arguments = (
+        x,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        momentum,
+        eps,
+        block,
+        stats,
+        affine,
+        floor,
+        streaming,
+        bits,
+        out,
+    )
     if parallel:
         for task in prange(tasks):
-            _forward_task(
-                int64(task), x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out
-            )
+            _forward_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _forward_task(task, x, residual, momentum, eps, block, channels, affine, floor, streaming, wide, bits, out)
+            _forward_task(task, *arguments)
+    return negative
 
 
 @body
-def _normalize_columns_task(task, x, residual, block, affine, floor, streaming, wide, bits, out):
+def _normalize_columns_task(task, x, residual, block, affine, floor, streaming, bits, out):
     n, c, s = x.shape
     first = task * block
     count = min(c, first + block) - first
     tile_affine = np.empty((3, count * s), affine.dtype)
     _spread(affine, first, count, s, tile_affine)
     word = task * (-(-block * s // lanes_of(x)))
-    _normalize_tile(
-        x, residual, bits, out, first * s, n, c * s, count * s, word, wide, tile_affine, floor, 0, streaming
-    )
+    _normalize_tile(x, residual, bits, out, first * s, n, c * s, count * s, word, tile_affine, floor, 0, streaming)
 
 
 @driver
-def normalize_columns(x, residual, block, affine, floor, streaming, wide, bits, out, parallel):
-    """out = max((x - mean) * scale + shift + residual, floor) of x (N, C, S), ``block`` channels a task."""
+def normalize_columns(
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    eps,
+    block,
+    stats,
+    affine,
+    floor,
+    streaming,
+    bits,
+    out,
+    parallel,
+):
+    """out = max((x - mean) * scale + shift + residual, floor) of x (N, C, S), ``block`` channels a task.
+
+    stats and affine are written by the running statistics first.
+    """
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
+    finish_inference(weight, bias, running_mean, running_var, eps, stats, affine)
     tasks = -(-x.shape[1] // block)
+    arguments = (x, residual, block, affine, floor, streaming, bits, out)
     if parallel:
         for task in prange(tasks):
-            _normalize_columns_task(int64(task), x, residual, block, affine, floor, streaming, wide, bits, out)
+            _normalize_columns_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _normalize_columns_task(task, x, residual, block, affine, floor, streaming, wide, bits, out)
+            _normalize_columns_task(task, *arguments)
+    return negative
 
 
 @body
@@ -264,7 +344,9 @@ def _copy_affine(affine, wide_affine):
 
 
 @body
-def _finish_matrix(x, shift, partials, momentum, eps, channels, affine, wide_affine):
+def _finish_matrix(
+    x, shift, partials, weight, bias, running_mean, running_var, momentum, eps, stats, affine, wide_affine
+):
     m, columns = x.shape
     c_count = affine.shape[1]
     _add_partials(partials, columns)
@@ -276,7 +358,7 @@ def _finish_matrix(x, shift, partials, momentum, eps, channels, affine, wide_aff
             sum_d += partials[0, 0, j]
             squares += partials[1, 0, j]
         mean, squares = run_moments(shift[c], sum_d, squares, count)
-        finish_training(c, count, mean, squares, momentum, eps, channels, affine)
+        finish_training(c, count, mean, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     _copy_affine(affine, wide_affine)
 
 
@@ -293,7 +375,6 @@ def _normalize_rows_task(task, x, residual, rows, affine, floor, lead, streaming
     m, columns = x.shape
     first = task * rows
     count = min(m, first + rows) - first
-    wide = -(-columns // lanes_of(x))
     _normalize_tile(
         x,
         residual,
@@ -303,8 +384,7 @@ def _normalize_rows_task(task, x, residual, rows, affine, floor, lead, streaming
         count,
         columns,
         columns,
-        first * wide,
-        wide,
+        first * bits.shape[1],
         affine,
         floor,
         lead,
@@ -316,13 +396,17 @@ def _normalize_rows_task(task, x, residual, rows, affine, floor, lead, streaming
 def forward_matrix(
     x,
     residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
     momentum,
     eps,
     rows,
     tile,
     shift,
     partials,
-    channels,
+    stats,
     affine,
     wide_affine,
     floor,
@@ -334,37 +418,67 @@ def forward_matrix(
 ):
     """Training of x (M, columns), a row of which holds the C channels once or more often.
 
-    Channels, affine and bits are written, then out = max((x - mean) * scale + shift + residual, floor), which may be x
+    stats, affine and bits are written, then out = max((x - mean) * scale + shift + residual, floor), which may be x
     or residual. rows, tile: of a task in the sums and in the map. shift (columns or more), partials (2, tasks, columns
     or more) float64: workspaces that end on a whole vector. wide_affine: (3, columns), written.
     """
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
     _set_matrix_shift(x, affine.shape[1], shift)
+    finish = (weight, bias, running_mean, running_var, momentum, eps, stats, affine, wide_affine)
+    arguments = (x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     if parallel:
         for task in prange(sum_tasks):
             _sums_task(int64(task), x, rows, shift, partials)
-        _finish_matrix(x, shift, partials, momentum, eps, channels, affine, wide_affine)
+        _finish_matrix(x, shift, partials, *finish)
         for task in prange(tasks):
-            _normalize_rows_task(int64(task), x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+            _normalize_rows_task(int64(task), *arguments)
     else:
         for task in range(sum_tasks):
             _sums_task(task, x, rows, shift, partials)
-        _finish_matrix(x, shift, partials, momentum, eps, channels, affine, wide_affine)
+        _finish_matrix(x, shift, partials, *finish)
         for task in range(tasks):
-            _normalize_rows_task(task, x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+            _normalize_rows_task(task, *arguments)
+    return negative
 
 
 @driver
-def normalize_matrix(x, residual, tile, affine, wide_affine, floor, lead, streaming, bits, out, parallel):
-    """The map of ``forward_matrix`` alone, by ``affine``; wide_affine is written."""
+def normalize_matrix(
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    eps,
+    tile,
+    stats,
+    affine,
+    wide_affine,
+    floor,
+    lead,
+    streaming,
+    bits,
+    out,
+    parallel,
+):
+    """The map of ``forward_matrix`` alone; stats, affine and wide_affine are written by the running statistics."""
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
     tasks = -(-x.shape[0] // tile)
+    finish_inference(weight, bias, running_mean, running_var, eps, stats, affine)
     _copy_affine(affine, wide_affine)
+    arguments = (x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     if parallel:
         for task in prange(tasks):
-            _normalize_rows_task(int64(task), x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+            _normalize_rows_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _normalize_rows_task(task, x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
+            _normalize_rows_task(task, *arguments)
+    return negative
 
 
 @inlined
@@ -378,7 +492,7 @@ def _masked(g, d, scale, shift, relu, bits, word):
 
 
 @body
-def _tile_products(dy, x, bits, first, rows, stride, columns, word, wide, affine, relu, sums, products):
+def _tile_products(dy, x, bits, first, rows, stride, columns, word, affine, relu, sums, products):
     """Each column's sums of g and of g (x - mean)."""
     lanes = lanes_of(x)
     width = affine.shape[1]
@@ -395,28 +509,28 @@ def _tile_products(dy, x, bits, first, rows, stride, columns, word, wide, affine
             about = widen(near)
             sum_g = product = widen(zero)
             i = first + top * stride + j
-            w = word + top * wide + j // lanes
+            w = word + top * bits.shape[1] + j // lanes
             if count == lanes:
                 for _ in range(top, bottom):
                     v = load(x, i)
                     g = widen(_masked(load(dy, i), v - near, scale, shift, relu, bits, w))
                     sum_g, product = sum_g + g, fma(g, widen(v) - about, product)
                     i += stride
-                    w += wide
+                    w += bits.shape[1]
             else:
                 for _ in range(top, bottom):
                     v = load_first(x, i, count, near)
                     g = widen(_masked(load_first(dy, i, count, zero), v - near, scale, shift, relu, bits, w))
                     sum_g, product = sum_g + g, fma(g, widen(v) - about, product)
                     i += stride
-                    w += wide
+                    w += bits.shape[1]
             add_to(sums, j, sum_g)
             add_to(products, j, product)
 
 
 @body
 def _gradient_tile(
-    dy, x, bits, first, rows, stride, columns, word, wide, affine, slopes, relu, lead, streaming, dx, dresidual
+    dy, x, bits, first, rows, stride, columns, word, affine, slopes, relu, lead, streaming, dx, dresidual
 ):
     """affine (3, columns), slopes (4, columns): of the tile."""
     lanes = lanes_of(x)
@@ -435,7 +549,7 @@ def _gradient_tile(
             k = load_first(slopes, K * width + j, count, zero)
             inv_std = load_first(slopes, NEAR_INV_STD * width + j, count, zero)
             i = first + top * stride + j
-            w = word + top * wide + j // lanes
+            w = word + top * bits.shape[1] + j // lanes
             if count == lanes:
                 for _ in range(top, bottom):
                     d = load(x, i) - near
@@ -448,7 +562,7 @@ def _gradient_tile(
                     else:
                         store(dx, i, v)
                     i += stride
-                    w += wide
+                    w += bits.shape[1]
             else:
                 for _ in range(top, bottom):
                     d = load_first(x, i, count, near) - near
@@ -457,7 +571,7 @@ def _gradient_tile(
                         store_first(dresidual, i, g, count)
                     store_first(dx, i, fma(g, a, fma(d * inv_std, b, k)), count)
                     i += stride
-                    w += wide
+                    w += bits.shape[1]
             j += count
     if streaming:
         fence()
@@ -465,7 +579,7 @@ def _gradient_tile(
 
 @body
 def _backward_task(
-    task, dy, x, bits, channels, affine, relu, batch_stats, block, wide, slopes, gradients, streaming, dx, dresidual
+    task, dy, x, bits, stats, affine, relu, batch_stats, block, slopes, gradients, streaming, dx, dresidual
 ):
     n, c, s = x.shape
     first = task * block
@@ -476,14 +590,14 @@ def _backward_task(
     tile_affine, tile_slopes = np.empty((3, columns), affine.dtype), np.empty((4, columns), affine.dtype)
     _spread(affine, first, count, s, tile_affine)
     sums, products = np.empty(_up(columns, lanes)), np.empty(_up(columns, lanes))
-    _tile_products(dy, x, bits, first * s, n, c * s, columns, word, wide, tile_affine, relu, sums, products)
+    _tile_products(dy, x, bits, first * s, n, c * s, columns, word, tile_affine, relu, sums, products)
     for k in range(count):
         sum_g = 0.0
         product = 0.0
         for j in range(k * s, (k + 1) * s):
             sum_g += sums[j]
             product += products[j]
-        finish_backward(first + k, n * s, sum_g, product, batch_stats, channels, affine, slopes, gradients)
+        finish_backward(first + k, n * s, sum_g, product, batch_stats, stats, affine, slopes, gradients)
     _spread(slopes, first, count, s, tile_slopes)
     _gradient_tile(
         dy,
@@ -494,7 +608,6 @@ def _backward_task(
         c * s,
         columns,
         word,
-        wide,
         tile_affine,
         tile_slopes,
         relu,
@@ -507,48 +620,17 @@ def _backward_task(
 
 @driver
 def backward_columns(
-    dy, x, bits, channels, affine, relu, batch_stats, block, wide, slopes, gradients, streaming, dx, dresidual, parallel
+    dy, x, bits, stats, affine, relu, batch_stats, block, slopes, gradients, streaming, dx, dresidual, parallel
 ):
     """Backward of ``forward_columns``: slopes and gradients (2, C) written, then dx and dresidual. dx may be dy."""
     tasks = -(-x.shape[1] // block)
+    arguments = (dy, x, bits, stats, affine, relu, batch_stats, block, slopes, gradients, streaming, dx, dresidual)
     if parallel:
         for task in prange(tasks):
-            _backward_task(
-                int64(task),
-                dy,
-                x,
-                bits,
-                channels,
-                affine,
-                relu,
-                batch_stats,
-                block,
-                wide,
-                slopes,
-                gradients,
-                streaming,
-                dx,
-                dresidual,
-            )
+            _backward_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _backward_task(
-                task,
-                dy,
-                x,
-                bits,
-                channels,
-                affine,
-                relu,
-                batch_stats,
-                block,
-                wide,
-                slopes,
-                gradients,
-                streaming,
-                dx,
-                dresidual,
-            )
+            _backward_task(task, *arguments)
 
 
 @body
@@ -556,7 +638,6 @@ def _products_task(task, dy, x, bits, rows, affine, relu, partials):
     m, columns = x.shape
     first = task * rows
     count = min(m, first + rows) - first
-    wide = -(-columns // lanes_of(x))
     _tile_products(
         dy,
         x,
@@ -565,8 +646,7 @@ def _products_task(task, dy, x, bits, rows, affine, relu, partials):
         count,
         columns,
         columns,
-        first * wide,
-        wide,
+        first * bits.shape[1],
         affine,
         relu,
         partials[0, task],
@@ -575,7 +655,7 @@ def _products_task(task, dy, x, bits, rows, affine, relu, partials):
 
 
 @body
-def _finish_products(x, partials, batch_stats, channels, affine, slopes, wide_slopes, gradients):
+def _finish_products(x, partials, batch_stats, stats, affine, slopes, wide_slopes, gradients):
     m, columns = x.shape
     c_count = affine.shape[1]
     _add_partials(partials, columns)
@@ -586,7 +666,7 @@ def _finish_products(x, partials, batch_stats, channels, affine, slopes, wide_sl
         for j in range(c, columns, c_count):
             sum_g += partials[0, 0, j]
             product += partials[1, 0, j]
-        finish_backward(c, count, sum_g, product, batch_stats, channels, affine, slopes, gradients)
+        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
     _copy_affine(slopes, wide_slopes)
 
 
@@ -595,7 +675,6 @@ def _gradient_rows_task(task, dy, x, bits, rows, affine, slopes, relu, lead, str
     m, columns = x.shape
     first = task * rows
     count = min(m, first + rows) - first
-    wide = -(-columns // lanes_of(x))
     _gradient_tile(
         dy,
         x,
@@ -604,8 +683,7 @@ def _gradient_rows_task(task, dy, x, bits, rows, affine, slopes, relu, lead, str
         count,
         columns,
         columns,
-        first * wide,
-        wide,
+        first * bits.shape[1],
         affine,
         slopes,
         relu,
@@ -621,7 +699,7 @@ def backward_matrix(
     dy,
     x,
     bits,
-    channels,
+    stats,
     affine,
     wide_affine,
     relu,
@@ -644,17 +722,18 @@ def backward_matrix(
     """
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
     _copy_affine(affine, wide_affine)
+    sums = (dy, x, bits, rows, wide_affine, relu, partials)
+    finish = (batch_stats, stats, affine, slopes, wide_slopes, gradients)
+    arguments = (dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual)
     if parallel:
         for task in prange(sum_tasks):
-            _products_task(int64(task), dy, x, bits, rows, wide_affine, relu, partials)
-        _finish_products(x, partials, batch_stats, channels, affine, slopes, wide_slopes, gradients)
+            _products_task(int64(task), *sums)
+        _finish_products(x, partials, *finish)
         for task in prange(tasks):
-            _gradient_rows_task(
-                int64(task), dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual
-            )
+            _gradient_rows_task(int64(task), *arguments)
     else:
         for task in range(sum_tasks):
-            _products_task(task, dy, x, bits, rows, wide_affine, relu, partials)
-        _finish_products(x, partials, batch_stats, channels, affine, slopes, wide_slopes, gradients)
+            _products_task(task, *sums)
+        _finish_products(x, partials, *finish)
         for task in range(tasks):
-            _gradient_rows_task(task, dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual)
+            _gradient_rows_task(task, *arguments)

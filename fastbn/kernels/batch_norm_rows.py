@@ -5,8 +5,8 @@ are merged in order. A task that owns whole channels normalises them while they
 are in its core's cache: ``forward_rows``, ``backward_rows``. Where channels are too few to go round, the chunks are
 the tasks: ``moments_rows`` then ``normalize_rows``, ``products_rows`` then ``gradient_rows``.
 
-``grid``: (images, positions) of a chunk. ``lead``: elements of every row before its first whole vector, so that
-streamed vectors lie aligned. ``bits`` (N, C, words): a row's signs, one word a vector, for a ReLU whose sign cannot be
+n_block, s_block: images and positions of a chunk. lead: elements of every row before its first whole vector, so that
+streamed vectors lie aligned. bits (N, C, words): a row's signs, one word a vector, for a ReLU whose sign cannot be
 computed again. An operand that does not apply is an array of size 0.
 """
 
@@ -42,24 +42,26 @@ from fastbn.kernels.channels import (
     B,
     K,
     finish_backward,
+    finish_inference,
     finish_training,
+    first_negative,
     merge,
     run_moments,
 )
 
 
 @inlined
-def _chunk(chunk, x, grid):
+def _chunk(chunk, x, n_block, s_block):
     """First and last image, first and last position."""
-    i, j = divmod(chunk, -(-x.shape[2] // grid[1]))
-    n_last, s_last = min(x.shape[0], (i + 1) * grid[0]), min(x.shape[2], (j + 1) * grid[1])
-    return i * grid[0], n_last, j * grid[1], s_last
+    i, j = divmod(chunk, -(-x.shape[2] // s_block))
+    n_last, s_last = min(x.shape[0], (i + 1) * n_block), min(x.shape[2], (j + 1) * s_block)
+    return i * n_block, n_last, j * s_block, s_last
 
 
 @inlined
-def _chunks(x, grid):
+def _chunks(x, n_block, s_block):
     """Chunks of a channel."""
-    return -(-x.shape[0] // grid[0]) * -(-x.shape[2] // grid[1])
+    return -(-x.shape[0] // n_block) * -(-x.shape[2] // s_block)
 
 
 @inlined
@@ -76,9 +78,9 @@ def _shift(x, i, length):
 
 
 @body
-def _chunk_moments(chunk, c, x, grid):
+def _chunk_moments(chunk, c, x, n_block, s_block):
     """Count, mean and sum of squares about it of channel c in a chunk."""
-    n_first, n_last, s_first, s_last = _chunk(chunk, x, grid)
+    n_first, n_last, s_first, s_last = _chunk(chunk, x, n_block, s_block)
     lanes = lanes_of(x)
     near = _shift(x, _row(x, n_first, c) + s_first, s_last - s_first)
     shift = widen(near)
@@ -138,18 +140,38 @@ def _normalize_row(n, c, x, residual, bits, affine, floor, lead, streaming, out)
 
 
 @body
-def _forward_task(task, x, residual, momentum, eps, grid, block, channels, affine, floor, lead, streaming, bits, out):
+def _forward_task(
+    task,
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    momentum,
+    eps,
+    n_block,
+    s_block,
+    block,
+    stats,
+    affine,
+    floor,
+    lead,
+    streaming,
+    bits,
+    out,
+):
     first = task * block
     last = min(x.shape[1], first + block)
     for c in range(first, last):
         count = 0
         about = 0.0
         squares = 0.0
-        for chunk in range(_chunks(x, grid)):
-            k, about_k, squares_k = _chunk_moments(chunk, c, x, grid)
+        for chunk in range(_chunks(x, n_block, s_block)):
+            k, about_k, squares_k = _chunk_moments(chunk, c, x, n_block, s_block)
             about, squares = merge(count, about, squares, k, about_k, squares_k)
             count += k
-        finish_training(c, count, about, squares, momentum, eps, channels, affine)
+        finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     for n in range(x.shape[0]):
         for c in range(first, last):
             _normalize_row(n, c, x, residual, bits, affine, floor, lead, streaming, out)
@@ -159,77 +181,78 @@ def _forward_task(task, x, residual, momentum, eps, grid, block, channels, affin
 
 @driver
 def forward_rows(
-    x, residual, momentum, eps, grid, block, channels, affine, floor, lead, streaming, bits, out, parallel
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    momentum,
+    eps,
+    n_block,
+    s_block,
+    block,
+    stats,
+    affine,
+    floor,
+    lead,
+    streaming,
+    bits,
+    out,
+    parallel,
 ):
-    """Training, ``block`` channels a task: channels, affine and bits written, then ``out`` as by ``normalize_rows``.
+    """Training, ``block`` channels a task: stats, affine and bits written, then ``out`` as by ``normalize_rows``.
 
     out may be x or residual.
     """
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
     tasks = -(-x.shape[1] // block)
+    parameters = (weight, bias, running_mean, running_var, momentum, eps)
+    arguments = (x, residual, *parameters, n_block, s_block, block, stats, affine, floor, lead, streaming, bits, out)
     if parallel:
         for task in prange(tasks):
-            _forward_task(
-                int64(task),
-                x,
-                residual,
-                momentum,
-                eps,
-                grid,
-                block,
-                channels,
-                affine,
-                floor,
-                lead,
-                streaming,
-                bits,
-                out,
-            )
+            _forward_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _forward_task(
-                task,
-                x,
-                residual,
-                momentum,
-                eps,
-                grid,
-                block,
-                channels,
-                affine,
-                floor,
-                lead,
-                streaming,
-                bits,
-                out,
-            )
+            _forward_task(task, *arguments)
+    return negative
 
 
 @body
-def _moments_task(task, x, grid, partials):
+def _moments_task(task, x, n_block, s_block, partials):
     chunk, c = divmod(task, x.shape[1])
-    _, partials[0, chunk, c], partials[1, chunk, c] = _chunk_moments(chunk, c, x, grid)
+    _, partials[0, chunk, c], partials[1, chunk, c] = _chunk_moments(chunk, c, x, n_block, s_block)
 
 
 @driver
-def moments_rows(x, momentum, eps, grid, partials, channels, affine, parallel):
-    """Training, a chunk of a channel a task: channels and affine written. partials: (2, chunks, C), a workspace."""
-    chunks = _chunks(x, grid)
+def moments_rows(
+    x, weight, bias, running_mean, running_var, momentum, eps, n_block, s_block, partials, stats, affine, parallel
+):
+    """Training, a chunk of a channel a task: stats and affine written. partials: (2, chunks, C), a workspace."""
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
+    chunks = _chunks(x, n_block, s_block)
+    arguments = (x, n_block, s_block, partials)
     if parallel:
         for task in prange(chunks * x.shape[1]):
-            _moments_task(int64(task), x, grid, partials)
+            _moments_task(int64(task), *arguments)
     else:
         for task in range(chunks * x.shape[1]):
-            _moments_task(task, x, grid, partials)
+            _moments_task(task, *arguments)
     for c in range(x.shape[1]):
         count = 0
         about = 0.0
         squares = 0.0
         for chunk in range(chunks):
-            n_first, n_last, s_first, s_last = _chunk(chunk, x, grid)
+            n_first, n_last, s_first, s_last = _chunk(chunk, x, n_block, s_block)
             k = (n_last - n_first) * (s_last - s_first)
             about, squares = merge(count, about, squares, k, partials[0, chunk, c], partials[1, chunk, c])
             count += k
-        finish_training(c, count, about, squares, momentum, eps, channels, affine)
+        finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    return negative
 
 
 @body
@@ -242,18 +265,42 @@ def _normalize_task(task, x, residual, block, affine, floor, lead, streaming, bi
 
 
 @driver
-def normalize_rows(x, residual, block, affine, floor, lead, streaming, bits, out, parallel):
+def normalize_rows(
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    eps,
+    block,
+    stats,
+    affine,
+    floor,
+    lead,
+    streaming,
+    bits,
+    out,
+    parallel,
+):
     """out = max((x - mean) * scale + shift + residual, floor), ``block`` rows a task; out may be x or residual.
 
-    bits are written: where the sum is above 0.
+    First, unless there are no running statistics, stats and affine are written by them. bits: written, where the sum
+    is above 0.
     """
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
+    finish_inference(weight, bias, running_mean, running_var, eps, stats, affine)
     tasks = -(-x.shape[0] * x.shape[1] // block)
+    arguments = (x, residual, block, affine, floor, lead, streaming, bits, out)
     if parallel:
         for task in prange(tasks):
-            _normalize_task(int64(task), x, residual, block, affine, floor, lead, streaming, bits, out)
+            _normalize_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _normalize_task(task, x, residual, block, affine, floor, lead, streaming, bits, out)
+            _normalize_task(task, *arguments)
+    return negative
 
 
 @inlined
@@ -267,9 +314,9 @@ def _masked(g, d, scale, shift, relu, bits, word):
 
 
 @body
-def _chunk_products(chunk, c, dy, x, bits, affine, relu, grid):
+def _chunk_products(chunk, c, dy, x, bits, affine, relu, n_block, s_block):
     """Sums of g and of g (x - affine's mean) of channel c in a chunk."""
-    n_first, n_last, s_first, s_last = _chunk(chunk, x, grid)
+    n_first, n_last, s_first, s_last = _chunk(chunk, x, n_block, s_block)
     lanes = lanes_of(x)
     near, scale, shift = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c]), splat(x, affine[SHIFT, c])
     zero = splat(x, 0.0)
@@ -334,11 +381,12 @@ def _backward_task(
     dy,
     x,
     bits,
-    channels,
+    stats,
     affine,
     relu,
     batch_stats,
-    grid,
+    n_block,
+    s_block,
     block,
     slopes,
     gradients,
@@ -352,12 +400,12 @@ def _backward_task(
     for c in range(first, last):
         sum_g = 0.0
         product = 0.0
-        for chunk in range(_chunks(x, grid)):
-            g, p = _chunk_products(chunk, c, dy, x, bits, affine, relu, grid)
+        for chunk in range(_chunks(x, n_block, s_block)):
+            g, p = _chunk_products(chunk, c, dy, x, bits, affine, relu, n_block, s_block)
             sum_g += g
             product += p
         count = x.shape[0] * x.shape[2]
-        finish_backward(c, count, sum_g, product, batch_stats, channels, affine, slopes, gradients)
+        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
     for n in range(x.shape[0]):
         for c in range(first, last):
             _gradient_row(n, c, dy, x, bits, affine, slopes, relu, lead, streaming, dx, dresidual)
@@ -370,11 +418,12 @@ def backward_rows(
     dy,
     x,
     bits,
-    channels,
+    stats,
     affine,
     relu,
     batch_stats,
-    grid,
+    n_block,
+    s_block,
     block,
     slopes,
     gradients,
@@ -386,67 +435,56 @@ def backward_rows(
 ):
     """``block`` channels a task: slopes and gradients written, then dx and dresidual as by ``gradient_rows``.
 
-    gradients (2, C), float64: dweight, dbias. dx may be dy.
+    gradients (2, C): dweight, dbias. dx may be dy.
     """
     tasks = -(-x.shape[1] // block)
+    arguments = (
+        dy,
+        x,
+        bits,
+        stats,
+        affine,
+        relu,
+        batch_stats,
+        n_block,
+        s_block,
+        block,
+        slopes,
+        gradients,
+        lead,
+        streaming,
+        dx,
+        dresidual,
+    )
     if parallel:
         for task in prange(tasks):
-            _backward_task(
-                int64(task),
-                dy,
-                x,
-                bits,
-                channels,
-                affine,
-                relu,
-                batch_stats,
-                grid,
-                block,
-                slopes,
-                gradients,
-                lead,
-                streaming,
-                dx,
-                dresidual,
-            )
+            _backward_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _backward_task(
-                task,
-                dy,
-                x,
-                bits,
-                channels,
-                affine,
-                relu,
-                batch_stats,
-                grid,
-                block,
-                slopes,
-                gradients,
-                lead,
-                streaming,
-                dx,
-                dresidual,
-            )
+            _backward_task(task, *arguments)
 
 
 @body
-def _products_task(task, dy, x, bits, affine, relu, grid, partials):
+def _products_task(task, dy, x, bits, affine, relu, n_block, s_block, partials):
     chunk, c = divmod(task, x.shape[1])
-    partials[0, chunk, c], partials[1, chunk, c] = _chunk_products(chunk, c, dy, x, bits, affine, relu, grid)
+    partials[0, chunk, c], partials[1, chunk, c] = _chunk_products(
+        chunk, c, dy, x, bits, affine, relu, n_block, s_block
+    )
 
 
 @driver
-def products_rows(dy, x, bits, channels, affine, relu, batch_stats, grid, partials, slopes, gradients, parallel):
+def products_rows(
+    dy, x, bits, stats, affine, relu, batch_stats, n_block, s_block, partials, slopes, gradients, parallel
+):
     """A chunk of a channel a task: slopes and gradients written. partials: (2, chunks, C), a workspace."""
-    chunks = _chunks(x, grid)
+    chunks = _chunks(x, n_block, s_block)
+    arguments = (dy, x, bits, affine, relu, n_block, s_block, partials)
     if parallel:
         for task in prange(chunks * x.shape[1]):
-            _products_task(int64(task), dy, x, bits, affine, relu, grid, partials)
+            _products_task(int64(task), *arguments)
     else:
         for task in range(chunks * x.shape[1]):
-            _products_task(task, dy, x, bits, affine, relu, grid, partials)
+            _products_task(task, *arguments)
     for c in range(x.shape[1]):
         sum_g = 0.0
         product = 0.0
@@ -454,7 +492,7 @@ def products_rows(dy, x, bits, channels, affine, relu, batch_stats, grid, partia
             sum_g += partials[0, chunk, c]
             product += partials[1, chunk, c]
         count = x.shape[0] * x.shape[2]
-        finish_backward(c, count, sum_g, product, batch_stats, channels, affine, slopes, gradients)
+        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
 
 
 @body
@@ -473,9 +511,10 @@ def gradient_rows(dy, x, bits, block, affine, slopes, relu, lead, streaming, dx,
     dx may be dy.
     """
     tasks = -(-x.shape[0] * x.shape[1] // block)
+    arguments = (dy, x, bits, block, affine, slopes, relu, lead, streaming, dx, dresidual)
     if parallel:
         for task in prange(tasks):
-            _gradient_task(int64(task), dy, x, bits, block, affine, slopes, relu, lead, streaming, dx, dresidual)
+            _gradient_task(int64(task), *arguments)
     else:
         for task in range(tasks):
-            _gradient_task(task, dy, x, bits, block, affine, slopes, relu, lead, streaming, dx, dresidual)
+            _gradient_task(task, *arguments)

@@ -1,16 +1,17 @@
 """Algebra of one channel, in float64: runs of values merged, statistics made into the map that normalises.
 
-Rows of ``channels`` (7, C), float64: what a call is given and what it finds; see the names below.
+Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation.
 Rows of ``affine`` (3, C), in the dtype that kernels compute in: ``y = (x - mean) * scale + shift``. It is not
 ``x * scale + constant``, which cancels when |mean| is far above std.
 Rows of ``slopes`` (4, C), likewise: ``dx = a g + b ((x - mean) * inv_std) + k``.
+weight, bias: (C,), or empty for 1 and 0. running_mean, running_var: (C,), or empty for none.
 """
 
 import numpy as np
 
-from fastbn.kernels._jit import inlined, serial_driver
+from fastbn.kernels._jit import inlined
 
-WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, MEAN, VAR, INV_STD = range(7)
+MEAN, VAR, INV_STD = range(3)
 NEAR_MEAN, SCALE, SHIFT = range(3)
 A, B, K, NEAR_INV_STD = range(4)
 
@@ -33,15 +34,6 @@ def merge(count, mean, squares, other_count, other_mean, other_squares):
 
 
 @inlined
-def _set_affine(c, channels, affine):
-    mean = channels[MEAN, c]
-    scale = channels[WEIGHT, c] * channels[INV_STD, c]
-    affine[NEAR_MEAN, c] = mean
-    affine[SCALE, c] = scale
-    affine[SHIFT, c] = channels[BIAS, c] - _lost(mean, affine[NEAR_MEAN, c]) * scale
-
-
-@inlined
 def _lost(mean, near):
     """What rounding took from the mean, to be given back in the constant term."""
     lost = mean - near
@@ -49,40 +41,46 @@ def _lost(mean, near):
 
 
 @inlined
-def _set_inv_std(c, eps, channels):
+def _set_channel(c, mean, var, eps, weight, bias, stats, affine):
     # A channel without spread gives its bias, with eps = 0 too.
-    spread = channels[VAR, c] + eps
-    channels[INV_STD, c] = 0.0 if spread == 0 else 1.0 / np.sqrt(spread)
+    spread = var + eps
+    inv_std = 0.0 if spread == 0 else 1.0 / np.sqrt(spread)
+    stats[MEAN, c], stats[VAR, c], stats[INV_STD, c] = mean, var, inv_std
+    scale = inv_std * (weight[c] if weight.size else 1.0)
+    affine[NEAR_MEAN, c], affine[SCALE, c] = mean, scale
+    affine[SHIFT, c] = (bias[c] if bias.size else 0.0) - _lost(mean, affine[NEAR_MEAN, c]) * scale
 
 
 @inlined
-def finish_training(c, count, mean, squares, momentum, eps, channels, affine):
-    """Write what channel c found; move its running statistics, the variance with n / (n - 1)."""
-    channels[MEAN, c] = mean
-    channels[VAR, c] = squares / count
-    _set_inv_std(c, eps, channels)
-    _set_affine(c, channels, affine)
-    channels[RUNNING_MEAN, c] = (1.0 - momentum) * channels[RUNNING_MEAN, c] + momentum * mean
-    unbiased = squares / (count - 1)
-    channels[RUNNING_VAR, c] = (1.0 - momentum) * channels[RUNNING_VAR, c] + momentum * unbiased
-
-
-@serial_driver
-def finish_inference(eps, channels, affine):
-    """Write what all channels are normalised with: their running statistics."""
-    for c in range(channels.shape[1]):
-        channels[MEAN, c] = channels[RUNNING_MEAN, c]
-        channels[VAR, c] = channels[RUNNING_VAR, c]
-        _set_inv_std(c, eps, channels)
-        _set_affine(c, channels, affine)
+def first_negative(running_var):
+    """The first channel with a negative running variance, or -1: with it, a kernel returns it and writes nothing."""
+    for c in range(running_var.size):
+        if running_var[c] < 0:
+            return c
+    return -1
 
 
 @inlined
-def finish_backward(c, count, sum_g, product, batch_stats, channels, affine, slopes, gradients):
-    """Channel c of ``slopes`` and of gradients (2, C): dweight and dbias. product: of g (x - affine's mean)."""
-    inv_std = channels[INV_STD, c]
-    scale = channels[WEIGHT, c] * inv_std
-    lost = _lost(channels[MEAN, c], affine[NEAR_MEAN, c])
+def finish_training(c, count, mean, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine):
+    """Write channel c of ``stats`` and ``affine``; move its running statistics, the variance with n / (n - 1)."""
+    _set_channel(c, mean, squares / count, eps, weight, bias, stats, affine)
+    if running_mean.size:
+        running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean
+        running_var[c] = (1.0 - momentum) * running_var[c] + momentum * (squares / (count - 1))
+
+
+@inlined
+def finish_inference(weight, bias, running_mean, running_var, eps, stats, affine):
+    """Write ``stats`` and ``affine`` by the running statistics, unless those are empty: then both are ready."""
+    for c in range(running_mean.size):
+        _set_channel(c, running_mean[c], np.float64(running_var[c]), eps, weight, bias, stats, affine)
+
+
+@inlined
+def finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients):
+    """Channel c of ``slopes``, and of gradients (2, C): dweight, dbias. product: of g (x - affine's mean)."""
+    inv_std, scale = stats[INV_STD, c], np.float64(affine[SCALE, c])
+    lost = _lost(stats[MEAN, c], affine[NEAR_MEAN, c])
     dweight = (product - lost * sum_g) * inv_std
     gradients[0, c], gradients[1, c] = dweight, sum_g
     slope = -scale * dweight / count if batch_stats else 0.0
