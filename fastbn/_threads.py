@@ -5,11 +5,19 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numba
 
 from fastbn.errors import ArgumentError
+
+
+class Kernel(Protocol):
+    """One kernel, compiled twice: the last argument of ``serial`` is None, that of ``parallel`` True."""
+
+    serial: Callable[..., Any]
+    parallel: Callable[..., Any]
+
 
 # Below this many elements the start of a parallel region costs more than a second core saves.
 MIN_PARALLEL_WORK = 32768
@@ -47,6 +55,7 @@ _lock = threading.Lock()
 _loaded = False  # a kernel has been loaded here or in the process this one was forked from: Numba's pool runs
 _started = False  # a parallel loop has run
 _serial_only = False
+_both = False
 
 
 def get_num_threads() -> int:
@@ -66,16 +75,33 @@ def set_num_threads(n: int) -> None:
     _count = n
 
 
-def launch(kernel: Callable[..., Any], *args: Any, work: int) -> Any:
-    """``kernel(*args, parallel)``: parallel where ``work``, in elements, repays it and where it is safe."""
+def launch(kernel: Kernel, *args: Any, work: int) -> Any:
+    """Run a kernel: its parallel version where ``work``, in elements, repays it and where it is safe."""
     global _loaded
     _loaded = True
-    if work < MIN_PARALLEL_WORK or _count == 1 or _serial_only:
-        return kernel(*args, False)
+    if _both:
+        kernel.serial(*args, None)
+    elif work < MIN_PARALLEL_WORK or _count == 1:
+        return kernel.serial(*args, None)
+    if _serial_only:
+        return kernel.serial(*args, None)
     with _parallel_region() as parallel:
-        if parallel and numba.get_num_threads() != _count:
+        if not parallel:
+            return kernel.serial(*args, None)
+        if numba.get_num_threads() != _count:
             numba.set_num_threads(_count)
-        return kernel(*args, parallel)
+        return kernel.parallel(*args, True)
+
+
+@contextmanager
+def both_versions() -> Iterator[None]:
+    """Every kernel runs twice, in its serial and in its parallel version, so that both are compiled."""
+    global _both
+    _both = True
+    try:
+        yield
+    finally:
+        _both = False
 
 
 @contextmanager

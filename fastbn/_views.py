@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._checks import check_same_dtype, check_shape, check_writable
+from fastbn._checks import FLOAT32, FLOAT64, check_same_dtype, check_shape, check_writable
 from fastbn._memory import empty
 from fastbn.errors import ArgumentError
 
@@ -33,7 +33,12 @@ def _kernel_ready(array: np.ndarray) -> np.ndarray:
 
 def channels_last(array: np.ndarray) -> np.ndarray:
     """(N, C, *spatial) seen as (N, *spatial, C)."""
-    return np.moveaxis(array, 1, -1)
+    return array.transpose(0, *range(2, array.ndim), 1)
+
+
+def channels_second(array: np.ndarray) -> np.ndarray:
+    """(N, *spatial, C) seen as (N, C, *spatial)."""
+    return array.transpose(0, array.ndim - 1, *range(1, array.ndim - 1))
 
 
 def is_channels_last(array: np.ndarray) -> bool:
@@ -43,6 +48,8 @@ def is_channels_last(array: np.ndarray) -> bool:
 
 def dense(array: np.ndarray) -> np.ndarray:
     """``array`` if it is dense in either memory order, aligned and in native byte order, else a copy of that kind."""
+    if array.flags.carray and array.dtype.isnative:
+        return array
     if not array.flags.aligned or not array.dtype.isnative:
         array = array.astype(native(array), order="K")
     return array if is_channels_last(array) else np.asarray(array, order="C")
@@ -62,7 +69,7 @@ def native(array: np.ndarray) -> np.dtype:
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:
     """What kernels compute arrays of ``dtype`` in: float32 for 16-bit floats too."""
-    return np.dtype(np.float64) if dtype.itemsize == 8 else np.dtype(np.float32)
+    return FLOAT64 if dtype.itemsize == 8 else FLOAT32
 
 
 def storage(array: np.ndarray) -> np.ndarray:
@@ -77,7 +84,7 @@ def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: A
     shape = array.shape if shape is None else shape
     dtype = array.dtype if dtype is None else dtype
     if is_channels_last(array):
-        return np.moveaxis(empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
+        return channels_second(empty((shape[0], *shape[2:], shape[1]), dtype))
     return empty(shape, dtype)
 
 
@@ -85,7 +92,7 @@ def in_order_of(array: np.ndarray, like: np.ndarray) -> np.ndarray:
     """``array`` in the memory order of ``like``, copied if it lies otherwise."""
     array = dense(array)
     if is_channels_last(like):
-        return np.moveaxis(np.ascontiguousarray(channels_last(array)), -1, 1)
+        return channels_second(np.ascontiguousarray(channels_last(array)))
     return np.asarray(array, order="C")
 
 

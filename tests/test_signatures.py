@@ -21,11 +21,14 @@ sys.path.insert(0, "tests")
 import fastbn, fastbn.kernels, fastbn.functional as F
 from helpers import ORDERS
 from layouts import LAYOUTS
+from fastbn.kernels._jit import Kernel
 
 def doors(image, matrix, relu, groups, count_include_pad):
     n, c = image.shape[:2]
     weight, vector = np.ones((4, c // 2, 2, 2), image.dtype), np.ones(c, image.dtype)
-    for x in image, matrix:
+    short = np.concatenate([image, image])[:, :, :3, :2]
+    large = rng.random((1, 6, 72, 77)).astype(image.dtype)  # too few channels for eight threads
+    for x in image, matrix, short, large:
         for residual in None, x:
             for training in True, False:
                 mean, var = np.zeros(x.shape[1], x.dtype), np.ones(x.shape[1], x.dtype)
@@ -53,8 +56,8 @@ def signatures():
     for found in pkgutil.iter_modules(fastbn.kernels.__path__):
         module = importlib.import_module(f"fastbn.kernels.{found.name}")
         for name, kernel in vars(module).items():
-            if "parallel" in getattr(kernel, "targetoptions", {}):
-                counts[f"{found.name}.{name}"] = len(kernel.signatures)
+            if isinstance(kernel, Kernel):
+                counts[f"{found.name}.{name}"] = max(len(kernel.serial.signatures), len(kernel.parallel.signatures))
     return counts
 
 rng = np.random.default_rng(0)
@@ -114,9 +117,10 @@ def record(self, value):
 ParallelOptions.__init__ = record
 import fastbn.functional as F
 
-F.relu(np.zeros(4, np.float32))
-F.relu(np.zeros(4, np.float64))
-F.relu_backward(np.zeros(4, np.float32), np.zeros(4, np.float32))
+size = 1 << 16
+F.relu(np.zeros(size, np.float32))
+F.relu(np.zeros(size, np.float64))
+F.relu_backward(np.zeros(size, np.float32), np.zeros(size, np.float32))
 print(json.dumps(seen))
 """
 
@@ -133,7 +137,7 @@ import fastbn.functional as F
 from fastbn.kernels.gemm import gemm
 
 F.linear(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
-print(gemm.inspect_asm(gemm.signatures[0]))
+print(gemm.serial.inspect_asm(gemm.serial.signatures[0]))
 """
 REGISTERS = {"avx512f": "zmm", "avx2": "ymm"}
 

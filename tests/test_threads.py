@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -140,7 +141,8 @@ def test_the_number_of_threads_holds_in_every_python_thread(n):
     seen = []
 
     def look():
-        _threads.launch(lambda parallel: seen.append((parallel, numba.get_num_threads())), work=10**6)
+        kernel = SimpleNamespace(parallel=lambda parallel: seen.append((parallel, numba.get_num_threads())))
+        _threads.launch(kernel, work=10**6)
 
     fastbn.set_num_threads(n)
     look()
@@ -153,8 +155,8 @@ def test_the_number_of_threads_holds_in_every_python_thread(n):
 def test_one_thread_is_serial():
     seen = []
     fastbn.set_num_threads(1)
-    _threads.launch(seen.append, work=10**6)
-    assert seen == [False]
+    _threads.launch(SimpleNamespace(serial=seen.append), work=10**6)
+    assert seen == [None]
 
 
 PRELUDE = """

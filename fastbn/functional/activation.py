@@ -1,11 +1,9 @@
 """Elementwise activations. Gradients are taken from the output, so only that need be kept."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from fastbn._checks import check_float, check_same_dtype, check_shape
-from fastbn._threads import launch
+from fastbn._threads import Kernel, launch
 from fastbn._views import as_flat, dense, empty_like, in_order_of
 from fastbn.kernels import activation as kernels
 
@@ -30,7 +28,7 @@ def sigmoid_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _backward("sigmoid_backward", kernels.sigmoid_backward, dy, y)
 
 
-def _forward(who: str, kernel: Callable[..., None], x: np.ndarray) -> np.ndarray:
+def _forward(who: str, kernel: Kernel, x: np.ndarray) -> np.ndarray:
     check_float(who, "x", x)
     source = dense(x)
     out = empty_like(source)
@@ -38,7 +36,7 @@ def _forward(who: str, kernel: Callable[..., None], x: np.ndarray) -> np.ndarray
     return out
 
 
-def _backward(who: str, kernel: Callable[..., None], dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _backward(who: str, kernel: Kernel, dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     check_float(who, "y", y)
     check_same_dtype(who, "dy", dy, "y", y)
     check_shape(who, "dy", dy, y.shape, "as y")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastbn._checks import (
+    FLOAT32,
     STORED,
     check_float,
     check_number,
@@ -21,13 +22,12 @@ from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import norm_kernels
 from fastbn.kernels.channels import INV_STD, MEAN, VAR
 
-FLOAT32 = np.dtype(np.float32)
-EMPTY = np.empty(0, FLOAT32)
+EMPTY: np.ndarray = np.empty(0, FLOAT32)
 RANKS = (2, 3, 4, 5)
 AXES = "(N, C, *spatial)"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class BatchNormSaved:
     """What ``batch_norm_backward`` needs of the forward pass.
 
@@ -189,11 +189,12 @@ def _forward(
 
 def _parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
     """The arrays as kernels take them: themselves if all are float32 and dense, else copies in float64; None empty."""
-    given = [array for array in arrays if array is not None]
-    if all(array.dtype is FLOAT32 and array.flags.carray for array in given):
-        weight, bias, mean, var = (EMPTY if array is None else array for array in arrays)
+    for array in arrays:
+        if array is not None and not (array.dtype is FLOAT32 and array.flags.carray):
+            weight, bias, mean, var = (np.empty(0) if a is None else a.astype(np.float64) for a in arrays)
+            break
     else:
-        weight, bias, mean, var = (np.empty(0) if array is None else array.astype(np.float64) for array in arrays)
+        weight, bias, mean, var = (EMPTY if array is None else array for array in arrays)
     return weight, bias, mean, var
 
 

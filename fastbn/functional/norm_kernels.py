@@ -47,8 +47,9 @@ class Layout(NamedTuple):
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """``array`` as kernels read it."""
-        flat = as_flat(array)
-        return (flat if self.itemsize != 2 else storage(flat)).reshape(self.shape)
+        if self.itemsize == 2 or not array.flags.carray:
+            array = storage(as_flat(array))
+        return array.reshape(self.shape)
 
     def nothing(self, dtype: np.dtype) -> np.ndarray:
         """The view of an operand that does not apply: of the same type, for one version of the kernel."""

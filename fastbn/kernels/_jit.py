@@ -56,17 +56,25 @@ def sum_body(function: Callable[..., Any]) -> Any:
     return njit(fastmath=SUMS, **INTERNAL)(function)
 
 
-def driver(function: Callable[..., Any]) -> Any:
+class Kernel:
+    """The two versions of a kernel's entry, each compiled when it is first called.
+
+    They are one function, whose last argument is None in ``serial`` and True in ``parallel``: Numba leaves out the
+    branch not taken, and its disk cache tells them apart by the argument's type.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        options: dict[str, Any] = {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON}
+        self.serial = _cached(function, options)
+        self.parallel = _cached(function, {"parallel": PRANGE_ONLY, **options})
+
+
+def driver(function: Callable[..., Any]) -> Kernel:
     """Compile a kernel's entry, from Numba's disk cache where one can be written."""
-    return _entry(function, {"parallel": PRANGE_ONLY, "fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON})
+    return Kernel(function)
 
 
-def serial_driver(function: Callable[..., Any]) -> Any:
-    """``driver`` for what is never worth a second thread."""
-    return _entry(function, {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON})
-
-
-def _entry(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError as error:  # numba#4908: no cache directory can be written

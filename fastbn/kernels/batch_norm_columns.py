@@ -57,31 +57,11 @@ def _up(count, lanes):
 
 
 @inlined
-def _four(x, i, step, count, zero):
-    a, b = load_first(x, i, count, zero), load_first(x, i + step, count, zero)
-    c, d = load_first(x, i + 2 * step, count, zero), load_first(x, i + 3 * step, count, zero)
-    share = splat(x, 0.25)
-    return (a * share + b * share) + (c * share + d * share)
-
-
-@body
-def _set_shift(x, first, rows, stride, columns, s, shift):
-    """A number amid each channel, for all its columns: of 16 rows, or 4, or the first; 0 where that is not finite."""
+def _set_shift(x, first, columns, s, shift):
+    """The first value of each channel, for all its columns; 0 where that is not finite."""
     lanes = lanes_of(x)
-    zero = splat(x, 0.0)
-    quarter = rows // 4 * stride
-    step = max(1, rows // 17) * stride
     for j in range(0, columns, lanes):
-        count = min(lanes, columns - j)
-        i = first + j
-        if rows >= 16:
-            a, b = _four(x, i, step, count, zero), _four(x, i + quarter, step, count, zero)
-            c, d = _four(x, i + 2 * quarter, step, count, zero), _four(x, i + 3 * quarter, step, count, zero)
-            share = splat(x, 0.25)
-            amid = (a * share + b * share) + (c * share + d * share)
-        else:
-            amid = load_first(x, i, count, zero)
-        store(shift, j, finite_or_zero(amid))
+        store(shift, j, finite_or_zero(load_first(x, first + j, min(lanes, columns - j), splat(x, 0.0))))
     if s > 1:
         for j in range(columns):
             shift[j] = shift[j - j % s]
@@ -121,44 +101,46 @@ def _tile_sums(x, first, rows, stride, columns, shift, sums, squares):
 def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, affine, floor, lead, streaming):
     """affine: (3, columns) of the tile."""
     lanes = lanes_of(x)
-    low = splat(x, floor)
-    width = affine.shape[1]
+    low, zero = splat(x, floor), splat(x, 0.0)
+    width, words = affine.shape[1], bits.shape[1]
+    whole = columns - (columns - lead) % lanes
     for top in range(0, rows, MAP_ROWS):
         bottom = min(rows, top + MAP_ROWS)
-        j = 0
-        while j < columns:
-            count = min(lanes, lead if j < lead else columns - j)
-            zero = splat(x, 0.0)
-            near = load_first(affine, j, count, zero)
-            scale = load_first(affine, SCALE * width + j, count, zero)
-            shift = load_first(affine, SHIFT * width + j, count, zero)
+        for j in range(lead, whole, lanes):
+            near = load(affine, j)
+            scale, shift = load(affine, SCALE * width + j), load(affine, SHIFT * width + j)
             i = first + top * stride + j
-            w = word + top * bits.shape[1] + j // lanes
-            if count == lanes:
-                for _ in range(top, bottom):
-                    v = fma(load(x, i) - near, scale, shift)
-                    if residual.size:
-                        v = v + load(residual, i)
-                    if bits.size:
-                        store_signs(bits, w, v)
-                        w += bits.shape[1]
-                    v = at_least(v, low)
-                    if streaming:
-                        stream(out, i, v)
-                    else:
-                        store(out, i, v)
-                    i += stride
-            else:
+            w = word + top * words + j // lanes
+            for _ in range(top, bottom):
+                v = fma(load(x, i) - near, scale, shift)
+                if residual.size:
+                    v = v + load(residual, i)
+                if bits.size:
+                    store_signs(bits, w, v)
+                    w += words
+                v = at_least(v, low)
+                if streaming:
+                    stream(out, i, v)
+                else:
+                    store(out, i, v)
+                i += stride
+        for end in range(2):  # with bits there is no lead
+            j, count = (0, lead) if end == 0 else (whole, columns - whole)
+            if count:
+                near = load_first(affine, j, count, zero)
+                scale = load_first(affine, SCALE * width + j, count, zero)
+                shift = load_first(affine, SHIFT * width + j, count, zero)
+                i = first + top * stride + j
+                w = word + top * words + j // lanes
                 for _ in range(top, bottom):
                     v = fma(load_first(x, i, count, near) - near, scale, shift)
                     if residual.size:
                         v = v + load_first(residual, i, count, near)
                     if bits.size:
                         store_signs(bits, w, v)
-                        w += bits.shape[1]
+                        w += words
                     store_first(out, i, at_least(v, low), count)
                     i += stride
-            j += count
     if streaming:
         fence()
 
@@ -198,7 +180,7 @@ def _forward_task(
     lanes = lanes_of(x)
     sums, squares = np.empty(_up(columns, lanes)), np.empty(_up(columns, lanes))
     shift = np.empty(_up(columns, lanes), affine.dtype)
-    _set_shift(x, first * s, n, c * s, columns, s, shift)
+    _set_shift(x, first * s, columns, s, shift)
     _tile_sums(x, first * s, n, c * s, columns, shift, sums, squares)
     for k in range(count):
         sum_d = 0.0
@@ -269,7 +251,7 @@ def forward_columns(
     return negative
 
 
-@body
+@inlined
 def _normalize_columns_task(task, x, residual, block, affine, floor, streaming, bits, out):
     n, c, s = x.shape
     first = task * block
@@ -307,17 +289,16 @@ def normalize_columns(
         return negative
     finish_inference(weight, bias, running_mean, running_var, eps, stats, affine)
     tasks = -(-x.shape[1] // block)
-    arguments = (x, residual, block, affine, floor, streaming, bits, out)
     if parallel:
         for task in prange(tasks):
-            _normalize_columns_task(int64(task), *arguments)
+            _normalize_columns_task(int64(task), x, residual, block, affine, floor, streaming, bits, out)
     else:
         for task in range(tasks):
-            _normalize_columns_task(task, *arguments)
+            _normalize_columns_task(task, x, residual, block, affine, floor, streaming, bits, out)
     return negative
 
 
-@body
+@inlined
 def _sums_task(task, x, rows, shift, partials):
     m, columns = x.shape
     first = task * rows
@@ -362,15 +343,15 @@ def _finish_matrix(
     _copy_affine(affine, wide_affine)
 
 
-@body
+@inlined
 def _set_matrix_shift(x, channels, shift):
-    m, columns = x.shape
-    _set_shift(x, 0, m, columns, columns, 1, shift)
+    columns = x.shape[1]
+    _set_shift(x, 0, columns, 1, shift)
     for j in range(channels, columns):
         shift[j] = shift[j - channels]
 
 
-@body
+@inlined
 def _normalize_rows_task(task, x, residual, rows, affine, floor, lead, streaming, bits, out):
     m, columns = x.shape
     first = task * rows
@@ -428,19 +409,18 @@ def forward_matrix(
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
     _set_matrix_shift(x, affine.shape[1], shift)
     finish = (weight, bias, running_mean, running_var, momentum, eps, stats, affine, wide_affine)
-    arguments = (x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     if parallel:
         for task in prange(sum_tasks):
             _sums_task(int64(task), x, rows, shift, partials)
         _finish_matrix(x, shift, partials, *finish)
         for task in prange(tasks):
-            _normalize_rows_task(int64(task), *arguments)
+            _normalize_rows_task(int64(task), x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     else:
         for task in range(sum_tasks):
             _sums_task(task, x, rows, shift, partials)
         _finish_matrix(x, shift, partials, *finish)
         for task in range(tasks):
-            _normalize_rows_task(task, *arguments)
+            _normalize_rows_task(task, x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     return negative
 
 
@@ -471,13 +451,12 @@ def normalize_matrix(
     tasks = -(-x.shape[0] // tile)
     finish_inference(weight, bias, running_mean, running_var, eps, stats, affine)
     _copy_affine(affine, wide_affine)
-    arguments = (x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     if parallel:
         for task in prange(tasks):
-            _normalize_rows_task(int64(task), *arguments)
+            _normalize_rows_task(int64(task), x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     else:
         for task in range(tasks):
-            _normalize_rows_task(task, *arguments)
+            _normalize_rows_task(task, x, residual, tile, wide_affine, floor, lead, streaming, bits, out)
     return negative
 
 
@@ -535,35 +514,41 @@ def _gradient_tile(
     """affine (3, columns), slopes (4, columns): of the tile."""
     lanes = lanes_of(x)
     zero = splat(x, 0.0)
-    width = affine.shape[1]
+    width, words = affine.shape[1], bits.shape[1]
+    whole = columns - (columns - lead) % lanes
     for top in range(0, rows, MAP_ROWS):
         bottom = min(rows, top + MAP_ROWS)
-        j = 0
-        while j < columns:
-            count = min(lanes, lead if j < lead else columns - j)
-            near = load_first(affine, j, count, zero)
-            scale = load_first(affine, SCALE * width + j, count, zero)
-            shift = load_first(affine, SHIFT * width + j, count, zero)
-            a = load_first(slopes, A * width + j, count, zero)
-            b = load_first(slopes, B * width + j, count, zero)
-            k = load_first(slopes, K * width + j, count, zero)
-            inv_std = load_first(slopes, NEAR_INV_STD * width + j, count, zero)
+        for j in range(lead, whole, lanes):
+            near = load(affine, j)
+            scale, shift = load(affine, SCALE * width + j), load(affine, SHIFT * width + j)
+            a, b = load(slopes, A * width + j), load(slopes, B * width + j)
+            k, inv_std = load(slopes, K * width + j), load(slopes, NEAR_INV_STD * width + j)
             i = first + top * stride + j
-            w = word + top * bits.shape[1] + j // lanes
-            if count == lanes:
-                for _ in range(top, bottom):
-                    d = load(x, i) - near
-                    g = _masked(load(dy, i), d, scale, shift, relu, bits, w)
-                    v = fma(g, a, fma(d * inv_std, b, k))
-                    if dresidual.size:
-                        store(dresidual, i, g)
-                    if streaming:
-                        stream(dx, i, v)
-                    else:
-                        store(dx, i, v)
-                    i += stride
-                    w += bits.shape[1]
-            else:
+            w = word + top * words + j // lanes
+            for _ in range(top, bottom):
+                d = load(x, i) - near
+                g = _masked(load(dy, i), d, scale, shift, relu, bits, w)
+                v = fma(g, a, fma(d * inv_std, b, k))
+                if dresidual.size:
+                    store(dresidual, i, g)
+                if streaming:
+                    stream(dx, i, v)
+                else:
+                    store(dx, i, v)
+                i += stride
+                w += words
+        for end in range(2):  # with bits there is no lead
+            j, count = (0, lead) if end == 0 else (whole, columns - whole)
+            if count:
+                near = load_first(affine, j, count, zero)
+                scale = load_first(affine, SCALE * width + j, count, zero)
+                shift = load_first(affine, SHIFT * width + j, count, zero)
+                a = load_first(slopes, A * width + j, count, zero)
+                b = load_first(slopes, B * width + j, count, zero)
+                k = load_first(slopes, K * width + j, count, zero)
+                inv_std = load_first(slopes, NEAR_INV_STD * width + j, count, zero)
+                i = first + top * stride + j
+                w = word + top * words + j // lanes
                 for _ in range(top, bottom):
                     d = load_first(x, i, count, near) - near
                     g = _masked(load_first(dy, i, count, zero), d, scale, shift, relu, bits, w)
@@ -571,8 +556,7 @@ def _gradient_tile(
                         store_first(dresidual, i, g, count)
                     store_first(dx, i, fma(g, a, fma(d * inv_std, b, k)), count)
                     i += stride
-                    w += bits.shape[1]
-            j += count
+                    w += words
     if streaming:
         fence()
 
@@ -633,7 +617,7 @@ def backward_columns(
             _backward_task(task, *arguments)
 
 
-@body
+@inlined
 def _products_task(task, dy, x, bits, rows, affine, relu, partials):
     m, columns = x.shape
     first = task * rows
@@ -670,7 +654,7 @@ def _finish_products(x, partials, batch_stats, stats, affine, slopes, wide_slope
     _copy_affine(slopes, wide_slopes)
 
 
-@body
+@inlined
 def _gradient_rows_task(task, dy, x, bits, rows, affine, slopes, relu, lead, streaming, dx, dresidual):
     m, columns = x.shape
     first = task * rows
@@ -722,18 +706,18 @@ def backward_matrix(
     """
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
     _copy_affine(affine, wide_affine)
-    sums = (dy, x, bits, rows, wide_affine, relu, partials)
     finish = (batch_stats, stats, affine, slopes, wide_slopes, gradients)
-    arguments = (dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual)
     if parallel:
         for task in prange(sum_tasks):
-            _products_task(int64(task), *sums)
+            _products_task(int64(task), dy, x, bits, rows, wide_affine, relu, partials)
         _finish_products(x, partials, *finish)
         for task in prange(tasks):
-            _gradient_rows_task(int64(task), *arguments)
+            _gradient_rows_task(
+                int64(task), dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual
+            )
     else:
         for task in range(sum_tasks):
-            _products_task(task, *sums)
+            _products_task(task, dy, x, bits, rows, wide_affine, relu, partials)
         _finish_products(x, partials, *finish)
         for task in range(tasks):
-            _gradient_rows_task(task, *arguments)
+            _gradient_rows_task(task, dy, x, bits, tile, wide_affine, wide_slopes, relu, lead, streaming, dx, dresidual)

@@ -70,19 +70,12 @@ def _row(x, n, c):
     return (n * x.shape[1] + c) * x.shape[2]
 
 
-@inlined
-def _shift(x, i, length):
-    """A number amid a run of elements, in all lanes: the mean of its first vector, or 0 if that is not finite."""
-    some = load_first(x, i, min(length, lanes_of(x)), splat(x, element(x, i)))
-    return finite_or_zero(splat(x, mean(widen(some))))
-
-
 @body
 def _chunk_moments(chunk, c, x, n_block, s_block):
     """Count, mean and sum of squares about it of channel c in a chunk."""
     n_first, n_last, s_first, s_last = _chunk(chunk, x, n_block, s_block)
     lanes = lanes_of(x)
-    near = _shift(x, _row(x, n_first, c) + s_first, s_last - s_first)
+    near = finite_or_zero(splat(x, element(x, _row(x, n_first, c) + s_first)))
     shift = widen(near)
     d0 = d1 = q0 = q1 = widen(splat(x, 0.0))
     for n in range(n_first, n_last):
@@ -111,7 +104,7 @@ def _normalize_part(x, residual, bits, out, i, count, word, near, scale, shift, 
     store_first(out, i, at_least(v, low), count)
 
 
-@body
+@inlined
 def _normalize_row(n, c, x, residual, bits, affine, floor, lead, streaming, out):
     lanes = lanes_of(x)
     near, scale = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c])
@@ -220,7 +213,7 @@ def forward_rows(
     return negative
 
 
-@body
+@inlined
 def _moments_task(task, x, n_block, s_block, partials):
     chunk, c = divmod(task, x.shape[1])
     _, partials[0, chunk, c], partials[1, chunk, c] = _chunk_moments(chunk, c, x, n_block, s_block)
@@ -235,13 +228,12 @@ def moments_rows(
     if negative >= 0:
         return negative
     chunks = _chunks(x, n_block, s_block)
-    arguments = (x, n_block, s_block, partials)
     if parallel:
         for task in prange(chunks * x.shape[1]):
-            _moments_task(int64(task), *arguments)
+            _moments_task(int64(task), x, n_block, s_block, partials)
     else:
         for task in range(chunks * x.shape[1]):
-            _moments_task(task, *arguments)
+            _moments_task(task, x, n_block, s_block, partials)
     for c in range(x.shape[1]):
         count = 0
         about = 0.0
@@ -344,7 +336,7 @@ def _chunk_products(chunk, c, dy, x, bits, affine, relu, n_block, s_block):
     return total(g0 + g1), total(p0 + p1)
 
 
-@body
+@inlined
 def _gradient_row(n, c, dy, x, bits, affine, slopes, relu, lead, streaming, dx, dresidual):
     lanes = lanes_of(x)
     near, scale, shift = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c]), splat(x, affine[SHIFT, c])
@@ -464,7 +456,7 @@ def backward_rows(
             _backward_task(task, *arguments)
 
 
-@body
+@inlined
 def _products_task(task, dy, x, bits, affine, relu, n_block, s_block, partials):
     chunk, c = divmod(task, x.shape[1])
     partials[0, chunk, c], partials[1, chunk, c] = _chunk_products(
@@ -478,13 +470,12 @@ def products_rows(
 ):
     """A chunk of a channel a task: slopes and gradients written. partials: (2, chunks, C), a workspace."""
     chunks = _chunks(x, n_block, s_block)
-    arguments = (dy, x, bits, affine, relu, n_block, s_block, partials)
     if parallel:
         for task in prange(chunks * x.shape[1]):
-            _products_task(int64(task), *arguments)
+            _products_task(int64(task), dy, x, bits, affine, relu, n_block, s_block, partials)
     else:
         for task in range(chunks * x.shape[1]):
-            _products_task(task, *arguments)
+            _products_task(task, dy, x, bits, affine, relu, n_block, s_block, partials)
     for c in range(x.shape[1]):
         sum_g = 0.0
         product = 0.0

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from fastbn import functional as F
+from fastbn._threads import MIN_PARALLEL_WORK, both_versions, get_num_threads
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 from fastbn.optim import SGD, Adam
 
 IMAGE = (2, 3, 4, 4)
+SHORT_ROWS = (8, 3, 4)
 
 
 def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = None, *, training: bool = True) -> None:
@@ -20,7 +22,8 @@ def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = No
     training: also what the backward pass needs. The model is left as it is.
     """
     if model is None or input_shape is None:
-        _all_doors()
+        with both_versions():
+            _all_doors()
         return
     probe = copy.deepcopy(model)
     x = np.zeros((max(2, input_shape[0]), *input_shape[1:]), probe.dtype)
@@ -33,9 +36,13 @@ def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = No
 def _all_doors() -> None:
     image = np.zeros(IMAGE, np.float32)
     matrix = np.zeros((4, 3), np.float32)
-    for x in (image, matrix):
-        y, saved = F.batch_norm_forward(x)
+    few_channels = get_num_threads() + 1
+    few = np.zeros((1, few_channels, MIN_PARALLEL_WORK // few_channels + 1), np.float32)
+    for x in (image, matrix, np.zeros(SHORT_ROWS, np.float32), few):
+        vector = np.ones(x.shape[1], np.float32)
+        y, saved = F.batch_norm_forward(x, vector, vector, running_mean=vector.copy(), running_var=vector.copy())
         F.batch_norm_backward(y, saved)
+        F.batch_norm(x, vector, vector, vector, vector)
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     F.conv2d_backward(F.conv2d(image, kernel), image, kernel)
     weight = np.zeros((3, 3), np.float32)
