@@ -1,33 +1,74 @@
-"""Batch norm of fastbn, NumPy, PyTorch and onnxruntime, as users call it; answers checked, bytes beside the times."""
+"""Batch norm of fastbn and its rivals, answers checked: ``pytest bench -k "ResNet-50-32"``.
+
+A group is an operation on one shape, as users call it or with the output reused; its last rows are copies of the input,
+the roof. ``python -m bench.report`` makes tables and pictures of ``--benchmark-json``.
+"""
+
+import time
 
 import numpy as np
 import pytest
 
 from bench import rivals
-from bench.shapes import SHAPES
+from bench.operands import TRAFFIC, check, operands
+from bench.roof import copy_to
+from bench.shapes import CASES
+from fastbn._memory import empty
+
+SECONDS = 0.15  # spent on a row, about
 
 
-def _torch_channels_last(o, training):
-    return rivals.torch(o, training, channels_last=True)
+def measure(benchmark, call):
+    """Two calls outside the clock, then enough of them for a median."""
+    call()
+    begun = time.perf_counter()
+    call()
+    rounds = int(np.clip(SECONDS / (time.perf_counter() - begun), 7, 200))
+    benchmark.pedantic(call, rounds=rounds, warmup_rounds=2)
 
 
-def _measure(benchmark, shape_name, training, call):
-    o = rivals.operands(SHAPES[shape_name])
-    run = call(o, training)
-    np.testing.assert_allclose(run(), rivals.numpy(o, training)(), rtol=1e-4, atol=1e-4)
-    benchmark.group = f"batch_norm {'training' if training else 'inference'} {shape_name} {SHAPES[shape_name]}"
-    # Read twice and written once in training, read and written once in inference.
-    benchmark.extra_info["bytes"] = (3 if training else 2) * o.x.nbytes
-    benchmark(run)
+def label(benchmark, case, operation, reuse, rival, order, moved):
+    network, shape = CASES[case]
+    mode = "output reused" if reuse else "as called"
+    benchmark.group = f"{case} {operation}, {mode}"
+    benchmark.extra_info |= {
+        "network": network,
+        "shape": shape,
+        "operation": operation,
+        "mode": mode,
+        "rival": rival,
+        "order": order,
+        "bytes": moved,
+    }
 
 
-@pytest.mark.parametrize("shape_name", SHAPES)
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("name", ["fastbn", "numpy", "torch", "torch_channels_last", "onnxruntime"])
-def test_batch_norm(benchmark, shape_name, training, name):
-    if name.startswith("torch"):
-        pytest.importorskip("torch")
-    if name == "onnxruntime" and training:
-        pytest.skip("onnxruntime's inference build has no training mode")
-    call = _torch_channels_last if name == "torch_channels_last" else getattr(rivals, name)
-    _measure(benchmark, shape_name, training, call)
+@pytest.mark.parametrize("rival", rivals.RIVALS)
+@pytest.mark.parametrize("reuse", [False, True], ids=["called", "reused"])
+@pytest.mark.parametrize("operation", TRAFFIC)
+@pytest.mark.parametrize("case", CASES)
+def test_batch_norm(benchmark, case, operation, reuse, rival):
+    build, order = rivals.RIVALS[rival]
+    _, shape = CASES[case]
+    if order == "channels-last" and len(shape) == 2:
+        pytest.skip("a matrix has one memory order")
+    o = operands(shape, order == "channels-last")
+    try:
+        with rivals.pages_kept(reuse and build is rivals.torch):
+            call = build(operation, o, reuse)
+            if call is None:
+                pytest.skip(f"{rival} has no such operation")
+            check(operation, o, getattr(call, "answer", call)())
+            label(benchmark, case, operation, reuse, rival, order, TRAFFIC[operation] * o.x.nbytes)
+            measure(benchmark, call)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["cached", "streamed"])
+@pytest.mark.parametrize("case", CASES)
+def test_roof(benchmark, case, streaming):
+    x = operands(CASES[case][1], channels_last=False).x
+    out = empty(x.shape, x.dtype)
+    copy_to(x, out, streaming)
+    label(benchmark, case, "copy", True, f"copy, {'streamed' if streaming else 'cached'}", "NCHW", 2 * x.nbytes)
+    measure(benchmark, lambda: copy_to(x, out, streaming))

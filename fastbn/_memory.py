@@ -4,16 +4,18 @@ Fresh pages cost more than the arithmetic of a layer: the system zeroes them, on
 view is gone waits here, up to ``get_cache_limit()`` bytes of them.
 """
 
+import ctypes
+import math
 import os
 import threading
 from collections import OrderedDict, deque
-from typing import Any
 
 import numpy as np
 
 from fastbn.errors import ArgumentError
 
 ALIGNMENT = 64  # bytes: so that whole vectors can be streamed
+BYTE = np.dtype(np.uint8)
 SMALLEST = 1 << 20  # bytes; below, the C library keeps its pages by itself
 ROUNDING = 1 << 16
 
@@ -34,9 +36,9 @@ class _Idle:
         self.lock = threading.Lock()
         self.limit = _default_limit()
         self.held = 0
-        self.blocks: OrderedDict[int, deque[np.ndarray]] = OrderedDict()
+        self.blocks: OrderedDict[int, deque[ctypes.Array]] = OrderedDict()
 
-    def take(self, size: int) -> np.ndarray | None:
+    def take(self, size: int) -> ctypes.Array | None:
         if not self.lock.acquire(blocking=False):
             return None
         try:
@@ -51,13 +53,13 @@ class _Idle:
         finally:
             self.lock.release()
 
-    def give(self, block: np.ndarray) -> None:
+    def give(self, block: ctypes.Array) -> None:
         if not self.lock.acquire(blocking=False):
             return
         try:
-            self.blocks.setdefault(block.size, deque()).append(block)
-            self.blocks.move_to_end(block.size)
-            self.held += block.size
+            self.blocks.setdefault(len(block), deque()).append(block)
+            self.blocks.move_to_end(len(block))
+            self.held += len(block)
             self.trim()
         finally:
             self.lock.release()
@@ -75,35 +77,25 @@ class _Idle:
 _idle = _Idle()
 
 
-class _Block:
-    """The owner of a block, and the base of every view of it."""
-
-    def __init__(self, size: int) -> None:
-        idle = _idle.take(size)
-        self.memory = np.empty(size, np.uint8) if idle is None else idle
-        start = self.memory.__array_interface__["data"][0]
-        start += -start % ALIGNMENT
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "shape": (size - ALIGNMENT,),
-            "data": (start, False),
-        }
+class _Block(np.ndarray):
+    """The owner of a block, and the base of every view of it: NumPy looks for owners behind arrays of its own type."""
 
     def __del__(self, idle: _Idle = _idle) -> None:
-        idle.give(self.memory)
+        if isinstance(self.base, ctypes.Array):  # not a view of a block, of its own type
+            idle.give(self.base)
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A C-contiguous array, uninitialised; a large one lies on a multiple of 64 bytes."""
-    dtype = np.dtype(dtype)
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
+    size = dtype.itemsize * math.prod(shape)
     if size < SMALLEST:
         return np.empty(shape, dtype)
-    block = _Block(-(-size // ROUNDING) * ROUNDING + ALIGNMENT)
-    return np.asarray(block)[:size].view(dtype).reshape(shape)
+    size = -(-size // ROUNDING) * ROUNDING + ALIGNMENT
+    memory = _idle.take(size)
+    if memory is None:
+        memory = (ctypes.c_char * size).from_buffer(np.empty(size, BYTE).data)
+    block = _Block((size,), BYTE, memory)  # type: ignore[arg-type]
+    return np.ndarray(shape, dtype, block, -ctypes.addressof(memory) % ALIGNMENT)
 
 
 def get_cache_limit() -> int:

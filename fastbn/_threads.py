@@ -53,7 +53,7 @@ def _default_threads() -> int:
 _count = _default_threads()
 _lock = threading.Lock()
 _loaded = False  # a kernel has been loaded here or in the process this one was forked from: Numba's pool runs
-_started = False  # a parallel loop has run
+_unguarded = False  # a parallel loop has run, on a layer that takes several at once: Numba's workqueue aborts
 _serial_only = False
 _both = False
 
@@ -77,7 +77,7 @@ def set_num_threads(n: int) -> None:
 
 def launch(kernel: Kernel, *args: Any, work: int) -> Any:
     """Run a kernel: its parallel version where ``work``, in elements, repays it and where it is safe."""
-    global _loaded
+    global _loaded, _unguarded
     _loaded = True
     if _both:
         kernel.serial(*args, None)
@@ -85,12 +85,22 @@ def launch(kernel: Kernel, *args: Any, work: int) -> Any:
         return kernel.serial(*args, None)
     if _serial_only:
         return kernel.serial(*args, None)
-    with _parallel_region() as parallel:
-        if not parallel:
-            return kernel.serial(*args, None)
-        if numba.get_num_threads() != _count:
-            numba.set_num_threads(_count)
-        return kernel.parallel(*args, True)
+    if _unguarded:
+        return _parallel(kernel, args)
+    if not _lock.acquire(blocking=False):
+        return kernel.serial(*args, None)
+    try:
+        result = _parallel(kernel, args)
+        _unguarded = _layer() != "workqueue"
+        return result
+    finally:
+        _lock.release()
+
+
+def _parallel(kernel: Kernel, args: tuple[Any, ...]) -> Any:
+    if numba.get_num_threads() != _count:
+        numba.set_num_threads(_count)
+    return kernel.parallel(*args, True)
 
 
 @contextmanager
@@ -102,23 +112,6 @@ def both_versions() -> Iterator[None]:
         yield
     finally:
         _both = False
-
-
-@contextmanager
-def _parallel_region() -> Iterator[bool]:
-    """Whether a parallel loop may start now: Numba's workqueue aborts the process when two do at once."""
-    global _started
-    if _started and _layer() != "workqueue":
-        yield True
-        return
-    if not _lock.acquire(blocking=False):
-        yield False
-        return
-    try:
-        yield True
-        _started = True
-    finally:
-        _lock.release()
 
 
 def _after_fork() -> None:

@@ -82,7 +82,7 @@ def storage(array: np.ndarray) -> np.ndarray:
 def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
     """A new array in the memory order of ``array``, uninitialised, of its shape and dtype unless given."""
     shape = array.shape if shape is None else shape
-    dtype = array.dtype if dtype is None else dtype
+    dtype = array.dtype if dtype is None else np.dtype(dtype)
     if is_channels_last(array):
         return channels_second(empty((shape[0], *shape[2:], shape[1]), dtype))
     return empty(shape, dtype)
