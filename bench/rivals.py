@@ -1,20 +1,21 @@
 """Batch norm of fastbn and its rivals behind one signature.
 
-Each function prepares outside the clock and returns the call, whose result is a NumPy array; None where the rival has
-no such operation. ``reuse``: the output's memory is written before, by an ``out`` argument or an allocator that keeps
-its pages. A rival that is not installed raises ImportError.
+Each function prepares outside the clock and returns the call, for ``as_array`` to read its result; None where the rival
+has no such operation. ``reuse``: the output's memory was written before, by an ``out`` argument or an allocator that
+keeps its pages. A rival that is not installed raises ImportError.
 """
 
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 import fastbn.functional as F
 from bench.operands import EPS, Operands
 
-Call = Callable[[], np.ndarray]
+Call = Callable[[], Any]
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -85,12 +86,16 @@ def torch_mkldnn(operation: str, o: Operands, reuse: bool) -> Call | None:
     x = torch.from_numpy(np.ascontiguousarray(o.x)).to_mkldnn()
     weight, bias, mean, var = (torch.from_numpy(v.copy()) for v in (o.weight, o.bias, o.mean, o.var))
 
-    def call() -> torch.Tensor:
+    def call() -> Any:
         with torch.no_grad():
             return torch.nn.functional.batch_norm(x, mean, var, weight, bias, operation == "training")
 
-    call.answer = lambda: call().to_dense().numpy()  # type: ignore[attr-defined]
-    return call  # type: ignore[return-value]
+    return call
+
+
+def as_array(result: Any) -> np.ndarray:
+    """What a call gave, as NumPy has it."""
+    return result if isinstance(result, np.ndarray) else result.to_dense().numpy()
 
 
 def onnxruntime(operation: str, o: Operands, reuse: bool) -> Call | None:

@@ -35,7 +35,6 @@ def copy(x, out, streaming, parallel):
 
 
 def copy_to(x: np.ndarray, out: np.ndarray, streaming: bool) -> None:
-    """Copy whole vectors of a dense array."""
+    """Copy the whole vectors of a C-contiguous array."""
     whole = x.size // 64 * 64
-    flat, target = x.reshape(-1, order="K")[:whole], out.reshape(-1, order="K")[:whole]
-    launch(copy, flat, target, streaming, work=x.size)
+    launch(copy, x.reshape(-1)[:whole], out.reshape(-1)[:whole], streaming, work=x.size)
