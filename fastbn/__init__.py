@@ -5,6 +5,7 @@
 """
 
 from fastbn import data, errors, functional, models, nn, optim
+from fastbn._memory import get_cache_limit, set_cache_limit
 from fastbn._threads import get_num_threads, set_num_threads
 from fastbn.nn.fold import fold
 from fastbn.nn.init import manual_seed
@@ -33,6 +34,7 @@ __all__ = [
     "fit",
     "fold",
     "functional",
+    "get_cache_limit",
     "get_num_threads",
     "load",
     "manual_seed",
@@ -40,6 +42,7 @@ __all__ = [
     "nn",
     "optim",
     "save",
+    "set_cache_limit",
     "set_num_threads",
     "summary",
     "update_bn_stats",
