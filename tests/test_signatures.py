@@ -142,13 +142,49 @@ print(gemm.serial.inspect_asm(gemm.serial.signatures[0]))
 REGISTERS = {"avx512f": "zmm", "avx2": "ymm"}
 
 
-def test_the_register_tile_uses_the_widest_vectors_and_no_stack(tmp_path):
+def widest_register():
     features = get_host_cpu_features()
     register = next((register for feature, register in REGISTERS.items() if features.get(feature)), None)
     if register is None:
         pytest.skip("neither AVX-512 nor AVX2")
+    return register
+
+
+def loops(assembly):
+    return re.split(r"\n[.\w]+:", assembly)
+
+
+def test_the_register_tile_uses_the_widest_vectors_and_no_stack(tmp_path):
+    register = widest_register()
     assembly = compile_anew(COMPILE, tmp_path)
     multiply_adds = rf"vfn?madd\w+ps\s.*%{register}"
-    loop = max(re.split(r"\n[.\w]+:", assembly), key=lambda block: len(re.findall(multiply_adds, block)))
+    loop = max(loops(assembly), key=lambda block: len(re.findall(multiply_adds, block)))
     assert len(re.findall(multiply_adds, loop)) >= _simd.TILE_ROWS * _simd.TILE_VECTORS
     assert not re.search(rf"\(%r[sb]p\).*%{register}|%{register}.*\(%r[sb]p\)", loop)
+
+
+BATCH_NORM = """
+import json
+import numpy as np
+import fastbn.functional as F
+from fastbn.kernels import batch_norm_columns as columns, batch_norm_rows as rows
+
+for shape in (2, 3, 16, 16), (8, 3, 2, 2), (4, 3):
+    x = np.ones(shape, np.float32)
+    F.batch_norm_backward(x, F.batch_norm_forward(x)[1])
+kernels = rows.forward_rows, columns.forward_columns, columns.forward_matrix
+kernels += rows.backward_rows, columns.backward_columns, columns.backward_matrix
+print(json.dumps([kernel.serial.inspect_asm(kernel.serial.signatures[0]) for kernel in kernels]))
+"""
+
+
+def test_batch_norm_sums_and_maps_whole_registers_and_streams_them(tmp_path):
+    register = widest_register()
+    for assembly in json.loads(compile_anew(BATCH_NORM, tmp_path)):
+        wide_sums = rf"vfmadd\w+pd\s.*%{register}"
+        loop = max(loops(assembly), key=lambda block: len(re.findall(wide_sums, block)))
+        assert len(re.findall(wide_sums, loop)) >= 2
+        assert len(re.findall(rf"vcvtps2pd\s.*%{register}", loop)) >= 2
+        streams = [loop for loop in loops(assembly) if re.search(rf"vmovntps\s+%{register}", loop)]
+        assert any(re.search(rf"vfmadd\w+ps\s.*%{register}", loop) for loop in streams)
+        assert any(re.search(rf"vmovups\s+%{register}\d+, .*\(", loop) for loop in loops(assembly))
