@@ -168,11 +168,19 @@ rng = np.random.default_rng(0)
 x = rng.standard_normal((8, 16, 24, 24)).astype(np.float32)
 weight = rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
 
+last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+short = np.ascontiguousarray(x.reshape(64, 128, 3, 3))
+
+def norms():
+    for lying in last, short:
+        y, saved = F.batch_norm_forward(lying, residual=lying, relu=True)
+        yield from (y, *F.batch_norm_backward(lying, saved)[::3])
+
 def answers(_=None):
     y, saved = F.batch_norm_forward(x, relu=True)
     convolved = F.conv2d(y, weight, padding=1)
     arrays = [y, *F.batch_norm_backward(x, saved)[:1], convolved, *F.conv2d_backward(convolved, x, weight, padding=1)]
-    return [array.tobytes() for array in arrays]
+    return [array.tobytes() for array in (*arrays, *norms())]
 
 def layer_is_there():
     import numba
@@ -244,7 +252,50 @@ for thread in threads:
     thread.join()
 """
 
+PRE_FORK = """
+from concurrent.futures import ThreadPoolExecutor
+
+def serve():
+    with ThreadPoolExecutor(4) as pool:
+        return all(result == want for result in pool.map(answers, range(8)))
+
+assert answers() == want  # the master has used its threads: the workers may not
+workers = []
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if serve() else 3)
+    workers.append(pid)
+assert serve()
+assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers] == [0, 0, 0]
+"""
+
+JOBLIB = """
+from joblib import Parallel, delayed
+
+assert answers() == want
+for backend in "threading", "loky":
+    assert Parallel(n_jobs=3, backend=backend)(delayed(answers)() for _ in range(6)) == [want] * 6
+layer_is_there()
+"""
+
+DATA_LOADER = """
+import torch
+
+class Answers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return int(answers() == want)
+
+assert answers() == want
+for workers in 0, 2:
+    assert [int(right) for right in torch.utils.data.DataLoader(Answers(), num_workers=workers)] == [1] * 6
+"""
+
 SCRIPTS = {"concurrent calls": CONCURRENT, "fork": FORK, "fork early": FORK_EARLY, "fork while busy": FORK_WHILE_BUSY}
+SCRIPTS |= {"pre-fork": PRE_FORK, "joblib": JOBLIB, "torch DataLoader": DATA_LOADER}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -252,6 +303,8 @@ SCRIPTS = {"concurrent calls": CONCURRENT, "fork": FORK, "fork early": FORK_EARL
 def test_process(layer, script):
     if "fork" in script and not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
+    if "torch" in script:
+        pytest.importorskip("torch")
     environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "8"}
     probe = f"import numba.np.ufunc.{layer}pool" if layer == "omp" else "pass"
     if subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True).returncode:
