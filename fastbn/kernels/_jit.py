@@ -9,6 +9,7 @@ version of the body, and ``divmod`` stays an integer.
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from numba import njit
@@ -76,17 +77,40 @@ def driver(function: Callable[..., Any]) -> Kernel:
 
 def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
-        return njit(cache=True, **options)(function)
+        dispatcher = njit(cache=True, **options)(function)
     except RuntimeError as error:  # numba#4908: no cache directory can be written
-        _warn_once(f"fastbn: kernels are compiled anew in every process, for want of a writable cache ({error})")
+        _warn_once("kernels are compiled anew in every process, for want of a writable cache", error)
         return njit(**options)(function)
+    _tolerate(dispatcher._cache)
+    return dispatcher
+
+
+def _tolerate(cache: Any) -> None:
+    """A kernel that cannot be read from the disk is compiled, and one that cannot be written is used all the same."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_or_compile(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except Exception as error:  # whatever a damaged file makes of unpickling
+            _warn_once("kernels are compiled anew: the cache cannot be read", error)
+            with suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_or_go_on(*args: Any) -> None:
+        try:
+            save(*args)
+        except Exception as error:
+            _warn_once("kernels are compiled anew in every process: the cache cannot be written", error)
+
+    cache.load_overload, cache.save_overload = load_or_compile, save_or_go_on
 
 
 _warned: set[str] = set()
 
 
-def _warn_once(message: str) -> None:
-    kind = message.split("(")[0]
-    if kind not in _warned:
-        _warned.add(kind)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+def _warn_once(message: str, error: Exception) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(f"fastbn: {message} ({error})", RuntimeWarning, stacklevel=4)

@@ -1,0 +1,53 @@
+"""``python -m bench.cold_start``: seconds of the import and of first calls, with an empty kernel cache and a warm one.
+
+Each row is a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+CALLS = {
+    "inference, 1 x 64 x 8 x 8": "F.batch_norm(x(1, 64, 8, 8), v, v)",
+    "training, 2 x 64 x 8 x 8": "F.batch_norm(x(2, 64, 8, 8), training=True)",
+    "training, 32 x 64": "F.batch_norm(x(32, 64), training=True)",
+    "inference, 32 x 64 x 56 x 56": "F.batch_norm(x(32, 64, 56, 56), v, v)",
+    "training, 32 x 64 x 56 x 56": "F.batch_norm(x(32, 64, 56, 56), training=True)",
+}
+SCRIPT = """
+import time
+begun = time.perf_counter()
+import numpy as np
+import fastbn, fastbn.functional as F
+imported = time.perf_counter()
+x = lambda *shape: np.ones(shape, np.float32)
+v = np.ones(64, np.float32)
+prepared = time.perf_counter()
+{call}
+print(imported - begun, time.perf_counter() - prepared)
+"""
+
+
+def run(call: str, cache: str) -> tuple[float, float]:
+    """Seconds of the import and of the call."""
+    command = [sys.executable, "-c", SCRIPT.format(call=call)]
+    done = subprocess.run(
+        command, env={**os.environ, "NUMBA_CACHE_DIR": cache}, check=True, capture_output=True, text=True
+    )
+    imported, called = map(float, done.stdout.split())
+    return imported, called
+
+
+def main() -> None:
+    print("| first call | import, s | empty cache, s | warm cache, s |\n|---|---|---|---|")
+    for name, call in CALLS.items():
+        with tempfile.TemporaryDirectory() as cache:
+            _, cold = run(call, cache)
+            runs = [run(call, cache) for _ in range(3)]
+        imported, warm = (sorted(values)[1] for values in zip(*runs, strict=True))
+        print(f"| {name} | {imported:.2f} | {cold:.2f} | {warm:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
