@@ -73,28 +73,54 @@ def _tile_sums(x, first, rows, stride, columns, shift, sums, squares):
     lanes = lanes_of(x)
     sums[:] = 0.0
     squares[:] = 0.0
+    twos = columns - columns % (2 * lanes)
     for top in range(0, rows, ROWS):
         bottom = min(rows, top + ROWS)
-        for j in range(0, columns, lanes):
+        for j in range(0, twos, 2 * lanes):
+            near0, near1 = widen(load(shift, j)), widen(load(shift, j + lanes))
+            d0 = d1 = q0 = q1 = near0 - near0
+            i = first + top * stride + j
+            for _ in range(top, bottom):
+                a, b = widen(load(x, i)) - near0, widen(load(x, i + lanes)) - near1
+                d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
+                i += stride
+            add_to(sums, j, d0)
+            add_to(sums, j + lanes, d1)
+            add_to(squares, j, q0)
+            add_to(squares, j + lanes, q1)
+        for j in range(twos, columns, lanes):
             narrow = load(shift, j)
             near = widen(narrow)
-            d0 = d1 = q0 = q1 = near - near
+            d0 = q0 = near - near
             i = first + top * stride + j
-            if columns - j >= lanes:
-                for _ in range(top, bottom - 1, 2):
-                    a, b = widen(load(x, i)) - near, widen(load(x, i + stride)) - near
-                    d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
-                    i += 2 * stride
-                if (bottom - top) % 2:
-                    a = widen(load(x, i)) - near
-                    d0, q0 = d0 + a, fma(a, a, q0)
-            else:
-                for _ in range(top, bottom):
-                    a = widen(load_first(x, i, columns - j, narrow)) - near
-                    d0, q0 = d0 + a, fma(a, a, q0)
-                    i += stride
-            add_to(sums, j, d0 + d1)
-            add_to(squares, j, q0 + q1)
+            for _ in range(top, bottom):
+                a = widen(load_first(x, i, min(lanes, columns - j), narrow)) - near
+                d0, q0 = d0 + a, fma(a, a, q0)
+                i += stride
+            add_to(sums, j, d0)
+            add_to(squares, j, q0)
+
+
+@inlined
+def _four(array, i):
+    """Four vectors side by side."""
+    lanes = lanes_of(array)
+    return load(array, i), load(array, i + lanes), load(array, i + 2 * lanes), load(array, i + 3 * lanes)
+
+
+@inlined
+def _store_four(array, i, v0, v1, v2, v3, streaming):
+    lanes = lanes_of(array)
+    if streaming:
+        stream(array, i, v0)
+        stream(array, i + lanes, v1)
+        stream(array, i + 2 * lanes, v2)
+        stream(array, i + 3 * lanes, v3)
+    else:
+        store(array, i, v0)
+        store(array, i + lanes, v1)
+        store(array, i + 2 * lanes, v2)
+        store(array, i + 3 * lanes, v3)
 
 
 @body
@@ -106,7 +132,22 @@ def _normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, 
     whole = columns - (columns - lead) % lanes
     for top in range(0, rows, MAP_ROWS):
         bottom = min(rows, top + MAP_ROWS)
-        for j in range(lead, whole, lanes):
+        begin = lead
+        if residual.size == 0 and bits.size == 0:
+            begin = whole - (whole - lead) % (4 * lanes)
+            for j in range(lead, begin, 4 * lanes):
+                k, p = j + SCALE * width, j + SHIFT * width
+                n0, n1, n2, n3 = _four(affine, j)
+                s0, s1, s2, s3 = _four(affine, k)
+                t0, t1, t2, t3 = _four(affine, p)
+                i = first + top * stride + j
+                for _ in range(top, bottom):
+                    v0, v1, v2, v3 = _four(x, i)
+                    v0, v1 = at_least(fma(v0 - n0, s0, t0), low), at_least(fma(v1 - n1, s1, t1), low)
+                    v2, v3 = at_least(fma(v2 - n2, s2, t2), low), at_least(fma(v3 - n3, s3, t3), low)
+                    _store_four(out, i, v0, v1, v2, v3, streaming)
+                    i += stride
+        for j in range(begin, whole, lanes):
             near = load(affine, j)
             scale, shift = load(affine, SCALE * width + j), load(affine, SHIFT * width + j)
             i = first + top * stride + j
@@ -480,7 +521,23 @@ def _tile_products(dy, x, bits, first, rows, stride, columns, word, affine, relu
     products[:] = 0.0
     for top in range(0, rows, ROWS):
         bottom = min(rows, top + ROWS)
-        for j in range(0, columns, lanes):
+        begin = 0
+        if not relu and bits.size == 0:
+            begin = columns - columns % (2 * lanes)
+            for j in range(0, begin, 2 * lanes):
+                about0, about1 = widen(load(affine, j)), widen(load(affine, j + lanes))
+                g0 = g1 = p0 = p1 = widen(zero)
+                i = first + top * stride + j
+                for _ in range(top, bottom):
+                    a, b = widen(load(dy, i)), widen(load(dy, i + lanes))
+                    p0, p1 = fma(a, widen(load(x, i)) - about0, p0), fma(b, widen(load(x, i + lanes)) - about1, p1)
+                    g0, g1 = g0 + a, g1 + b
+                    i += stride
+                add_to(sums, j, g0)
+                add_to(sums, j + lanes, g1)
+                add_to(products, j, p0)
+                add_to(products, j + lanes, p1)
+        for j in range(begin, columns, lanes):
             count = min(lanes, columns - j)
             near = load_first(affine, j, count, zero)
             scale = load_first(affine, SCALE * width + j, count, zero)
@@ -518,7 +575,24 @@ def _gradient_tile(
     whole = columns - (columns - lead) % lanes
     for top in range(0, rows, MAP_ROWS):
         bottom = min(rows, top + MAP_ROWS)
-        for j in range(lead, whole, lanes):
+        begin = lead
+        if not relu and bits.size == 0 and dresidual.size == 0:
+            begin = whole - (whole - lead) % (4 * lanes)
+            for j in range(lead, begin, 4 * lanes):
+                n0, n1, n2, n3 = _four(affine, j)
+                a0, a1, a2, a3 = _four(slopes, A * width + j)
+                b0, b1, b2, b3 = _four(slopes, B * width + j)
+                k0, k1, k2, k3 = _four(slopes, K * width + j)
+                r0, r1, r2, r3 = _four(slopes, NEAR_INV_STD * width + j)
+                i = first + top * stride + j
+                for _ in range(top, bottom):
+                    d0, d1, d2, d3 = _four(x, i)
+                    g0, g1, g2, g3 = _four(dy, i)
+                    v0, v1 = fma(g0, a0, fma((d0 - n0) * r0, b0, k0)), fma(g1, a1, fma((d1 - n1) * r1, b1, k1))
+                    v2, v3 = fma(g2, a2, fma((d2 - n2) * r2, b2, k2)), fma(g3, a3, fma((d3 - n3) * r3, b3, k3))
+                    _store_four(dx, i, v0, v1, v2, v3, streaming)
+                    i += stride
+        for j in range(begin, whole, lanes):
             near = load(affine, j)
             scale, shift = load(affine, SCALE * width + j), load(affine, SHIFT * width + j)
             a, b = load(slopes, A * width + j), load(slopes, B * width + j)
