@@ -19,10 +19,11 @@ from fastbn._checks import (
 )
 from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, native
 from fastbn.errors import ArgumentError, ShapeError
-from fastbn.functional import norm_kernels
+from fastbn.functional import norm_kernels, norm_small
 from fastbn.kernels.channels import INV_STD, MEAN, VAR
 
 EMPTY: np.ndarray = np.empty(0, FLOAT32)
+NO_SIGNS = np.empty(0, np.uint8)
 RANKS = (2, 3, 4, 5)
 AXES = "(N, C, *spatial)"
 
@@ -87,7 +88,17 @@ def batch_norm(
     residual: as ``x``, added to y; relu: then max(y, 0). out: written and returned if given; may be ``x``.
     Returns an array like ``x`` in its memory order. Raises ShapeError, DtypeError, ArgumentError.
     """
-    if out is not None:
+    if out is None:
+        if residual is None and not relu:
+            vectors = weight, bias, running_mean, running_var
+            if training:
+                found = norm_small.train(x, vectors, momentum, eps)
+                y = None if found is None else found[0]
+            else:
+                y = norm_small.infer(x, vectors, eps)
+            if y is not None:
+                return y
+    else:
         _check_out("batch_norm", out, x, may_be={"x": x, "residual": residual})
     statistics = running_mean, running_var, momentum, eps
     return _forward("batch_norm", x, weight, bias, *statistics, residual, bool(relu), out, training, keep=False)[0]
@@ -114,6 +125,12 @@ def batch_norm_forward(
     """
     if out is not None:
         _check_out("batch_norm_forward", out, x, may_be={"residual": residual}, apart_from={"x": x})
+    elif training and residual is None and not relu:
+        found = norm_small.train(x, (weight, bias, running_mean, running_var), momentum, eps)
+        if found is not None:
+            y, stats, affine = found
+            count = x.size // x.shape[1]
+            return y, BatchNormSaved(x, weight, stats, affine, NO_SIGNS, count, True, True, False, False)
     statistics = running_mean, running_var, momentum, eps
     who = "batch_norm_forward"
     y, saved = _forward(who, x, weight, bias, *statistics, residual, bool(relu), out, training, keep=True)
@@ -157,7 +174,7 @@ def _forward(
     keep_signs = keep and relu and added is not None
     if count == 0:
         stats, affine = np.zeros((3, features)), np.zeros((3, features), compute_dtype(x.dtype))
-        negative, signs = 0, np.empty(0, np.uint8)
+        negative, signs = 0, NO_SIGNS
     elif training:
         negative, stats, affine, signs = norm_kernels.train(
             source, added, relu, parameters, momentum, eps, y, keep_signs
@@ -210,6 +227,10 @@ def batch_norm_backward(
     """
     who = "batch_norm_backward"
     x = saved.x
+    if out is None and saved.has_bias and saved.weight is not None and not (saved.relu or saved.has_residual):
+        small = norm_small.backward(dy, x, saved.stats, saved.affine, saved.batch_stats)
+        if small is not None and saved.weight.dtype is FLOAT32:
+            return small[0], small[1][0], small[1][1], None
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, x.shape)
     if out is not None:

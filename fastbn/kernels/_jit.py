@@ -75,6 +75,11 @@ def driver(function: Callable[..., Any]) -> Kernel:
     return Kernel(function)
 
 
+def serial_driver(function: Callable[..., Any]) -> Any:
+    """Compile the entry of a kernel that is never worth a second thread; it is called by itself."""
+    return _cached(function, {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON})
+
+
 def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         dispatcher = njit(cache=True, **options)(function)
