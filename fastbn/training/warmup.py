@@ -40,9 +40,11 @@ def _all_doors() -> None:
     few = np.zeros((1, few_channels, MIN_PARALLEL_WORK // few_channels + 1), np.float32)
     for x in (image, matrix, np.zeros(SHORT_ROWS, np.float32), few):
         vector = np.ones(x.shape[1], np.float32)
-        y, saved = F.batch_norm_forward(x, vector, vector, running_mean=vector.copy(), running_var=vector.copy())
-        F.batch_norm_backward(y, saved)
-        F.batch_norm(x, vector, vector, vector, vector)
+        for relu in False, True:  # small arrays have kernels of their own, without a ReLU
+            statistics = {"running_mean": vector.copy(), "running_var": vector.copy()}
+            y, saved = F.batch_norm_forward(x, vector, vector, **statistics, relu=relu)
+            F.batch_norm_backward(y, saved)
+            F.batch_norm(x, vector, vector, vector, vector, relu=relu)
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     F.conv2d_backward(F.conv2d(image, kernel), image, kernel)
     weight = np.zeros((3, 3), np.float32)
