@@ -165,8 +165,10 @@ def draw_roofline(rows: list[dict], path: Path) -> None:
             if points:
                 style = {"marker": "o" if name in OURS else "s", "markersize": 5, "linestyle": "none"}
                 axis.plot(*zip(*points, strict=True), color=colour, label=name, **style)
-        axis.set(title=operation, xscale="log", yscale="log")
+        axis.set(title=operation, xscale="log")
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.grid(True, which="both", alpha=0.25)
+    axes[0, 0].set_ylim(bottom=0)  # shared; after all have been drawn
     for axis in axes[-1]:
         axis.set_xlabel("input, MB")
     for axis in axes[:, 0]:
@@ -203,7 +205,7 @@ def draw_scaling(rows: list[dict], path: Path) -> bool:
         threads = sorted({row["threads"] for row in rows})
         axis.set_xticks(threads, list(map(str, threads)))
         axis.grid(True, alpha=0.25)
-        axis.set_ylim(bottom=0)
+    axes[0, 0].set_ylim(bottom=0)
     for axis in axes[-1]:
         axis.set_xlabel("threads")
     for axis in axes[:, 0]:
