@@ -41,8 +41,8 @@ def _all_doors() -> None:
     for x in (image, matrix, np.zeros(SHORT_ROWS, np.float32), few):
         vector = np.ones(x.shape[1], np.float32)
         for relu in False, True:  # small arrays have kernels of their own, without a ReLU
-            statistics = {"running_mean": vector.copy(), "running_var": vector.copy()}
-            y, saved = F.batch_norm_forward(x, vector, vector, **statistics, relu=relu)
+            mean, var = vector.copy(), vector.copy()
+            y, saved = F.batch_norm_forward(x, vector, vector, running_mean=mean, running_var=var, relu=relu)
             F.batch_norm_backward(y, saved)
             F.batch_norm(x, vector, vector, vector, vector, relu=relu)
     kernel = np.zeros((3, 3, 1, 1), np.float32)
