@@ -102,12 +102,6 @@ def as_ncs(array: np.ndarray) -> np.ndarray:
     return _kernel_ready(array).reshape(n, c, array.size // max(n * c, 1))
 
 
-def as_mc(array: np.ndarray) -> np.ndarray:
-    """An (M, C) or dense channels-last array as (M, C)."""
-    c = array.shape[1]
-    return _kernel_ready(channels_last(array)).reshape(array.size // max(c, 1), c)
-
-
 def as_flat(array: np.ndarray) -> np.ndarray:
     """A dense array as one run of memory."""
     memory = channels_last(array) if is_channels_last(array) else array
