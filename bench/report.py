@@ -7,7 +7,6 @@ roofline.png and, if threads were measured, scaling.png.
 import argparse
 import json
 import math
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -229,7 +228,7 @@ def main() -> None:
     try:
         rows = read(options.results)
     except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"bench.report: results must be a file of pytest bench --benchmark-json, got {error!r}")
+        parser.exit(2, f"bench.report: results must be a file of pytest bench --benchmark-json, got {error!r}\n")
     folder = options.output or options.results.parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(markdown(rows))
