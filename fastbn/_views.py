@@ -83,7 +83,7 @@ def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: A
     """A new array in the memory order of ``array``, uninitialised, of its shape and dtype unless given."""
     shape = array.shape if shape is None else shape
     dtype = array.dtype if dtype is None else np.dtype(dtype)
-    if is_channels_last(array):
+    if not array.flags.c_contiguous and is_channels_last(array):
         return channels_second(empty((shape[0], *shape[2:], shape[1]), dtype))
     return empty(shape, dtype)
 

@@ -195,7 +195,7 @@ def _channel_sums(dy: np.ndarray) -> np.ndarray:
     view = as_ncs(dy)
     n, c, s = view.shape
     sums = np.empty((chunk_count(n, s), c))
-    launch(sums_ncs, view, chunk_grid(n, s), sums, work=dy.size)
+    launch(sums_ncs, view, *chunk_grid(n, s), sums, work=dy.size)
     return sums.sum(axis=0).astype(dy.dtype)
 
 

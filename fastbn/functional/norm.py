@@ -1,6 +1,7 @@
 """Batch normalisation (Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1) for 2 to 5 axes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +20,10 @@ from fastbn._checks import (
 )
 from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, native
 from fastbn.errors import ArgumentError, ShapeError
-from fastbn.functional import norm_kernels, norm_small
+from fastbn.functional import norm_kernels
 from fastbn.kernels.channels import INV_STD, MEAN, VAR
 
 EMPTY: np.ndarray = np.empty(0, FLOAT32)
-NO_SIGNS = np.empty(0, np.uint8)
 RANKS = (2, 3, 4, 5)
 AXES = "(N, C, *spatial)"
 
@@ -41,7 +41,7 @@ class BatchNormSaved:
     weight: np.ndarray | None
     stats: np.ndarray
     affine: np.ndarray
-    signs: np.ndarray
+    signs: np.ndarray | None
     count: int
     batch_stats: bool
     has_bias: bool
@@ -88,18 +88,14 @@ def batch_norm(
     residual: as ``x``, added to y; relu: then max(y, 0). out: written and returned if given; may be ``x``.
     Returns an array like ``x`` in its memory order. Raises ShapeError, DtypeError, ArgumentError.
     """
-    if out is None:
-        if residual is None and not relu:
-            vectors = weight, bias, running_mean, running_var
-            if training:
-                found = norm_small.train(x, vectors, momentum, eps)
-                y = None if found is None else found[0]
-            else:
-                y = norm_small.infer(x, vectors, eps)
+    if out is not None:
+        _check_out("batch_norm", out, x, may_be={"x": x, "residual": residual})
+    elif not training and residual is None and not relu:
+        vectors = weight, bias, running_mean, running_var
+        if _is_plain(x, *vectors, momentum, eps) and x.size:
+            y = norm_kernels.infer(x, vectors, eps)  # type: ignore[arg-type]
             if y is not None:
                 return y
-    else:
-        _check_out("batch_norm", out, x, may_be={"x": x, "residual": residual})
     statistics = running_mean, running_var, momentum, eps
     return _forward("batch_norm", x, weight, bias, *statistics, residual, bool(relu), out, training, keep=False)[0]
 
@@ -125,12 +121,6 @@ def batch_norm_forward(
     """
     if out is not None:
         _check_out("batch_norm_forward", out, x, may_be={"residual": residual}, apart_from={"x": x})
-    elif training and residual is None and not relu:
-        found = norm_small.train(x, (weight, bias, running_mean, running_var), momentum, eps)
-        if found is not None:
-            y, stats, affine = found
-            count = x.size // x.shape[1]
-            return y, BatchNormSaved(x, weight, stats, affine, NO_SIGNS, count, True, True, False, False)
     statistics = running_mean, running_var, momentum, eps
     who = "batch_norm_forward"
     y, saved = _forward(who, x, weight, bias, *statistics, residual, bool(relu), out, training, keep=True)
@@ -158,29 +148,32 @@ def _forward(
     training: bool,
     keep: bool,
 ) -> tuple[np.ndarray, BatchNormSaved | None]:
-    features = _check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
+    parameters: norm_kernels.Parameters
+    if residual is None and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps):
+        source, added, features = x, None, x.shape[1]
+        parameters = weight, bias, running_mean, running_var  # type: ignore[assignment]
+    else:
+        features = _check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
+        source = dense(x)
+        added = None if residual is None else in_order_of(residual, source)
+        parameters = _parameters(weight, bias, running_mean, running_var)
+        momentum, eps = float(momentum), float(eps)
+        if training and running_mean is not None and running_var is not None:
+            check_writable(who, "running_mean", running_mean)
+            check_writable(who, "running_var", running_var)
     if not training and running_mean is None:
         raise ArgumentError(f"{who}: running_mean must be given when training is False, got None")
-    source = dense(x)
     count = x.size // features if features else 0
-    if training and running_mean is not None and running_var is not None:
-        check_writable(who, "running_mean", running_mean)
-        check_writable(who, "running_var", running_var)
     if training and count == 1:
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
-    parameters = _parameters(weight, bias, running_mean, running_var)
-    y = empty_like(source) if out is None else out
-    added = None if residual is None else in_order_of(residual, source)
-    keep_signs = keep and relu and added is not None
-    if count == 0:
-        stats, affine = np.zeros((3, features)), np.zeros((3, features), compute_dtype(x.dtype))
-        negative, signs = 0, NO_SIGNS
-    elif training:
-        negative, stats, affine, signs = norm_kernels.train(
-            source, added, relu, parameters, momentum, eps, y, keep_signs
+    if count:
+        keep_signs = keep and relu and added is not None
+        negative, y, stats, affine, signs = norm_kernels.forward(
+            source, added, relu, parameters, momentum, eps, training, keep_signs, out
         )
     else:
-        negative, stats, affine, signs = norm_kernels.infer(source, added, relu, parameters, eps, y, keep_signs)
+        negative, y, signs = -1, empty_like(source) if out is None else out, None
+        stats, affine = np.zeros((3, features)), np.zeros((3, features), compute_dtype(x.dtype))
     if running_var is not None and running_mean is not None:
         if negative >= 0:
             check_running_stats(who, running_mean, running_var, features)
@@ -202,6 +195,21 @@ def _forward(
         relu=relu,
     )
     return y, saved
+
+
+def _is_plain(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any, eps: Any) -> bool:
+    """Whether ``_check_forward`` would find nothing wrong, and nothing need be copied: a short look, for most calls."""
+    if not (type(x) is np.ndarray and x.dtype is FLOAT32 and x.flags.carray and 2 <= x.ndim <= 5):
+        return False
+    if not (type(momentum) is float and 0.0 <= momentum <= 1.0 and type(eps) is float and eps >= 0.0):
+        return False
+    shape = x.shape[1:2]
+    for vector in (weight, bias, running_mean, running_var):
+        if type(vector) is not np.ndarray or vector.dtype is not FLOAT32 or vector.shape != shape:
+            return False
+        if not vector.flags.carray:
+            return False
+    return True
 
 
 def _parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
@@ -227,15 +235,13 @@ def batch_norm_backward(
     """
     who = "batch_norm_backward"
     x = saved.x
-    if out is None and saved.has_bias and saved.weight is not None and not (saved.relu or saved.has_residual):
-        small = norm_small.backward(dy, x, saved.stats, saved.affine, saved.batch_stats)
-        if small is not None and saved.weight.dtype is FLOAT32:
-            return small[0], small[1][0], small[1][1], None
-    check_same_dtype(who, "dy", dy, "x", x)
-    check_shape(who, "dy", dy, x.shape)
+    plain = type(dy) is np.ndarray and dy.dtype is x.dtype and dy.shape == x.shape and dy.flags.carray
+    if not plain:
+        check_same_dtype(who, "dy", dy, "x", x)
+        check_shape(who, "dy", dy, x.shape)
     if out is not None:
         check_out(who, out, x.shape, x, may_be={"dy": dy}, apart_from={"x": x})
-    grad = in_order_of(dy, x)
+    grad = dy if plain and x.flags.c_contiguous else in_order_of(dy, x)
     dx = empty_like(x) if out is None else out
     dresidual = masked = None
     if saved.has_residual:

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn._cache import beyond_cache
+from fastbn._memory import empty
 from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, launch
-from fastbn._views import as_flat, compute_dtype, is_channels_last, storage
-from fastbn.kernels import batch_norm_columns as columns
-from fastbn.kernels import batch_norm_rows as rows
+from fastbn._views import as_flat, compute_dtype, empty_like, is_channels_last, storage
 from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
+from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
+from fastbn.kernels.batch_norm_rows import forward_rows, moments_rows, normalize_rows
+from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows, products_rows
 from fastbn.kernels.sums import chunk_count, chunk_grid
 
 SHORT_ROW = 128  # elements; of shorter rows, columns are summed
@@ -23,26 +26,36 @@ PORTION = 1 << 16  # bytes, about, that a task of an elementwise map writes
 MATRIX_CHUNKS = 64  # that an (M, C) array is cut into at most
 CHUNK_ROWS = 64  # that one of them has at least
 OWNED = 1 << 18  # bytes, about, of the channels of a task that owns them
-
+MOST_OWNED = 64  # channels
 
 # weight, bias, running mean and variance, of one dtype: (C,), or empty.
 Parameters = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-class Layout(NamedTuple):
-    """How kernels read dense, non-empty arrays of one shape: as long "rows", short "columns", or a "matrix".
+class Plan(NamedTuple):
+    """How kernels read and share out dense, non-empty arrays of one shape.
 
-    shape: of the view that they are given: (N, C, S), and (M, columns) of a matrix, whose rows hold the channels once
-    or, where few of them would not fill a vector, several times. lanes: elements of a vector. block: channels of a task
-    that reads columns. words: shape of an array with one bit an element, for the signs of vectors.
+    kind: "channels", long rows, all of a channel for one task; "rows", long rows of too few channels for that;
+    "columns", short rows; "matrix", channels-last and (M, C).
+    shape: of the view that kernels are given: (N, C, S), and (M, columns) of a matrix, whose rows hold the channels
+    once or, where few of them would not fill a vector, several times. lanes: elements of a vector.
+    run: elements that a row must be a multiple of to be streamed. chunk: images and positions, or rows of a matrix,
+    that are summed together. block: channels of a task that owns them. portion: rows (n, c), or rows of a matrix, that
+    a task of the map by given constants takes. partials: shape of the room for two sums of each channel or column of
+    each chunk. words: shape of an array with one bit an element. computed: the dtype of constants.
     """
 
     kind: str
     shape: tuple[int, ...]
     channels: int
     lanes: int
+    run: int
     itemsize: int
+    computed: np.dtype
+    chunk: tuple[int, ...]
     block: int
+    portion: int
+    partials: tuple[int, int, int]
     words: tuple[int, ...]
 
     def view(self, array: np.ndarray) -> np.ndarray:
@@ -51,193 +64,182 @@ class Layout(NamedTuple):
             array = storage(as_flat(array))
         return array.reshape(self.shape)
 
-    def nothing(self, dtype: np.dtype) -> np.ndarray:
-        """The view of an operand that does not apply: of the same type, for one version of the kernel."""
-        return storage(np.empty((0,) * len(self.shape), dtype))
+    def stores(self, out: np.ndarray, moved: int, also: bool, *over: np.ndarray | None) -> tuple[int, bool]:
+        """(lead, streaming) for an output that is written while ``moved`` arrays of its size, itself one, are moved.
+
+        also: another output is written vector by vector along with ``out``, so that there can be no lead.
+        over: operands that ``out`` may be written over; they are in cache then, and would have to leave it.
+        """
+        if not beyond_cache(moved * out.nbytes) or self.shape[-1] % self.run:
+            return 0, False
+        begin = _address(out)
+        if any(operand is not None and _address(operand) == begin for operand in over):
+            return 0, False
+        lead = -begin % (self.lanes * self.itemsize) // self.itemsize
+        aligned = lead == 0 or not (also or self.kind == "columns")
+        return (lead, True) if aligned else (0, False)
 
 
-def layout_of(x: np.ndarray) -> Layout:
-    """The layout of a dense, non-empty ``x``."""
-    return _layout(x.shape, x.ndim == 2 or is_channels_last(x), x.itemsize)
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def plan_for(x: np.ndarray) -> Plan:
+    """The plan for a dense, non-empty ``x``."""
+    return _plan(x.shape, x.ndim == 2 or is_channels_last(x), x.dtype, get_num_threads())
 
 
 @lru_cache(maxsize=1024)
-def _layout(shape: tuple[int, ...], channels_last: bool, itemsize: int) -> Layout:
+def _plan(shape: tuple[int, ...], channels_last: bool, dtype: np.dtype, threads: int) -> Plan:
     n, c = shape[:2]
-    lanes = VECTOR_BYTES // max(4, itemsize)
+    itemsize, computed = dtype.itemsize, compute_dtype(dtype)
+    lanes = VECTOR_BYTES // computed.itemsize
     s = math.prod(shape[2:])
+
+    def portion(rows: int, length: int) -> int:
+        worth = -(-PORTION // (length * itemsize))
+        return max(1, min(worth, -(-rows // (4 * threads))))
+
     if channels_last or s == 1:
         copies = _copies(n * s, c, lanes)
-        rows_, width = n * s // copies, c * copies
-        return Layout("matrix", (rows_, width), c, lanes, itemsize, 0, (rows_, -(-width // lanes)))
+        m, width = n * s // copies, c * copies
+        chunk = max(CHUNK_ROWS, -(-m // MATRIX_CHUNKS))
+        vectors = -(-width // lanes)
+        partials = 2, -(-m // chunk), vectors * lanes
+        return Plan(
+            kind="matrix",
+            shape=(m, width),
+            channels=c,
+            lanes=lanes,
+            run=4 * lanes,
+            itemsize=itemsize,
+            computed=computed,
+            chunk=(chunk,),
+            block=0,
+            portion=portion(m, width),
+            partials=partials,
+            words=(m, vectors),
+        )
+    fit = max(1, OWNED // (n * s * itemsize))
     if s < SHORT_ROW and n >= 8:
-        block = max(1, min(-(-c // 32), OWNED // (n * s * itemsize)))
+        block = max(1, min(-(-c // 32), fit))
         words = -(-c // block) * -(-block * s // lanes)
-        return Layout("columns", (n, c, s), c, lanes, itemsize, block, (n, words))
-    return Layout("rows", (n, c, s), c, lanes, itemsize, 0, (n, c, -(-s // lanes)))
+        return Plan(
+            kind="columns",
+            shape=(n, c, s),
+            channels=c,
+            lanes=lanes,
+            run=4 * lanes,
+            itemsize=itemsize,
+            computed=computed,
+            chunk=(),
+            block=block,
+            portion=portion(n * c, s),
+            partials=(0, 0, 0),
+            words=(n, words),
+        )
+    # Whole channels for every thread, or no work for a second one.
+    owned = c % threads == 0 or c >= 4 * threads or n * c * s < MIN_PARALLEL_WORK
+    block = min(fit, -(-c // (4 * threads)), MOST_OWNED)
+    return Plan(
+        kind="channels" if owned else "rows",
+        shape=(n, c, s),
+        channels=c,
+        lanes=lanes,
+        run=lanes,
+        itemsize=itemsize,
+        computed=computed,
+        chunk=chunk_grid(n, s),
+        block=block,
+        portion=portion(n * c, s),
+        partials=(2, chunk_count(n, s), c),
+        words=(n, c, -(-s // lanes)),
+    )
 
 
 def _copies(m: int, c: int, lanes: int) -> int:
-    """Rows of (m, c) to read as one, so that it is made of whole vectors, or of several."""
+    """Rows of (m, c) to read as one, so that it is made of four vectors or a multiple of them, or else of vectors."""
     copies = 1
-    while m % (2 * copies) == 0 and (c * copies % lanes or c * copies < 4 * lanes) and c * copies < 1024:
+    while m % (2 * copies) == 0 and c * copies % (4 * lanes) and c * copies < 1024:
         copies *= 2
     return copies if c * copies % lanes == 0 or c * copies < 4 * lanes else 1
 
 
-def _stores(layout: Layout, out: np.ndarray, moved: int, signs: np.ndarray) -> tuple[int, bool]:
-    """(lead, streaming) for an output of which ``moved`` bytes are read and written along."""
-    if not beyond_cache(moved) or layout.shape[-1] % layout.lanes:
-        return 0, False
-    lead = -out.__array_interface__["data"][0] % (layout.lanes * out.itemsize) // out.itemsize
-    aligned = lead == 0 or not (signs.size or layout.kind == "columns")
-    return (lead, True) if aligned else (0, False)
+# The first channel with a negative running variance, with which nothing was written, or -1; y, stats, affine, and the
+# signs of a ReLU's operand where they were to be kept.
+Found = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
-def _portion(layout: Layout, images: int, length: int) -> int:
-    """Images, of ``length`` elements, that a task of an elementwise map takes."""
-    worth = -(-PORTION // (length * layout.itemsize))
-    return max(1, min(worth, -(-images // (4 * get_num_threads()))))
-
-
-def _owned(layout: Layout) -> int:
-    """Channels of a task that owns them: their part of one image is a run of memory worth reading."""
-    n, c, s = layout.shape
-    fit = max(1, OWNED // (n * s * layout.itemsize))
-    return max(1, min(fit, -(-c // (4 * get_num_threads())), 64))
-
-
-def _own_channels(layout: Layout, size: int) -> bool:
-    """Whether every thread gets whole channels to itself, or there is no work for a second one."""
-    threads = get_num_threads()
-    return layout.channels % threads == 0 or layout.channels >= 4 * threads or size < MIN_PARALLEL_WORK
-
-
-def _new_signs(layout: Layout, wanted: bool) -> np.ndarray:
-    word = np.uint16 if layout.lanes == 16 else np.uint8
-    return np.empty(layout.words if wanted else (0,) * len(layout.words), word)
-
-
-def _matrix_chunks(layout: Layout) -> tuple[int, np.ndarray]:
-    """Rows of a chunk, and room for two sums of every column of every chunk."""
-    m, width = layout.shape
-    chunk = max(CHUNK_ROWS, -(-m // MATRIX_CHUNKS))
-    return chunk, np.empty((2, -(-m // chunk), -(-width // layout.lanes) * layout.lanes))
-
-
-Found = tuple[int, np.ndarray, np.ndarray, np.ndarray]
-
-
-def train(
+def forward(
     x: np.ndarray,
     residual: np.ndarray | None,
     relu: bool,
     parameters: Parameters,
     momentum: float,
     eps: float,
-    y: np.ndarray,
+    training: bool,
     keep_signs: bool,
+    out: np.ndarray | None,
 ) -> Found:
-    """Normalise by the batch's statistics and move the running ones; see ``kernels.channels``.
+    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``."""
+    plan = plan_for(x)
+    y = empty_like(x) if out is None else out
+    stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
+    signs = np.empty(plan.words, np.uint16 if plan.lanes == 16 else np.uint8) if keep_signs else None
+    stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
+    given = plan.view(x), None if residual is None else plan.view(residual), *parameters
+    results = -math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)
+    if training:
+        negative = _train(plan, given, momentum, eps, results, x.size)
+    else:
+        negative = _infer(plan, given, eps, results, x.size)
+    return negative, y, stats, affine, signs
 
-    Returns the first channel with a negative running variance, with which nothing is written, or -1; stats, affine,
-    and the signs of a ReLU's operand, empty unless ``keep_signs``.
+
+def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | None:
+    """y of a C-contiguous float32 ``x`` by the running statistics, with nothing kept: the shortest way there is.
+
+    None if a running variance is negative.
     """
-    layout = layout_of(x)
-    dtype = compute_dtype(x.dtype)
-    stats, affine = np.empty((3, layout.channels)), np.empty((3, layout.channels), dtype)
-    signs = _new_signs(layout, keep_signs)
-    stores = _stores(layout, y, (2 if residual is None else 3) * x.nbytes, signs)
-    source, target = layout.view(x), layout.view(y)
-    added = layout.nothing(x.dtype) if residual is None else layout.view(residual)
-    floor = 0.0 if relu else -math.inf
-    given = *parameters, float(momentum), float(eps)
-    arguments: tuple[Any, ...]
-    if layout.kind == "matrix":
-        chunk, partials = _matrix_chunks(layout)
-        tile, shift = _portion(layout, *layout.shape), np.empty(partials.shape[2], dtype)
-        results = stats, affine, np.empty((3, layout.shape[1]), dtype)
-        arguments = source, added, *given, chunk, tile, shift, partials, *results, floor, *stores, signs, target
-        negative = launch(columns.forward_matrix, *arguments, work=x.size)
-    elif layout.kind == "columns":
-        arguments = source, added, *given, layout.block, stats, affine, floor, stores[1], signs, target
-        negative = launch(columns.forward_columns, *arguments, work=x.size)
-    elif _own_channels(layout, x.size):
-        grid = chunk_grid(layout.shape[0], layout.shape[2])
-        arguments = source, added, *given, *grid, _owned(layout), stats, affine, floor, *stores, signs, target
-        negative = launch(rows.forward_rows, *arguments, work=x.size)
-    else:
-        n, c, s = layout.shape
-        partials = np.empty((2, chunk_count(n, s), c))
-        found = stats, affine
-        negative = launch(rows.moments_rows, source, *given, *chunk_grid(n, s), partials, *found, work=x.size)
-        if negative < 0:
-            _map_rows(
-                layout, source, added, _without_statistics(parameters), 0.0, stats, affine, floor, stores, signs, target
-            )
-    return negative, stats, affine, signs
+    plan = plan_for(x)
+    y, stats, affine = empty(x.shape, x.dtype), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
+    results = -math.inf, *plan.stores(y, 2, False), stats, affine, None, y.reshape(plan.shape)
+    negative = _infer(plan, (x.reshape(plan.shape), None, *parameters), eps, results, x.size)
+    return y if negative < 0 else None
 
 
-def infer(
-    x: np.ndarray,
-    residual: np.ndarray | None,
-    relu: bool,
-    parameters: Parameters,
-    eps: float,
-    y: np.ndarray,
-    keep_signs: bool,
-) -> Found:
-    """Normalise by the running statistics; arguments and results as of ``train``."""
-    layout = layout_of(x)
-    dtype = compute_dtype(x.dtype)
-    stats, affine = np.empty((3, layout.channels)), np.empty((3, layout.channels), dtype)
-    signs = _new_signs(layout, keep_signs)
-    stores = _stores(layout, y, (2 if residual is None else 3) * x.nbytes, signs)
-    source, target = layout.view(x), layout.view(y)
-    added = layout.nothing(x.dtype) if residual is None else layout.view(residual)
-    floor = 0.0 if relu else -math.inf
-    eps = float(eps)
-    arguments: tuple[Any, ...]
-    if layout.kind == "matrix":
-        tile, wide_affine = _portion(layout, *layout.shape), np.empty((3, layout.shape[1]), dtype)
-        arguments = source, added, *parameters, eps, tile, stats, affine, wide_affine, floor, *stores, signs, target
-        negative = launch(columns.normalize_matrix, *arguments, work=x.size)
-    elif layout.kind == "columns":
-        arguments = source, added, *parameters, eps, layout.block, stats, affine, floor, stores[1], signs, target
-        negative = launch(columns.normalize_columns, *arguments, work=x.size)
-    else:
-        negative = _map_rows(layout, source, added, parameters, eps, stats, affine, floor, stores, signs, target)
-    return negative, stats, affine, signs
+def _train(plan: Plan, given: tuple[Any, ...], momentum: float, eps: float, results: tuple[Any, ...], work: int) -> int:
+    if plan.kind == "channels":
+        return launch(forward_rows, *given, momentum, eps, *plan.chunk, plan.block, *results, work=work)
+    if plan.kind == "columns":
+        return launch(forward_columns, *given, momentum, eps, plan.block, *results, work=work)
+    partials = np.empty(plan.partials)
+    if plan.kind == "matrix":
+        share = *plan.chunk, plan.portion, partials
+        return launch(forward_matrix, *given, momentum, eps, *share, *results, work=work)
+    x, residual, weight, bias, mean, var = given
+    parameters = weight, bias, mean, var, momentum, eps
+    _, _, _, stats, affine, _, _ = results
+    negative = launch(moments_rows, x, *parameters, *plan.chunk, partials, stats, affine, work=work)
+    if negative < 0:
+        _infer(plan, (x, residual, weight, bias, mean[:0], var[:0]), eps, results, work)
+    return negative
 
 
-def _without_statistics(parameters: Parameters) -> Parameters:
-    return parameters[0], parameters[1], parameters[2][:0], parameters[3][:0]
-
-
-def _map_rows(
-    layout: Layout,
-    source: np.ndarray,
-    added: np.ndarray,
-    parameters: Parameters,
-    eps: float,
-    stats: np.ndarray,
-    affine: np.ndarray,
-    floor: float,
-    stores: tuple[int, bool],
-    signs: np.ndarray,
-    target: np.ndarray,
-) -> int:
-    n, c, s = layout.shape
-    block = _portion(layout, n * c, s)
-    arguments = source, added, *parameters, eps, block, stats, affine, floor, *stores, signs, target
-    return launch(rows.normalize_rows, *arguments, work=source.size)
+def _infer(plan: Plan, given: tuple[Any, ...], eps: float, results: tuple[Any, ...], work: int) -> int:
+    if plan.kind == "matrix":
+        return launch(normalize_matrix, *given, eps, plan.portion, *results, work=work)
+    *_, signs, _ = results
+    if plan.kind == "columns" and signs is not None:
+        return launch(normalize_columns, *given, eps, plan.block, *results, work=work)
+    return launch(normalize_rows, *given, eps, plan.portion, *results, work=work)
 
 
 def backward(
     dy: np.ndarray,
     x: np.ndarray,
     relu: bool,
-    signs: np.ndarray,
+    signs: np.ndarray | None,
     stats: np.ndarray,
     affine: np.ndarray,
     batch_stats: bool,
@@ -246,33 +248,29 @@ def backward(
     dtype: np.dtype,
 ) -> np.ndarray:
     """Write dx, and dresidual unless None; returns dweight and dbias, (2, C) of ``dtype``."""
-    layout = layout_of(x)
-    slopes, gradients = np.empty((4, layout.channels), affine.dtype), np.empty((2, layout.channels), dtype)
-    stores = _stores(layout, dx, (3 if dresidual is None else 4) * x.nbytes, signs)
-    target = layout.view(dx)
-    also = layout.nothing(x.dtype) if dresidual is None else layout.view(dresidual)
-    sources = layout.view(dy), layout.view(x), signs
-    given: tuple[Any, ...]
-    arguments: tuple[Any, ...]
-    if layout.kind == "matrix":
-        width = layout.shape[1]
-        chunk, partials = _matrix_chunks(layout)
-        wide_affine, wide_slopes = np.empty((3, width), affine.dtype), np.empty((4, width), affine.dtype)
-        given = stats, affine, wide_affine, relu, batch_stats, chunk, _portion(layout, *layout.shape), partials
-        arguments = *sources, *given, slopes, wide_slopes, gradients, *stores, target, also
-        launch(columns.backward_matrix, *arguments, work=x.size)
-    elif layout.kind == "columns":
-        given = stats, affine, relu, batch_stats, layout.block
-        launch(columns.backward_columns, *sources, *given, slopes, gradients, stores[1], target, also, work=x.size)
-    elif _own_channels(layout, x.size):
-        grid = chunk_grid(layout.shape[0], layout.shape[2])
-        given = stats, affine, relu, batch_stats, *grid, _owned(layout)
-        launch(rows.backward_rows, *sources, *given, slopes, gradients, *stores, target, also, work=x.size)
+    plan = plan_for(x)
+    slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
+    if dresidual is None:
+        lead, streaming = plan.stores(dx, 3, False, dy)
+    else:  # which is streamed along with dx, or not
+        lead, streaming = plan.stores(dx, 4, True)
+    mask = signs, True if relu and signs is None else None
+    given = plan.view(dy), plan.view(x), *mask
+    constants = stats, affine, slopes, gradients
+    outputs = plan.view(dx), None if dresidual is None else plan.view(dresidual)
+    share: tuple[Any, ...]
+    if plan.kind == "channels":
+        share = *plan.chunk, plan.block, lead, streaming
+        launch(backward_rows, *given, batch_stats, *share, *constants, *outputs, work=x.size)
+    elif plan.kind == "columns":
+        share = plan.block, streaming
+        launch(backward_columns, *given, batch_stats, *share, *constants, *outputs, work=x.size)
+    elif plan.kind == "matrix":
+        share = *plan.chunk, plan.portion, np.empty(plan.partials), lead, streaming
+        launch(backward_matrix, *given, batch_stats, *share, *constants, *outputs, work=x.size)
     else:
-        n, c, s = layout.shape
-        grid, partials = chunk_grid(n, s), np.empty((2, chunk_count(n, s), c))
-        given = stats, affine, relu, batch_stats, *grid, partials
-        launch(rows.products_rows, *sources, *given, slopes, gradients, work=x.size)
-        given = _portion(layout, n * c, s), affine, slopes, relu
-        launch(rows.gradient_rows, *sources, *given, *stores, target, also, work=x.size)
+        share = *plan.chunk, np.empty(plan.partials)
+        launch(products_rows, *given, batch_stats, *share, *constants, work=x.size)
+        share = plan.portion, lead, streaming
+        launch(gradient_rows, *given, *share, affine, slopes, *outputs, work=x.size)
     return gradients

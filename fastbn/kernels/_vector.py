@@ -17,6 +17,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
+from fastbn.kernels._jit import inlined
 from fastbn.kernels._simd import VECTOR_BYTES
 
 FLOAT, DOUBLE, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
@@ -176,6 +177,19 @@ def load(typingctx, array, offset):
 
 
 @intrinsic
+def prefetch(typingctx, array, offset):
+    """Have the cache line at ``offset`` read soon; it may lie beyond the array."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer = _Memory(context, builder, array, *arguments).pointer
+        hints = [ir.Constant(I32, number) for number in (0, 3, 1)]  # to read, into every level, data
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic
 def load_first(typingctx, array, offset, count, fill):
     """The first ``count`` elements at ``offset``, then ``fill``; nothing beyond them is read."""
 
@@ -215,6 +229,15 @@ def stream(typingctx, array, offset, value):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, _vector_of(array)), codegen
+
+
+@inlined
+def put(array, offset, value, streaming):
+    """``stream`` or ``store``."""
+    if streaming:
+        stream(array, offset, value)
+    else:
+        store(array, offset, value)
 
 
 @intrinsic

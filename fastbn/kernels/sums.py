@@ -1,8 +1,11 @@
-"""Sums over every channel of (N, C, S) arrays, in float64, and the chunks that channels are read in."""
+"""Sums over every channel of (N, C, S) arrays, in float64, and the chunks that channels are read in.
+
+n_block, s_block: images and positions of a chunk; chunks are n-major.
+"""
 
 from numba import int64, prange
 
-from fastbn.kernels._jit import driver, sum_body
+from fastbn.kernels._jit import driver, inlined, sum_body
 
 CHUNK = 8192  # elements of one channel in one chunk
 
@@ -18,24 +21,38 @@ def chunk_count(n: int, s: int) -> int:
     return -(-n // images) * -(-s // positions)
 
 
+@inlined
+def chunks_of(x, n_block, s_block):
+    """Chunks of a channel."""
+    return -(-x.shape[0] // n_block) * -(-x.shape[2] // s_block)
+
+
+@inlined
+def chunk_bounds(chunk, x, n_block, s_block):
+    """First and last image, first and last position."""
+    i, j = divmod(chunk, -(-x.shape[2] // s_block))
+    n_last, s_last = min(x.shape[0], (i + 1) * n_block), min(x.shape[2], (j + 1) * s_block)
+    return i * n_block, n_last, j * s_block, s_last
+
+
 @sum_body
-def _sums_task(task, x, grid, sums):
+def _sums_task(task, x, n_block, s_block, sums):
     chunk, c = divmod(task, x.shape[1])
-    i, j = divmod(chunk, -(-x.shape[2] // grid[1]))
+    n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
     total = 0.0
-    for n in range(i * grid[0], min(x.shape[0], (i + 1) * grid[0])):
-        for s in range(j * grid[1], min(x.shape[2], (j + 1) * grid[1])):
+    for n in range(n_first, n_last):
+        for s in range(s_first, s_last):
             total += x[n, c, s]
     sums[chunk, c] = total
 
 
 @driver
-def sums_ncs(x, grid, sums, parallel):
-    """sums (chunks, C): each chunk's sum; chunks are n-major."""
+def sums_ncs(x, n_block, s_block, sums, parallel):
+    """sums (chunks, C): each chunk's sum."""
     tasks = sums.size
     if parallel:
         for task in prange(tasks):
-            _sums_task(int64(task), x, grid, sums)
+            _sums_task(int64(task), x, n_block, s_block, sums)
     else:
         for task in range(tasks):
-            _sums_task(task, x, grid, sums)
+            _sums_task(task, x, n_block, s_block, sums)

@@ -40,11 +40,13 @@ def _all_doors() -> None:
     few = np.zeros((1, few_channels, MIN_PARALLEL_WORK // few_channels + 1), np.float32)
     for x in (image, matrix, np.zeros(SHORT_ROWS, np.float32), few):
         vector = np.ones(x.shape[1], np.float32)
-        for relu in False, True:  # small arrays have kernels of their own, without a ReLU
+        for residual, relu in ((None, False), (None, True), (x, True)):  # each has versions of its own
             mean, var = vector.copy(), vector.copy()
-            y, saved = F.batch_norm_forward(x, vector, vector, running_mean=mean, running_var=var, relu=relu)
+            y, saved = F.batch_norm_forward(
+                x, vector, vector, running_mean=mean, running_var=var, residual=residual, relu=relu
+            )
             F.batch_norm_backward(y, saved)
-            F.batch_norm(x, vector, vector, vector, vector, relu=relu)
+            F.batch_norm(x, vector, vector, vector, vector, residual=residual, relu=relu)
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     F.conv2d_backward(F.conv2d(image, kernel), image, kernel)
     weight = np.zeros((3, 3), np.float32)

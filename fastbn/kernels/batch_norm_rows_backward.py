@@ -1,0 +1,207 @@
+"""Batch norm of (N, C, S) arrays whose rows (n, c) are long: backward, in the chunks and tasks of ``batch_norm_rows``.
+
+``backward_rows`` where a task owns channels; ``products_rows``, then ``gradient_rows`` where they are too few.
+Of a ReLU's operand the sign is kept in ``bits``, or computed again if ``relu`` is True; None where there was none.
+"""
+
+from numba import int64, prange
+
+from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._vector import (
+    fence,
+    fma,
+    lanes_of,
+    load,
+    load_first,
+    put,
+    splat,
+    store_first,
+    total,
+    widen,
+)
+from fastbn.kernels.batch_norm_rows import row_offset
+from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, passed, words_of
+from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K, finish_backward
+from fastbn.kernels.sums import chunk_bounds, chunks_of
+
+
+@body
+def _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block):
+    """Sums of g and of g (x - affine's mean) of channel c in a chunk."""
+    n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
+    lanes = lanes_of(x)
+    near, scale, shift = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c]), splat(x, affine[SHIFT, c])
+    zero = splat(x, 0.0)
+    about = widen(near)
+    g0 = g1 = p0 = p1 = widen(zero)
+    for n in range(n_first, n_last):
+        first = row_offset(x, n, c) + s_first
+        last = first + s_last - s_first
+        word = (n * x.shape[1] + c) * words_of(bits) + s_first // lanes
+        twos = last - (last - first) % (2 * lanes)
+        for i in range(first, twos, 2 * lanes):
+            v = load(x, i)
+            g = widen(passed(load(dy, i), v - near, bits, word, relu, scale, shift))
+            g0, p0 = g0 + g, fma(g, widen(v) - about, p0)
+            v = load(x, i + lanes)
+            g = widen(passed(load(dy, i + lanes), v - near, bits, word + 1, relu, scale, shift))
+            g1, p1 = g1 + g, fma(g, widen(v) - about, p1)
+            word += 2
+        for i in range(twos, last, lanes):
+            count = min(lanes, last - i)
+            v = load_first(x, i, count, near)
+            g = widen(passed(load_first(dy, i, count, zero), v - near, bits, word, relu, scale, shift))
+            g0, p0 = g0 + g, fma(g, widen(v) - about, p0)
+            word += 1
+    return total(g0 + g1), total(p0 + p1)
+
+
+@inlined
+def _gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual):
+    lanes = lanes_of(x)
+    near, scale, shift = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c]), splat(x, affine[SHIFT, c])
+    a, b = splat(x, slopes[A, c]), splat(x, slopes[B, c])
+    k, inv_std = splat(x, slopes[K, c]), splat(x, slopes[NEAR_INV_STD, c])
+    row = row_offset(x, n, c)
+    last = row + x.shape[2]
+    word = (n * x.shape[1] + c) * words_of(bits)
+    whole = last - (x.shape[2] - lead) % lanes
+    for i in range(row + lead, whole, lanes):
+        v = gradient(dy, x, bits, relu, i, word, streaming, near, scale, shift, a, b, k, inv_std, dresidual)
+        put(dx, i, v, streaming)
+        word += 1
+    for part in range(2):  # the ends of the row; with bits there is no lead
+        i, count = (row, lead) if part == 0 else (whole, last - whole)
+        if count:
+            v = gradient_first(dy, x, bits, relu, i, count, word, near, scale, shift, a, b, k, inv_std, dresidual)
+            store_first(dx, i, v, count)
+
+
+@body
+def _backward_task(
+    task,
+    dy,
+    x,
+    bits,
+    relu,
+    batch_stats,
+    n_block,
+    s_block,
+    block,
+    lead,
+    streaming,
+    stats,
+    affine,
+    slopes,
+    gradients,
+    dx,
+    dresidual,
+):
+    first = task * block
+    last = min(x.shape[1], first + block)
+    for c in range(first, last):
+        sum_g = 0.0
+        product = 0.0
+        for chunk in range(chunks_of(x, n_block, s_block)):
+            g, p = _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block)
+            sum_g += g
+            product += p
+        count = x.shape[0] * x.shape[2]
+        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
+    for n in range(x.shape[0]):
+        for c in range(first, last):
+            _gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual)
+    if streaming:
+        fence()
+
+
+@driver
+def backward_rows(
+    dy,
+    x,
+    bits,
+    relu,
+    batch_stats,
+    n_block,
+    s_block,
+    block,
+    lead,
+    streaming,
+    stats,
+    affine,
+    slopes,
+    gradients,
+    dx,
+    dresidual,
+    parallel,
+):
+    """``block`` channels a task: slopes and gradients written, then dx and dresidual as by ``gradient_rows``.
+
+    gradients (2, C): dweight, dbias. dx may be dy.
+    """
+    tasks = -(-x.shape[1] // block)
+    grid, outputs = (n_block, s_block, block, lead, streaming), (stats, affine, slopes, gradients, dx, dresidual)
+    arguments = (dy, x, bits, relu, batch_stats, *grid, *outputs)
+    if parallel:
+        for task in prange(tasks):
+            _backward_task(int64(task), *arguments)
+    else:
+        for task in range(tasks):
+            _backward_task(task, *arguments)
+
+
+@inlined
+def _products_task(task, dy, x, bits, relu, affine, n_block, s_block, partials):
+    chunk, c = divmod(task, x.shape[1])
+    found = _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block)
+    partials[0, chunk, c], partials[1, chunk, c] = found
+
+
+@driver
+def products_rows(
+    dy, x, bits, relu, batch_stats, n_block, s_block, partials, stats, affine, slopes, gradients, parallel
+):
+    """A chunk of a channel a task: slopes and gradients written. partials: (2, chunks, C), a workspace."""
+    chunks = chunks_of(x, n_block, s_block)
+    if parallel:
+        for task in prange(chunks * x.shape[1]):
+            _products_task(int64(task), dy, x, bits, relu, affine, n_block, s_block, partials)
+    else:
+        for task in range(chunks * x.shape[1]):
+            _products_task(task, dy, x, bits, relu, affine, n_block, s_block, partials)
+    for c in range(x.shape[1]):
+        sum_g = 0.0
+        product = 0.0
+        for chunk in range(chunks):
+            sum_g += partials[0, chunk, c]
+            product += partials[1, chunk, c]
+        count = x.shape[0] * x.shape[2]
+        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
+
+
+@body
+def _gradient_task(task, dy, x, bits, relu, block, lead, streaming, affine, slopes, dx, dresidual):
+    n, c = divmod(task * block, x.shape[1])
+    for _ in range(min(block, x.shape[0] * x.shape[1] - task * block)):
+        _gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual)
+        c += 1
+        if c == x.shape[1]:
+            n, c = n + 1, 0
+    if streaming:
+        fence()
+
+
+@driver
+def gradient_rows(dy, x, bits, relu, block, lead, streaming, affine, slopes, dx, dresidual, parallel):
+    """dx = a g + b (x - mean) inv_std + k, dresidual = g; ``block`` rows a task. g is dy where the ReLU let pass.
+
+    dx may be dy.
+    """
+    tasks = -(-x.shape[0] * x.shape[1] // block)
+    arguments = (dy, x, bits, relu, block, lead, streaming, affine, slopes, dx, dresidual)
+    if parallel:
+        for task in prange(tasks):
+            _gradient_task(int64(task), *arguments)
+    else:
+        for task in range(tasks):
+            _gradient_task(task, *arguments)

@@ -1,0 +1,77 @@
+"""The formulas of batch norm for the vector at offset i: rows and tiles of every layout compute by these alone.
+
+``_first``: for its first ``count`` elements, at the end of a run. Constants are vectors: near, scale, shift of rows
+NEAR_MEAN, SCALE, SHIFT of ``affine``; a, b, k, inv_std of ``slopes``; see ``channels``. bits[word]: the signs, kept.
+An operand that does not apply is None, and what it would have cost is not compiled.
+"""
+
+from fastbn.kernels._jit import inlined
+from fastbn.kernels._vector import (
+    at_least,
+    fma,
+    load,
+    load_first,
+    put,
+    store_first,
+    store_signs,
+    where_bits,
+    where_positive,
+)
+
+
+@inlined
+def normalized(x, residual, bits, i, word, near, scale, shift, low):
+    """max((x - mean) * scale + shift + residual, low); the sign of the sum into bits."""
+    v = fma(load(x, i) - near, scale, shift)
+    if residual is not None:
+        v = v + load(residual, i)
+    if bits is not None:
+        store_signs(bits, word, v)
+    return at_least(v, low)
+
+
+@inlined
+def normalized_first(x, residual, bits, i, count, word, near, scale, shift, low):
+    """As ``normalized``."""
+    v = fma(load_first(x, i, count, near) - near, scale, shift)
+    if residual is not None:
+        v = v + load_first(residual, i, count, near)
+    if bits is not None:
+        store_signs(bits, word, v)
+    return at_least(v, low)
+
+
+@inlined
+def words_of(bits):
+    """Words of a row of ``bits``; 0 if there are none."""
+    return 0 if bits is None else bits.shape[-1]
+
+
+@inlined
+def passed(g, d, bits, word, relu, scale, shift):
+    """g where a ReLU let pass: by the signs in bits, else by d * scale + shift if relu is True; all if it is None."""
+    if bits is not None:
+        return where_bits(bits, word, g)
+    if relu is not None:
+        return where_positive(fma(d, scale, shift), g)
+    return g
+
+
+@inlined
+def gradient(dy, x, bits, relu, i, word, streaming, near, scale, shift, a, b, k, inv_std, dresidual):
+    """a g + b (x - mean) inv_std + k, where g is dy as it ``passed``; g into dresidual."""
+    d = load(x, i) - near
+    g = passed(load(dy, i), d, bits, word, relu, scale, shift)
+    if dresidual is not None:
+        put(dresidual, i, g, streaming)
+    return fma(g, a, fma(d * inv_std, b, k))
+
+
+@inlined
+def gradient_first(dy, x, bits, relu, i, count, word, near, scale, shift, a, b, k, inv_std, dresidual):
+    """As ``gradient``."""
+    d = load_first(x, i, count, near) - near
+    g = passed(load_first(dy, i, count, near), d, bits, word, relu, scale, shift)
+    if dresidual is not None:
+        store_first(dresidual, i, g, count)
+    return fma(g, a, fma(d * inv_std, b, k))
