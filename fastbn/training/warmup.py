@@ -47,6 +47,9 @@ def _all_doors() -> None:
             )
             F.batch_norm_backward(y, saved)
             F.batch_norm(x, vector, vector, vector, vector, residual=residual, relu=relu)
+            F.batch_norm_forward(
+                x, vector, vector, running_mean=mean, running_var=var, residual=residual, relu=relu, training=False
+            )
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     F.conv2d_backward(F.conv2d(image, kernel), image, kernel)
     weight = np.zeros((3, 3), np.float32)
