@@ -22,6 +22,7 @@ from fastbn.kernels._vector import (
     load,
     load_first,
     mean,
+    prefetch,
     put,
     splat,
     store_first,
@@ -41,11 +42,20 @@ from fastbn.kernels.channels import (
 )
 from fastbn.kernels.sums import chunk_bounds, chunks_of
 
+AHEAD = 512  # elements: far enough for memory to answer, near enough to be still in the first cache
+
 
 @inlined
 def row_offset(x, n, c):
     """Offset of the first element of row (n, c)."""
     return (n * x.shape[1] + c) * x.shape[2]
+
+
+@inlined
+def ahead_of(i, first, last, next_row):
+    """What is worth fetching when i is read, of the run from first to last or of the one ``next_row`` elements on."""
+    ahead = i + min(AHEAD, last - first)
+    return ahead if ahead < last else ahead - (last - first) + next_row
 
 
 @body
@@ -56,11 +66,15 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
     near = finite_or_zero(splat(x, element(x, row_offset(x, n_first, c) + s_first)))
     shift = widen(near)
     d0 = d1 = q0 = q1 = widen(splat(x, 0.0))
+    next_row = x.shape[1] * x.shape[2]
     for n in range(n_first, n_last):
         first = row_offset(x, n, c) + s_first
         last = first + s_last - s_first
         twos = last - (last - first) % (2 * lanes)
         for i in range(first, twos, 2 * lanes):
+            ahead = ahead_of(i, first, last, next_row)
+            prefetch(x, ahead)
+            prefetch(x, ahead + lanes)
             a, b = widen(load(x, i)) - shift, widen(load(x, i + lanes)) - shift
             d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
         for i in range(twos, last, lanes):

@@ -13,13 +13,14 @@ from fastbn.kernels._vector import (
     lanes_of,
     load,
     load_first,
+    prefetch,
     put,
     splat,
     store_first,
     total,
     widen,
 )
-from fastbn.kernels.batch_norm_rows import row_offset
+from fastbn.kernels.batch_norm_rows import ahead_of, row_offset
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, passed, words_of
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K, finish_backward
 from fastbn.kernels.sums import chunk_bounds, chunks_of
@@ -34,12 +35,18 @@ def _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block):
     zero = splat(x, 0.0)
     about = widen(near)
     g0 = g1 = p0 = p1 = widen(zero)
+    next_row = x.shape[1] * x.shape[2]
     for n in range(n_first, n_last):
         first = row_offset(x, n, c) + s_first
         last = first + s_last - s_first
         word = (n * x.shape[1] + c) * words_of(bits) + s_first // lanes
         twos = last - (last - first) % (2 * lanes)
         for i in range(first, twos, 2 * lanes):
+            ahead = ahead_of(i, first, last, next_row)
+            prefetch(x, ahead)
+            prefetch(x, ahead + lanes)
+            prefetch(dy, ahead)
+            prefetch(dy, ahead + lanes)
             v = load(x, i)
             g = widen(passed(load(dy, i), v - near, bits, word, relu, scale, shift))
             g0, p0 = g0 + g, fma(g, widen(v) - about, p0)
