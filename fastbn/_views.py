@@ -137,7 +137,7 @@ def check_out(
     if out.size and not (same_order or (out.flags.c_contiguous and channels_last(out).flags.c_contiguous)):
         raise ArgumentError(f"{who}: out must be dense in the memory order of x, got strides {out.strides}")
     for name, array in may_be.items():
-        if array is not None and not _same_memory(array, out) and np.may_share_memory(array, out):
+        if array is not None and np.may_share_memory(array, out) and not _same_memory(array, out):
             raise ArgumentError(f"{who}: out must be {name} itself or apart from it, got an overlap")
     for name, array in apart_from.items():
         if array is not None and np.may_share_memory(array, out):

@@ -18,7 +18,7 @@ from fastbn._checks import (
     check_shape,
     check_writable,
 )
-from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, native
+from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, is_channels_last, native
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import norm_kernels
 from fastbn.kernels.channels import INV_STD, MEAN, VAR
@@ -199,7 +199,9 @@ def _forward(
 
 def _is_plain(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any, eps: Any) -> bool:
     """Whether ``_check_forward`` would find nothing wrong, and nothing need be copied: a short look, for most calls."""
-    if not (type(x) is np.ndarray and x.dtype is FLOAT32 and x.flags.carray and 2 <= x.ndim <= 5):
+    if not (type(x) is np.ndarray and x.dtype is FLOAT32 and 2 <= x.ndim <= 5):
+        return False
+    if not (x.flags.carray or (x.flags.behaved and is_channels_last(x))):
         return False
     if not (type(momentum) is float and 0.0 <= momentum <= 1.0 and type(eps) is float and eps >= 0.0):
         return False
@@ -235,27 +237,25 @@ def batch_norm_backward(
     """
     who = "batch_norm_backward"
     x = saved.x
-    plain = type(dy) is np.ndarray and dy.dtype is x.dtype and dy.shape == x.shape and dy.flags.carray
+    plain = type(dy) is np.ndarray and dy.dtype is x.dtype and dy.shape == x.shape and dy.strides == x.strides
+    plain = plain and dy.flags.behaved
     if not plain:
         check_same_dtype(who, "dy", dy, "x", x)
         check_shape(who, "dy", dy, x.shape)
     if out is not None:
         check_out(who, out, x.shape, x, may_be={"dy": dy}, apart_from={"x": x})
-    grad = dy if plain and x.flags.c_contiguous else in_order_of(dy, x)
-    dx = empty_like(x) if out is None else out
-    dresidual = masked = None
-    if saved.has_residual:
-        if saved.relu:
-            dresidual = masked = empty_like(x)
-        else:
-            dresidual = dy.copy() if out is not None and np.may_share_memory(out, dy) else dy
+    grad = dy if plain else in_order_of(dy, x)
     dtype = compute_dtype(x.dtype) if saved.weight is None else native(saved.weight)
+    dresidual = None
+    if saved.has_residual:
+        dresidual = dy.copy() if not saved.relu and out is not None and np.may_share_memory(out, dy) else dy
     if saved.count:
-        gradients = norm_kernels.backward(
-            grad, x, saved.relu, saved.signs, saved.stats, saved.affine, saved.batch_stats, dx, masked, dtype
-        )
+        constants = saved.stats, saved.affine, saved.batch_stats
+        masked = saved.has_residual and saved.relu
+        dx, cut, gradients = norm_kernels.backward(grad, x, saved.relu, saved.signs, *constants, out, masked, dtype)
+        dresidual = cut if masked else dresidual
     else:
-        gradients = np.zeros((2, x.shape[1]), dtype)
+        dx, gradients = empty_like(x) if out is None else out, np.zeros((2, x.shape[1]), dtype)
     return dx, None if saved.weight is None else gradients[0], gradients[1] if saved.has_bias else None, dresidual
 
 

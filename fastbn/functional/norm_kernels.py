@@ -13,7 +13,7 @@ import numpy as np
 from fastbn._cache import beyond_cache
 from fastbn._memory import empty
 from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, launch
-from fastbn._views import as_flat, compute_dtype, empty_like, is_channels_last, storage
+from fastbn._views import as_flat, channels_second, compute_dtype, is_channels_last, storage
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
@@ -37,6 +37,7 @@ class Plan(NamedTuple):
 
     kind: "channels", long rows, all of a channel for one task; "rows", long rows of too few channels for that;
     "columns", short rows; "matrix", channels-last and (M, C).
+    axes: of channels-last arrays, in memory order; else empty. memory: the shape in that order.
     shape: of the view that kernels are given: (N, C, S), and (M, columns) of a matrix, whose rows hold the channels
     once or, where few of them would not fill a vector, several times. lanes: elements of a vector.
     run: elements that a row must be a multiple of to be streamed. chunk: images and positions, or rows of a matrix,
@@ -46,6 +47,8 @@ class Plan(NamedTuple):
     """
 
     kind: str
+    axes: tuple[int, ...]
+    memory: tuple[int, ...]
     shape: tuple[int, ...]
     channels: int
     lanes: int
@@ -60,9 +63,16 @@ class Plan(NamedTuple):
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """``array`` as kernels read it."""
+        if self.axes:
+            array = array.transpose(self.axes)
         if self.itemsize == 2 or not array.flags.carray:
             array = storage(as_flat(array))
         return array.reshape(self.shape)
+
+    def empty(self, dtype: np.dtype) -> np.ndarray:
+        """A new array in the memory order that the plan is for, uninitialised."""
+        array = empty(self.memory, dtype)
+        return channels_second(array) if self.axes else array
 
     def stores(self, out: np.ndarray, moved: int, also: bool, *over: np.ndarray | None) -> tuple[int, bool]:
         """(lead, streaming) for an output that is written while ``moved`` arrays of its size, itself one, are moved.
@@ -90,8 +100,10 @@ def plan_for(x: np.ndarray) -> Plan:
 
 
 @lru_cache(maxsize=1024)
-def _plan(shape: tuple[int, ...], channels_last: bool, dtype: np.dtype, threads: int) -> Plan:
+def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threads: int) -> Plan:
     n, c = shape[:2]
+    axes = (0, *range(2, len(shape)), 1) if rows_of_channels and len(shape) > 2 else ()
+    memory = tuple(shape[axis] for axis in axes) or shape
     itemsize, computed = dtype.itemsize, compute_dtype(dtype)
     lanes = VECTOR_BYTES // computed.itemsize
     s = math.prod(shape[2:])
@@ -100,7 +112,7 @@ def _plan(shape: tuple[int, ...], channels_last: bool, dtype: np.dtype, threads:
         worth = -(-PORTION // (length * itemsize))
         return max(1, min(worth, -(-rows // (4 * threads))))
 
-    if channels_last or s == 1:
+    if rows_of_channels or s == 1:
         copies = _copies(n * s, c, lanes)
         m, width = n * s // copies, c * copies
         chunk = max(CHUNK_ROWS, -(-m // MATRIX_CHUNKS))
@@ -108,6 +120,8 @@ def _plan(shape: tuple[int, ...], channels_last: bool, dtype: np.dtype, threads:
         partials = 2, -(-m // chunk), vectors * lanes
         return Plan(
             kind="matrix",
+            axes=axes,
+            memory=memory,
             shape=(m, width),
             channels=c,
             lanes=lanes,
@@ -126,6 +140,8 @@ def _plan(shape: tuple[int, ...], channels_last: bool, dtype: np.dtype, threads:
         words = -(-c // block) * -(-block * s // lanes)
         return Plan(
             kind="columns",
+            axes=(),
+            memory=shape,
             shape=(n, c, s),
             channels=c,
             lanes=lanes,
@@ -143,6 +159,8 @@ def _plan(shape: tuple[int, ...], channels_last: bool, dtype: np.dtype, threads:
     block = min(fit, -(-c // (4 * threads)), MOST_OWNED)
     return Plan(
         kind="channels" if owned else "rows",
+        axes=(),
+        memory=shape,
         shape=(n, c, s),
         channels=c,
         lanes=lanes,
@@ -183,7 +201,7 @@ def forward(
 ) -> Found:
     """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``."""
     plan = plan_for(x)
-    y = empty_like(x) if out is None else out
+    y = plan.empty(x.dtype) if out is None else out
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
     signs = np.empty(plan.words, np.uint16 if plan.lanes == 16 else np.uint8) if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
@@ -197,14 +215,14 @@ def forward(
 
 
 def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | None:
-    """y of a C-contiguous float32 ``x`` by the running statistics, with nothing kept: the shortest way there is.
+    """y of a dense float32 ``x`` by the running statistics, with nothing kept: the shortest way there is.
 
     None if a running variance is negative.
     """
     plan = plan_for(x)
-    y, stats, affine = empty(x.shape, x.dtype), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
-    results = -math.inf, *plan.stores(y, 2, False), stats, affine, None, y.reshape(plan.shape)
-    negative = _infer(plan, (x.reshape(plan.shape), None, *parameters), eps, results, x.size)
+    y, stats, affine = plan.empty(x.dtype), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
+    results = -math.inf, *plan.stores(y, 2, False), stats, affine, None, plan.view(y)
+    negative = _infer(plan, (plan.view(x), None, *parameters), eps, results, x.size)
     return y if negative < 0 else None
 
 
@@ -243,12 +261,14 @@ def backward(
     stats: np.ndarray,
     affine: np.ndarray,
     batch_stats: bool,
-    dx: np.ndarray,
-    dresidual: np.ndarray | None,
+    out: np.ndarray | None,
+    masked: bool,
     dtype: np.dtype,
-) -> np.ndarray:
-    """Write dx, and dresidual unless None; returns dweight and dbias, (2, C) of ``dtype``."""
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """dx; dy where the ReLU let pass if ``masked``; dweight and dbias as (2, C) of ``dtype``."""
     plan = plan_for(x)
+    dx = plan.empty(x.dtype) if out is None else out
+    dresidual = plan.empty(x.dtype) if masked else None
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
     if dresidual is None:
         lead, streaming = plan.stores(dx, 3, False, dy)
@@ -273,4 +293,4 @@ def backward(
         launch(products_rows, *given, batch_stats, *share, *constants, work=x.size)
         share = plan.portion, lead, streaming
         launch(gradient_rows, *given, *share, affine, slopes, *outputs, work=x.size)
-    return gradients
+    return dx, dresidual, gradients
