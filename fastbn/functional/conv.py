@@ -19,6 +19,7 @@ from fastbn._views import (
     native,
 )
 from fastbn.errors import ArgumentError, ShapeError
+from fastbn.functional import conv_blocks
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv as kernels
 from fastbn.kernels._simd import TILE_ROWS
@@ -67,6 +68,9 @@ def conv2d(
         check_out(who, out, y_shape, source, may_be={"residual": residual}, apart_from=apart)
         y = out
     if y.size == 0:
+        return y
+    if conv_blocks.suits(weight.shape, groups, y.itemsize):
+        conv_blocks.forward(source, dense_c(weight), bias, window, groups, residual, bool(relu), y)
         return y
     geometry = forward_planes(weight.shape[1], (y_shape[2], y_shape[3]), window)
     none = np.empty(0, y.dtype)
@@ -124,8 +128,12 @@ def conv2d_backward(
     source = dense(x)
     grad = in_order_of(dy, source)
     weight = dense_c(weight)
-    dx = _backward_data(grad, source, weight, window, groups) if need_dx else None
-    return dx, _backward_weight(grad, source, weight, window, groups), _channel_sums(grad)
+    engine = _backward_data, _backward_weight
+    if conv_blocks.suits(weight.shape, groups, x.itemsize):
+        engine = conv_blocks.backward_data, conv_blocks.backward_weight
+    data, weights = engine
+    dx = data(grad, source, weight, window, groups) if need_dx else None
+    return dx, weights(grad, source, weight, window, groups), _channel_sums(grad)
 
 
 def _backward_data(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:

@@ -29,6 +29,9 @@ TILE_BYTES = TILE_VECTORS * VECTOR_BYTES
 # Rows and columns of the tile of dot products: its sums, one row's and all columns' vectors fill the registers.
 DOT_ROWS, DOT_COLUMNS = (2, 5) if (TILE_ROWS, VECTOR_BYTES) in ((6, 32), (6, 16)) else (4, 6)
 
+# Rows of the tile of products summed over pixels, where a vector has as many lanes.
+OUTER_ROWS = 8 if TILE_ROWS >= 12 else 4
+
 
 def _index(value):
     return ir.Constant(ir.IntType(64), value)
@@ -137,6 +140,85 @@ def tile_product_at(typingctx, a, a_start, b, b_start, offsets, tile):
         return context.get_dummy_value()
 
     return types.void(a, types.int64, b, types.int64, offsets, tile), codegen
+
+
+@intrinsic
+def block_tile(typingctx, a, a_start, a_block, b, b_start, offsets, blocks, tile):
+    """tile[i, j] = sum over t, c, k of a[a_start + offsets[t] + c * a_block + i * lanes + k] * b[t, c, k, j].
+
+    i < TILE_ROWS, c < ``blocks``, k < lanes of a vector; b: flat (offsets.size, blocks, lanes, columns) from b_start.
+    As ``tile_product``, but the left operand lies in blocks of as many channels as a vector has lanes, pixel by pixel.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        a_type, _, _, b_type, _, offsets_type, _, tile_type = signature.args
+        a_array, a_first, a_step, b_array, b_first, offsets_array, count, tile_array = arguments
+        vectors = _Vectors(context, builder, a_type.dtype)
+        lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
+        unrolled = min(4, lanes)
+        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        table = context.make_array(offsets_type)(context, builder, offsets_array)
+        sums = vectors.registers(TILE_ROWS * TILE_VECTORS)
+        for total in sums:
+            builder.store(vectors.zero, total)
+        with cgutils.for_range(builder, table.nitems) as taps:
+            a_tap = builder.gep(a_origin, [builder.load(builder.gep(table.data, [taps.index]))])
+            b_tap = builder.gep(b_origin, [builder.mul(builder.mul(taps.index, count), _index(lanes * columns))])
+            with cgutils.for_range(builder, count) as channels:
+                a_pixel = builder.gep(a_tap, [builder.mul(channels.index, a_step)])
+                b_rows = builder.gep(b_tap, [builder.mul(channels.index, _index(lanes * columns))])
+                with cgutils.for_range(builder, _index(lanes // unrolled)) as steps:
+                    a_column = builder.gep(a_pixel, [builder.mul(steps.index, _index(unrolled))])
+                    b_row = builder.gep(b_rows, [builder.mul(steps.index, _index(unrolled * columns))])
+                    for k in range(unrolled):
+                        right = [vectors.load(b_row, _index(k * columns + j * lanes)) for j in range(TILE_VECTORS)]
+                        for i in range(TILE_ROWS):
+                            left = vectors.broadcast(builder.load(builder.gep(a_column, [_index(i * lanes + k)])))
+                            for j, vector in enumerate(right):
+                                vectors.add_product(sums[i * TILE_VECTORS + j], left, vector)
+        tile_data = _data(context, builder, tile_type, tile_array)
+        for position, total in enumerate(sums):
+            vectors.store(builder.load(total), tile_data, _index(position * lanes))
+        return context.get_dummy_value()
+
+    return types.void(a, types.int64, types.int64, b, types.int64, offsets, types.int64, tile), codegen
+
+
+@intrinsic
+def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums, at):
+    """sums[at + i * columns + j] += sum over p < pixels of a[a_start + p * lanes + i] * b[b_start + p * lanes + j].
+
+    i < OUTER_ROWS, j < columns of the register tile; vector v of b lies v * b_block further. Both operands lie in
+    blocks of as many channels as a vector has lanes, pixel by pixel.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        a_type, _, b_type, _, _, _, sums_type, _ = signature.args
+        a_array, a_first, b_array, b_first, b_step, count, sums_array, sums_first = arguments
+        vectors = _Vectors(context, builder, a_type.dtype)
+        lanes = vectors.lanes
+        rows = min(OUTER_ROWS, lanes)
+        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        b_blocks = [builder.gep(b_origin, [builder.mul(b_step, _index(j))]) for j in range(TILE_VECTORS)]
+        target = builder.gep(_data(context, builder, sums_type, sums_array), [sums_first])
+        totals = vectors.registers(rows * TILE_VECTORS)
+        for position, total in enumerate(totals):
+            builder.store(vectors.load(target, _index(position * lanes)), total)
+        with cgutils.for_range(builder, count) as loop:
+            pixel = builder.mul(loop.index, _index(lanes))
+            right = [vectors.load(block, pixel) for block in b_blocks]
+            left = builder.gep(a_origin, [pixel])
+            for i in range(rows):
+                row = vectors.broadcast(builder.load(builder.gep(left, [_index(i)])))
+                for j, vector in enumerate(right):
+                    vectors.add_product(totals[i * TILE_VECTORS + j], row, vector)
+        for position, total in enumerate(totals):
+            vectors.store(builder.load(total), target, _index(position * lanes))
+        return context.get_dummy_value()
+
+    return types.void(a, types.int64, b, types.int64, types.int64, types.int64, sums, types.int64), codegen
 
 
 @intrinsic

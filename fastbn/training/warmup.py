@@ -50,8 +50,10 @@ def _all_doors() -> None:
             F.batch_norm_forward(
                 x, vector, vector, running_mean=mean, running_var=var, residual=residual, relu=relu, training=False
             )
-    kernel = np.zeros((3, 3, 1, 1), np.float32)
-    F.conv2d_backward(F.conv2d(image, kernel), image, kernel)
+    for channels in (3, 16):
+        pixels, kernel = np.zeros((2, channels, 4, 4), np.float32), np.zeros((channels, channels, 1, 1), np.float32)
+        F.conv2d_backward(F.conv2d(pixels, kernel), pixels, kernel)
+        F.conv2d(pixels, kernel, np.zeros(channels, np.float32))
     weight = np.zeros((3, 3), np.float32)
     F.linear_backward(F.linear(matrix, weight), matrix, weight)
     y, indices = F.max_pool2d_forward(image, 2)

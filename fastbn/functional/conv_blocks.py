@@ -1,0 +1,222 @@
+"""Convolution by ``kernels.conv_blocks``: which one, in what portions, with weights as panels."""
+
+import numpy as np
+
+from fastbn._memory import empty
+from fastbn._threads import launch, max_threads
+from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
+from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.kernels import conv_blocks as kernels
+from fastbn.kernels._simd import TILE_ROWS
+
+BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
+TASKS = 16  # wanted at least
+PARTIALS = 1 << 25  # bytes of partial gradients of the weights, at most, unless one is larger
+
+
+def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
+    """Whether a group has enough channels on both sides to fill blocks."""
+    lanes = kernels.block_lanes(itemsize)
+    return min(weight_shape[0] // groups, weight_shape[1]) >= lanes
+
+
+def forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    window: Window,
+    groups: int,
+    residual: np.ndarray | None,
+    relu: bool,
+    y: np.ndarray,
+) -> None:
+    """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it."""
+    channels_out, channels = weight.shape[0] // groups, weight.shape[1]
+    taps = weight.shape[2] * weight.shape[3]
+    by_channel = channels_out * weight[0].size, weight[0].size, taps
+    depth = _blocks(channels, x.itemsize)
+    whole = forward_planes(1, y.shape[2:], window)
+    rows = _rows_at_once(x.shape[0] * groups, y.shape[2], depth * _planes(whole) * whole.width * x.itemsize)
+    geometry = forward_planes(1, (rows, y.shape[3]), window)
+    _correlate(
+        x,
+        geometry.starts_h,
+        geometry.starts_w,
+        geometry.stride,
+        rows,
+        geometry,
+        geometry.offsets[0],
+        _panels(weight, by_channel, np.arange(taps), groups, channels_out, channels),
+        bias,
+        residual,
+        relu,
+        y,
+        0,
+        y.shape,
+        element_strides(y),
+        groups,
+    )
+
+
+def backward_data(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
+    """dx like ``x``; dy lies in the order of ``x``."""
+    channels_out, channels = weight.shape[0] // groups, weight.shape[1]
+    whole = backward_planes(1, dy.shape[2:], x.shape[2:], window)
+    dx = np.zeros_like(x) if whole.sparse else empty_like(x)
+    strides = element_strides(dx)
+    by_channel = channels_out * weight[0].size, weight[0, 0].size, weight[0].size
+    depth = _blocks(channels_out, x.itemsize)
+    for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
+        rows = _rows_at_once(x.shape[0] * groups, phase.height, depth * whole.width * x.itemsize)
+        taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
+        plane_rows = rows + int(offsets.max()) // whole.width
+        local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
+        _correlate(
+            dy,
+            local.starts_h,
+            local.starts_w,
+            local.stride,
+            rows,
+            local,
+            offsets,
+            _panels(weight, by_channel, taps, groups, channels, channels_out),
+            None,
+            None,
+            False,
+            dx,
+            phase.first_row * strides[2] + phase.first_column * strides[3],
+            (x.shape[0], x.shape[1], phase.height, phase.width),
+            (strides[0], strides[1], window.stride[0] * strides[2], window.stride[1] * strides[3]),
+            groups,
+        )
+    return dx
+
+
+def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
+    """dweight (C_out, C_in / groups, kh, kw). What is summed together follows from the shape alone."""
+    channels_out, channels = weight.shape[0] // groups, weight.shape[1]
+    taps, itemsize = weight.shape[2] * weight.shape[3], x.itemsize
+    lanes, columns = kernels.block_lanes(itemsize), kernels.panel_columns(itemsize)
+    depth, panel_count = _blocks(channels, itemsize), -(-channels_out // columns)
+    whole = forward_planes(1, dy.shape[2:], window)
+    rows = _rows_at_once(x.shape[0] * groups, dy.shape[2], depth * _planes(whole) * whole.width * itemsize)
+    geometry = forward_planes(1, (rows, dy.shape[3]), window)
+    block = _block_elements(geometry, lanes)
+    shape = groups, panel_count, taps, depth, lanes, columns
+    size = itemsize * int(np.prod(shape))
+    runs = x.shape[0] * -(-dy.shape[2] // rows)
+    runs_at_once = -(-runs // max(1, min(runs, TASKS, PARTIALS // size)))
+    splits = -(-runs // runs_at_once)
+    at_once = -(-panel_count // min(panel_count, -(-TASKS // (splits * groups))))
+    panels = empty((splits * int(np.prod(shape)),), x.dtype)
+    launch(
+        kernels.correlate_weights_blocks,
+        as_flat(x),
+        x.shape,
+        element_strides(x),
+        as_flat(dy),
+        dy.shape,
+        element_strides(dy),
+        geometry.starts_h,
+        geometry.starts_w,
+        *geometry.stride,
+        rows,
+        geometry.height,
+        geometry.width,
+        block,
+        geometry.offsets[0] * lanes,
+        groups,
+        runs_at_once,
+        at_once,
+        panels,
+        empty((max_threads(), depth * block + at_once * columns * rows * geometry.width), x.dtype),
+        work=dy.size * weight[0].size // 16,
+    )
+    dweight = empty(weight.shape, x.dtype)
+    launch(kernels.add_panels, panels, splits, taps, groups, channels_out, channels, as_flat(dweight), work=panels.size)
+    return dweight
+
+
+def _correlate(
+    x: np.ndarray,
+    starts_h: np.ndarray,
+    starts_w: np.ndarray,
+    stride: tuple[int, int],
+    rows: int,
+    geometry: Planes,
+    offsets: np.ndarray,
+    panels: np.ndarray,
+    bias: np.ndarray | None,
+    residual: np.ndarray | None,
+    relu: bool,
+    out: np.ndarray,
+    first: int,
+    out_shape: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    groups: int,
+) -> None:
+    lanes, columns = kernels.block_lanes(x.itemsize), kernels.panel_columns(x.itemsize)
+    depth = _blocks(x.shape[1] // groups, x.itemsize)
+    block = _block_elements(geometry, lanes)
+    panel_count = -(-(out_shape[1] // groups) // columns)
+    tasks = x.shape[0] * groups * -(-out_shape[2] // rows)
+    at_once = -(-panel_count // min(panel_count, -(-TASKS // tasks)))
+    launch(
+        kernels.correlate_blocks,
+        as_flat(x),
+        x.shape,
+        element_strides(x),
+        starts_h,
+        starts_w,
+        *stride,
+        rows,
+        geometry.height,
+        geometry.width,
+        block,
+        offsets * lanes,
+        panels,
+        at_once,
+        None if bias is None else as_flat(dense_c(bias)),
+        None if residual is None else as_flat(in_order_of(residual, out)),
+        0.0 if relu else -np.inf,
+        as_flat(out),
+        first,
+        out_shape,
+        out_strides,
+        groups,
+        empty((max_threads(), kernels.tile_elements(x.itemsize) + depth * block), x.dtype),
+        work=out_shape[0] * out_shape[2] * out_shape[3] * panels.size // (16 * groups),
+    )
+
+
+def _blocks(channels: int, itemsize: int) -> int:
+    return -(-channels // kernels.block_lanes(itemsize))
+
+
+def _planes(geometry: Planes) -> int:
+    """Planes of a channel."""
+    return len(geometry.starts_h) * len(geometry.starts_w)
+
+
+def _block_elements(geometry: Planes, lanes: int) -> int:
+    """Elements of a block's planes, and of the pixels past them that tiles and taps may read."""
+    return (geometry.channel_size + geometry.width + TILE_ROWS) * lanes
+
+
+def _rows_at_once(images: int, rows: int, row_bytes: int) -> int:
+    """Rows of the output in one task, from the shape alone: blocks of a good size, and tasks for all."""
+    fit = max(1, BLOCKS // max(1, row_bytes * kernels.block_lanes(4)))
+    wanted = -(-rows // -(-TASKS // images)) if images < TASKS else rows
+    pieces = -(-rows // max(1, min(fit, wanted, rows)))
+    return -(-rows // pieces)
+
+
+def _panels(
+    weight: np.ndarray, strides: tuple[int, int, int], taps: np.ndarray, groups: int, outputs: int, channels: int
+) -> np.ndarray:
+    """A C-contiguous ``weight`` as ``kernels.pack_panels`` lays it out."""
+    lanes, columns = kernels.block_lanes(weight.itemsize), kernels.panel_columns(weight.itemsize)
+    size = groups * -(-outputs // columns) * columns * taps.size * -(-channels // lanes) * lanes
+    panels = empty((size,), weight.dtype)
+    launch(kernels.pack_panels, as_flat(weight), strides, taps, groups, outputs, channels, panels, work=size)
+    return panels
