@@ -62,7 +62,8 @@ def signatures():
         module = importlib.import_module(f"fastbn.kernels.{found.name}")
         for name, kernel in vars(module).items():
             if isinstance(kernel, Kernel):
-                counts[f"{found.name}.{name}"] = max(len(kernel.serial.signatures), len(kernel.parallel.signatures))
+                both = kernel.serial.signatures + kernel.parallel.signatures
+                counts[f"{found.name}.{name}"] = len({types[:-1] for types in both})
     return counts
 
 rng = np.random.default_rng(0)
