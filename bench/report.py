@@ -1,4 +1,4 @@
-"""``python -m bench.report results.json``: a Markdown table and pictures of what ``pytest bench`` measured.
+"""``python -m bench.report results.json``: Markdown tables and pictures of what ``pytest bench`` measured.
 
 results.json: of ``pytest bench --benchmark-json results.json``. Written beside it, or into ``--output``: report.md,
 roofline.png and, if threads were measured, scaling.png.
@@ -42,13 +42,13 @@ CLAIMS = [
 ]
 
 
-def read(path: Path) -> list[dict]:
-    """One flat dictionary a measured row: what it was, its median and minimum in seconds."""
+def read(path: Path) -> tuple[list[dict], list[dict]]:
+    """Rows of batch norm and of convolutions, flat: what it was, its median and minimum in seconds."""
     rows = []
     for entry in json.loads(path.read_text())["benchmarks"]:
         row = {**entry["extra_info"], "median": entry["stats"]["median"], "min": entry["stats"]["min"]}
-        rows.append({**row, "shape": tuple(row["shape"])})
-    return rows
+        rows.append({**row, "shape": tuple(row.get("shape", ()))})
+    return [row for row in rows if "network" in row], [row for row in rows if "convolution" in row]
 
 
 def by_group(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
@@ -104,6 +104,23 @@ def markdown(rows: list[dict]) -> str:
                 cells.append(f"**{text}**" if median == fastest else text)
             share = fraction(group.get("fastbn"), roof.get(shape))
             lines.append(f"| {size(shape[1:])} | {' | '.join(cells)} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def convolutions(rows: list[dict]) -> str:
+    """GFLOP/s of every convolution."""
+    names = [name for name in COLOURS if any(row["rival"] == name for row in rows)]
+    lines = ["# Convolutions beside PyTorch's", "", "GFLOP/s at the median time; bold is the fastest.", ""]
+    lines += [f"| convolution | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    groups: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        title = f"{row['convolution']}, {row['operation']}"
+        groups[title][row["rival"]] = row["operations"] / row["median"] / 1e9
+    for title, group in groups.items():
+        best = max(group.values())
+        texts = {name: f"**{speed:.0f}**" if speed == best else f"{speed:.0f}" for name, speed in group.items()}
+        cells = [texts.get(name, "-") for name in names]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -226,14 +243,20 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder to write into; that of the results otherwise")
     options = parser.parse_args()
     try:
-        rows = read(options.results)
+        rows, convolution_rows = read(options.results)
     except (OSError, ValueError, KeyError) as error:
         parser.exit(2, f"bench.report: results must be a file of pytest bench --benchmark-json, got {error!r}\n")
     folder = options.output or options.results.parent
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(markdown(rows))
-    draw_roofline(rows, folder / "roofline.png")
-    written = ["report.md", "roofline.png", *(["scaling.png"] if draw_scaling(rows, folder / "scaling.png") else [])]
+    written = ["report.md"]
+    text = markdown(rows) if rows else ""
+    if rows:
+        draw_roofline(rows, folder / "roofline.png")
+        written.append("roofline.png")
+        written += ["scaling.png"] if draw_scaling(rows, folder / "scaling.png") else []
+    if convolution_rows:
+        text += convolutions(convolution_rows)
+    (folder / "report.md").write_text(text)
     print("written", *(folder / name for name in written))
 
 
