@@ -142,8 +142,48 @@ def tile_product_at(typingctx, a, a_start, b, b_start, offsets, tile):
     return types.void(a, types.int64, b, types.int64, offsets, tile), codegen
 
 
+def _block_tile(context, builder, signature, arguments, rows, panels):
+    """The tile of ``rows`` pixels and the columns of ``panels`` panels, ``b_panel`` elements apart."""
+    a_type, _, _, b_type, _, _, offsets_type, _, tile_type = signature.args
+    a_array, a_first, a_step, b_array, b_first, b_step, offsets_array, count, tile_array = arguments
+    vectors = _Vectors(context, builder, a_type.dtype)
+    lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
+    unrolled = min(4, lanes)
+    places = [(panel, v) for panel in range(panels) for v in range(TILE_VECTORS)]
+    a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+    b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+    table = context.make_array(offsets_type)(context, builder, offsets_array)
+    sums = {(i, *place): cgutils.alloca_once(builder, vectors.type) for i in range(rows) for place in places}
+    for total in sums.values():
+        builder.store(vectors.zero, total)
+    with cgutils.for_range(builder, table.nitems) as taps:
+        a_tap = builder.gep(a_origin, [builder.load(builder.gep(table.data, [taps.index]))])
+        b_tap = builder.gep(b_origin, [builder.mul(builder.mul(taps.index, count), _index(lanes * columns))])
+        with cgutils.for_range(builder, count) as channels:
+            a_pixel = builder.gep(a_tap, [builder.mul(channels.index, a_step)])
+            b_rows = builder.gep(b_tap, [builder.mul(channels.index, _index(lanes * columns))])
+            with cgutils.for_range(builder, _index(lanes // unrolled)) as steps:
+                a_column = builder.gep(a_pixel, [builder.mul(steps.index, _index(unrolled))])
+                b_row = builder.gep(b_rows, [builder.mul(steps.index, _index(unrolled * columns))])
+                b_panels = [builder.gep(b_row, [builder.mul(b_step, _index(panel))]) for panel in range(panels)]
+                for k in range(unrolled):
+                    right = {
+                        (panel, v): vectors.load(b_panels[panel], _index(k * columns + v * lanes))
+                        for panel, v in places
+                    }
+                    for i in range(rows):
+                        left = vectors.broadcast(builder.load(builder.gep(a_column, [_index(i * lanes + k)])))
+                        for place, vector in right.items():
+                            vectors.add_product(sums[i, *place], left, vector)
+    tile_data = _data(context, builder, tile_type, tile_array)
+    for (i, panel, v), total in sums.items():
+        position = ((panel * rows + i) * TILE_VECTORS + v) * lanes
+        vectors.store(builder.load(total), tile_data, _index(position))
+    return context.get_dummy_value()
+
+
 @intrinsic
-def block_tile(typingctx, a, a_start, a_block, b, b_start, offsets, blocks, tile):
+def block_tile(typingctx, a, a_start, a_block, b, b_start, b_panel, offsets, blocks, tile):
     """tile[i, j] = sum over t, c, k of a[a_start + offsets[t] + c * a_block + i * lanes + k] * b[t, c, k, j].
 
     i < TILE_ROWS, c < ``blocks``, k < lanes of a vector; b: flat (offsets.size, blocks, lanes, columns) from b_start.
@@ -151,38 +191,24 @@ def block_tile(typingctx, a, a_start, a_block, b, b_start, offsets, blocks, tile
     """
 
     def codegen(context, builder, signature, arguments):
-        a_type, _, _, b_type, _, offsets_type, _, tile_type = signature.args
-        a_array, a_first, a_step, b_array, b_first, offsets_array, count, tile_array = arguments
-        vectors = _Vectors(context, builder, a_type.dtype)
-        lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
-        unrolled = min(4, lanes)
-        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
-        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
-        table = context.make_array(offsets_type)(context, builder, offsets_array)
-        sums = vectors.registers(TILE_ROWS * TILE_VECTORS)
-        for total in sums:
-            builder.store(vectors.zero, total)
-        with cgutils.for_range(builder, table.nitems) as taps:
-            a_tap = builder.gep(a_origin, [builder.load(builder.gep(table.data, [taps.index]))])
-            b_tap = builder.gep(b_origin, [builder.mul(builder.mul(taps.index, count), _index(lanes * columns))])
-            with cgutils.for_range(builder, count) as channels:
-                a_pixel = builder.gep(a_tap, [builder.mul(channels.index, a_step)])
-                b_rows = builder.gep(b_tap, [builder.mul(channels.index, _index(lanes * columns))])
-                with cgutils.for_range(builder, _index(lanes // unrolled)) as steps:
-                    a_column = builder.gep(a_pixel, [builder.mul(steps.index, _index(unrolled))])
-                    b_row = builder.gep(b_rows, [builder.mul(steps.index, _index(unrolled * columns))])
-                    for k in range(unrolled):
-                        right = [vectors.load(b_row, _index(k * columns + j * lanes)) for j in range(TILE_VECTORS)]
-                        for i in range(TILE_ROWS):
-                            left = vectors.broadcast(builder.load(builder.gep(a_column, [_index(i * lanes + k)])))
-                            for j, vector in enumerate(right):
-                                vectors.add_product(sums[i * TILE_VECTORS + j], left, vector)
-        tile_data = _data(context, builder, tile_type, tile_array)
-        for position, total in enumerate(sums):
-            vectors.store(builder.load(total), tile_data, _index(position * lanes))
-        return context.get_dummy_value()
+        return _block_tile(context, builder, signature, arguments, TILE_ROWS, 1)
 
-    return types.void(a, types.int64, types.int64, b, types.int64, offsets, types.int64, tile), codegen
+    integer = types.int64
+    return types.void(a, integer, integer, b, integer, integer, offsets, integer, tile), codegen
+
+
+@intrinsic
+def wide_block_tile(typingctx, a, a_start, a_block, b, b_start, b_panel, offsets, blocks, tile):
+    """As ``block_tile``, of half as many pixels and two panels, ``b_panel`` elements apart.
+
+    The rows of the second panel follow those of the first.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        return _block_tile(context, builder, signature, arguments, TILE_ROWS // 2, 2)
+
+    integer = types.int64
+    return types.void(a, integer, integer, b, integer, integer, offsets, integer, tile), codegen
 
 
 @intrinsic

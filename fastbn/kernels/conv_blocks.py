@@ -18,6 +18,7 @@ from fastbn.kernels._simd import (
     VECTOR_BYTES,
     add_block_products,
     block_tile,
+    wide_block_tile,
 )
 from fastbn.kernels._vector import at_least, lanes_of, load, load_first, splat, store
 
@@ -200,6 +201,7 @@ def _correlate_task(
     channels, channels_out = x_shape[1] // groups, out_shape[1] // groups
     depth = -(-channels // lanes)
     panel_count = -(-channels_out // breadth)
+    panel_size = offsets.size * depth * lanes * breadth
     row_blocks, panel_blocks = -(-out_shape[2] // rows), -(-panel_count // at_once)
     image, rest = divmod(task, groups * row_blocks * panel_blocks)
     group, rest = divmod(rest, row_blocks * panel_blocks)
@@ -213,29 +215,39 @@ def _correlate_task(
     )  # fmt: skip
     low = splat(x, floor)
     length = out_shape[3]
-    by_row = _rows_first(count, length, columns)
-    runs = count if by_row else 1
-    run_length = length if by_row else (count - 1) * columns + length
-    for panel in range(panel_block * at_once, min(panel_count, (panel_block + 1) * at_once)):
-        b_start = (group * panel_count + panel) * offsets.size * depth * lanes * breadth
-        channel = group * channels_out + panel * breadth
-        stored = min(breadth, channels_out - panel * breadth)
-        target = first + image * out_strides[0] + channel * out_strides[1]
-        whole = out_strides[1] == 1 and stored == breadth
+    last_panel = min(panel_count, (panel_block + 1) * at_once)
+    panel = panel_block * at_once
+    while panel < last_panel:
+        wide = length <= TILE_ROWS // 2 and panel + 1 < last_panel
+        height, parts = (TILE_ROWS // 2, 2) if wide else (TILE_ROWS, 1)
+        by_row = wide or _rows_first(count, length, columns)
+        runs = count if by_row else 1
+        run_length = length if by_row else (count - 1) * columns + length
+        b_start = (group * panel_count + panel) * panel_size
         for run in range(runs):
-            for q in range(0, run_length, TILE_ROWS):
-                row, column = (run, q) if by_row else divmod(q, columns)
-                block_tile(blocks, (run * columns + q) * lanes, block, panels, b_start, offsets, depth, tile)
-                for i in range(min(TILE_ROWS, run_length - q)):
-                    if column < length:
-                        at = target + (first_row + row) * out_strides[2] + column * out_strides[3]
-                        if whole:
-                            _store_whole(tile, i, bias, channel, residual, low, out, at)
-                        else:
-                            _store_part(tile, i, stored, bias, channel, residual, low, out, at, out_strides[1])
-                    column += 1
-                    if column == columns:
-                        row, column = row + 1, 0
+            for q in range(0, run_length, height):
+                a_start = (run * columns + q) * lanes
+                if wide:
+                    wide_block_tile(blocks, a_start, block, panels, b_start, panel_size, offsets, depth, tile)
+                else:
+                    block_tile(blocks, a_start, block, panels, b_start, panel_size, offsets, depth, tile)
+                for part in range(parts):
+                    stored = min(breadth, channels_out - (panel + part) * breadth)
+                    channel = group * channels_out + (panel + part) * breadth
+                    target = first + image * out_strides[0] + channel * out_strides[1]
+                    whole = out_strides[1] == 1 and stored == breadth
+                    row, column = (run, q) if by_row else divmod(q, columns)
+                    for i in range(part * height, part * height + min(height, run_length - q)):
+                        if column < length:
+                            at = target + (first_row + row) * out_strides[2] + column * out_strides[3]
+                            if whole:
+                                _store_whole(tile, i, bias, channel, residual, low, out, at)
+                            else:
+                                _store_part(tile, i, stored, bias, channel, residual, low, out, at, out_strides[1])
+                        column += 1
+                        if column == columns:
+                            row, column = row + 1, 0
+        panel += parts
 
 
 @driver
