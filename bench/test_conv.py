@@ -47,7 +47,7 @@ def test_conv(benchmark, case, operation, rival):
     def ours():
         if operation == "forward":
             return (F.conv2d(x, weight, stride=stride, padding=padding),)
-        return F.conv2d_backward(dy, x, weight, stride, padding)[:2]
+        return F.conv2d_backward(dy, x, weight, stride, padding, need_dbias=False)[:2]
 
     def theirs():
         pair, pads, ones = [stride] * 2, [padding] * 2, [1, 1]

@@ -70,6 +70,17 @@ def test_forward(rng, dtype, order, case):
     assert_close(y, reference.conv2d(x, weight, bias, **options), dtype, scale=10)
 
 
+@pytest.mark.parametrize("case", ["plain", "blocks"])
+def test_gradients_that_nobody_needs_are_left_out(rng, case):
+    x_shape, weight_shape, options = CASES[case]
+    x, weight, _ = operands(rng, x_shape, weight_shape, np.float32)
+    dy = F.conv2d(x, weight, **options)
+    dx, dweight, dbias = F.conv2d_backward(dy, x, weight, **options, need_dx=False, need_dbias=False)
+    assert dx is None
+    assert dbias is None
+    np.testing.assert_array_equal(dweight, F.conv2d_backward(dy, x, weight, **options)[1])
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES)

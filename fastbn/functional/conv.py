@@ -106,11 +106,12 @@ def conv2d_backward(
     groups: int = 1,
     *,
     need_dx: bool = True,
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    need_dbias: bool = True,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
     """Gradients of ``conv2d`` without residual and ReLU: (dx, dweight, dbias), dbias summed in float64.
 
     dy: as the output, x and weight: as in the forward pass. need_dx=False leaves dx out (None), as for a network's
-    first layer. A NaN or Inf in x may reach the gradient of weights that never meet it.
+    first layer, need_dbias=False dbias. A NaN or Inf in x may reach the gradient of weights that never meet it.
     Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv2d_backward"
@@ -123,7 +124,7 @@ def conv2d_backward(
         return (
             np.zeros(x.shape, dtype) if need_dx else None,
             np.zeros(weight.shape, dtype),
-            np.zeros(len(weight), dtype),
+            np.zeros(len(weight), dtype) if need_dbias else None,
         )
     source = dense(x)
     grad = in_order_of(dy, source)
@@ -133,7 +134,8 @@ def conv2d_backward(
         engine = conv_blocks.backward_data, conv_blocks.backward_weight
     data, weights = engine
     dx = data(grad, source, weight, window, groups) if need_dx else None
-    return dx, weights(grad, source, weight, window, groups), _channel_sums(grad)
+    dbias = _channel_sums(grad) if need_dbias else None
+    return dx, weights(grad, source, weight, window, groups), dbias
 
 
 def _backward_data(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:

@@ -75,10 +75,11 @@ class Conv2d(Module):
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
         """dx like x, or None unless it is needed."""
+        options = self.stride, self.padding, self.dilation, self.groups
         dx, dweight, dbias = conv2d_backward(
-            dy, self._take(), self.weight.data, self.stride, self.padding, self.dilation, self.groups, need_dx=need_dx
+            dy, self._take(), self.weight.data, *options, need_dx=need_dx, need_dbias=self.bias is not None
         )
         self.weight.accumulate(dweight)
-        if self.bias is not None:
+        if dbias is not None:
             self.bias.accumulate(dbias)
         return dx
