@@ -7,7 +7,7 @@ from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv_blocks as kernels
-from fastbn.kernels._simd import TILE_ROWS
+from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
 
 BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
 TASKS = 16  # wanted at least
@@ -36,15 +36,12 @@ def forward(
     by_channel = channels_out * weight[0].size, weight[0].size, taps
     depth = _blocks(channels, x.itemsize)
     whole = forward_planes(1, y.shape[2:], window)
-    rows = _rows_at_once(x.shape[0] * groups, y.shape[2], depth * _planes(whole) * whole.width * x.itemsize)
+    rows = _rows_at_once(x.shape[0] * groups, y.shape[2], depth * _planes(whole) * whole.width)
     geometry = forward_planes(1, (rows, y.shape[3]), window)
     _correlate(
         x,
-        geometry.starts_h,
-        geometry.starts_w,
-        geometry.stride,
-        rows,
         geometry,
+        rows,
         geometry.offsets[0],
         _panels(weight, by_channel, np.arange(taps), groups, channels_out, channels),
         bias,
@@ -67,17 +64,14 @@ def backward_data(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Win
     by_channel = channels_out * weight[0].size, weight[0, 0].size, weight[0].size
     depth = _blocks(channels_out, x.itemsize)
     for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
-        rows = _rows_at_once(x.shape[0] * groups, phase.height, depth * whole.width * x.itemsize)
+        rows = _rows_at_once(x.shape[0] * groups, phase.height, depth * whole.width)
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
         plane_rows = rows + int(offsets.max()) // whole.width
         local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
         _correlate(
             dy,
-            local.starts_h,
-            local.starts_w,
-            local.stride,
-            rows,
             local,
+            rows,
             offsets,
             _panels(weight, by_channel, taps, groups, channels, channels_out),
             None,
@@ -99,7 +93,7 @@ def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: W
     lanes, columns = kernels.block_lanes(itemsize), kernels.panel_columns(itemsize)
     depth, panel_count = _blocks(channels, itemsize), -(-channels_out // columns)
     whole = forward_planes(1, dy.shape[2:], window)
-    rows = _rows_at_once(x.shape[0] * groups, dy.shape[2], depth * _planes(whole) * whole.width * itemsize)
+    rows = _rows_at_once(x.shape[0] * groups, dy.shape[2], depth * _planes(whole) * whole.width)
     geometry = forward_planes(1, (rows, dy.shape[3]), window)
     block = _block_elements(geometry, lanes)
     shape = groups, panel_count, taps, depth, lanes, columns
@@ -139,11 +133,8 @@ def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: W
 
 def _correlate(
     x: np.ndarray,
-    starts_h: np.ndarray,
-    starts_w: np.ndarray,
-    stride: tuple[int, int],
-    rows: int,
     geometry: Planes,
+    rows: int,
     offsets: np.ndarray,
     panels: np.ndarray,
     bias: np.ndarray | None,
@@ -155,6 +146,7 @@ def _correlate(
     out_strides: tuple[int, ...],
     groups: int,
 ) -> None:
+    """Launch ``correlate_blocks``; geometry: the planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
     lanes, columns = kernels.block_lanes(x.itemsize), kernels.panel_columns(x.itemsize)
     depth = _blocks(x.shape[1] // groups, x.itemsize)
     block = _block_elements(geometry, lanes)
@@ -166,9 +158,9 @@ def _correlate(
         as_flat(x),
         x.shape,
         element_strides(x),
-        starts_h,
-        starts_w,
-        *stride,
+        geometry.starts_h,
+        geometry.starts_w,
+        *geometry.stride,
         rows,
         geometry.height,
         geometry.width,
@@ -203,9 +195,12 @@ def _block_elements(geometry: Planes, lanes: int) -> int:
     return (geometry.channel_size + geometry.width + TILE_ROWS) * lanes
 
 
-def _rows_at_once(images: int, rows: int, row_bytes: int) -> int:
-    """Rows of the output in one task, from the shape alone: blocks of a good size, and tasks for all."""
-    fit = max(1, BLOCKS // max(1, row_bytes * kernels.block_lanes(4)))
+def _rows_at_once(images: int, rows: int, vectors: int) -> int:
+    """Rows of the output in one task, from the shape alone: blocks of a good size, and tasks for all.
+
+    vectors: of the blocks that one row needs.
+    """
+    fit = max(1, BLOCKS // (vectors * VECTOR_BYTES))
     wanted = -(-rows // -(-TASKS // images)) if images < TASKS else rows
     pieces = -(-rows // max(1, min(fit, wanted, rows)))
     return -(-rows // pieces)
