@@ -34,7 +34,7 @@ class BatchNormSaved:
 
     x: the input. mean, var, inv_std: (C,) float64, of the batch or, when ``batch_stats`` is False, of the running
     statistics; var is biased. count: values per channel. Of a ReLU's operand the sign is computed again, or lies in
-    ``signs``, one bit an element, if there was a residual. stats, affine, signs: as kernels left them.
+    ``signs``, one bit an element, if there was a residual; else that is None. stats, affine: as kernels left them.
     """
 
     x: np.ndarray
