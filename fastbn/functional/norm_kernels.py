@@ -272,8 +272,9 @@ def backward(
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
     if dresidual is None:
         lead, streaming = plan.stores(dx, 3, False, dy)
-    else:  # which is streamed along with dx, or not
+    else:  # both are streamed, or neither
         lead, streaming = plan.stores(dx, 4, True)
+        streaming = streaming and plan.stores(dresidual, 4, True)[1]
     mask = signs, True if relu and signs is None else None
     given = plan.view(dy), plan.view(x), *mask
     constants = stats, affine, slopes, gradients
