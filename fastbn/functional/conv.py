@@ -1,28 +1,25 @@
 """Two-dimensional convolution (cross-correlation, as PyTorch and ONNX mean it)."""
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from fastbn._checks import as_pair, check_float, check_int, check_per_channel, check_rank, check_same_dtype, check_shape
-from fastbn._threads import launch, max_threads
+from fastbn._threads import launch
 from fastbn._views import (
-    as_flat,
     as_ncs,
     check_out,
     dense,
     dense_c,
-    element_strides,
     empty_like,
     in_order_of,
     is_channels_last,
     native,
 )
 from fastbn.errors import ArgumentError, ShapeError
-from fastbn.functional import conv_blocks
-from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
-from fastbn.kernels import conv as kernels
-from fastbn.kernels._simd import TILE_ROWS
+from fastbn.functional import conv_blocks, conv_depthwise, conv_planes
+from fastbn.functional.conv_geometry import Window
 from fastbn.kernels.sums import chunk_count, chunk_grid, sums_ncs
 
 IMAGE_AXES = "(N, C, H, W)"
@@ -52,7 +49,7 @@ def conv2d(
     out: written and returned if given, apart from ``x``. Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv2d"
-    window, y_shape = _geometry(who, x, weight, stride, padding, dilation, groups)
+    window, y_shape = geometry(who, x, weight, stride, padding, dilation, groups)
     groups = int(groups)
     if bias is not None:
         check_same_dtype(who, "bias", bias, "x", x)
@@ -69,30 +66,8 @@ def conv2d(
         y = out
     if y.size == 0:
         return y
-    if conv_blocks.suits(weight.shape, groups, y.itemsize):
-        conv_blocks.forward(source, dense_c(weight), bias, window, groups, residual, bool(relu), y)
-        return y
-    geometry = forward_planes(weight.shape[1], (y_shape[2], y_shape[3]), window)
-    none = np.empty(0, y.dtype)
-    launch(
-        kernels.correlate,
-        _split(source, geometry),
-        geometry.channel_size,
-        weight.shape[1],
-        geometry.width,
-        geometry.offsets[0],
-        _panels(weight.reshape(groups, -1, weight[0].size)),
-        none if bias is None else as_flat(dense_c(bias)),
-        none if residual is None else as_flat(in_order_of(residual, y)),
-        bool(relu),
-        as_flat(y),
-        0,
-        y_shape,
-        element_strides(y),
-        groups,
-        np.empty((max_threads(), kernels.tile_elements(y.itemsize)), y.dtype),
-        work=y.size * weight[0].size // 16,
-    )
+    engine = engine_for(weight.shape, groups, y.itemsize)
+    engine.forward(source, dense_c(weight), bias, window, groups, residual, bool(relu), y)
     return y
 
 
@@ -115,7 +90,7 @@ def conv2d_backward(
     Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv2d_backward"
-    window, y_shape = _geometry(who, x, weight, stride, padding, dilation, groups)
+    window, y_shape = geometry(who, x, weight, stride, padding, dilation, groups)
     groups = int(groups)
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, y_shape, "as the output")
@@ -129,77 +104,21 @@ def conv2d_backward(
     source = dense(x)
     grad = in_order_of(dy, source)
     weight = dense_c(weight)
-    engine = _backward_data, _backward_weight
-    if conv_blocks.suits(weight.shape, groups, x.itemsize):
-        engine = conv_blocks.backward_data, conv_blocks.backward_weight
-    data, weights = engine
-    dx = data(grad, source, weight, window, groups) if need_dx else None
-    dbias = _channel_sums(grad) if need_dbias else None
-    return dx, weights(grad, source, weight, window, groups), dbias
+    engine = engine_for(weight.shape, groups, x.itemsize)
+    dx = engine.backward_data(grad, source, weight, window, groups)[0] if need_dx else None
+    dbias = channel_sums(grad) if need_dbias else None
+    return dx, engine.backward_weight(grad, source, weight, window, groups), dbias
 
 
-def _backward_data(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
-    channels_out, channels = weight.shape[0] // groups, weight.shape[1]
-    geometry = backward_planes(channels_out, dy.shape[2:], x.shape[2:], window)
-    planes = _split(dy, geometry)
-    dx = np.zeros_like(x) if geometry.sparse else empty_like(x)
-    strides = element_strides(dx)
-    none = np.empty(0, x.dtype)
-    by_group = weight.reshape(groups, channels_out, channels, *weight.shape[2:])
-    for phase, offsets in zip(geometry.phases, geometry.offsets, strict=True):
-        taps = by_group[:, :, :, phase.rows][..., phase.columns]
-        launch(
-            kernels.correlate,
-            planes,
-            geometry.channel_size,
-            channels_out,
-            geometry.width,
-            offsets,
-            _panels(taps.transpose(0, 2, 1, 3, 4).reshape(groups, channels, -1)),
-            none,
-            none,
-            False,
-            as_flat(dx),
-            phase.first_row * strides[2] + phase.first_column * strides[3],
-            (x.shape[0], x.shape[1], phase.height, phase.width),
-            (strides[0], strides[1], window.stride[0] * strides[2], window.stride[1] * strides[3]),
-            groups,
-            np.empty((max_threads(), kernels.tile_elements(x.itemsize)), x.dtype),
-            work=x.size * offsets.size // 16,
-        )
-    return dx
+def engine_for(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> ModuleType:
+    """The module whose ``forward``, ``backward_data`` and ``backward_weight`` suit such weights."""
+    if conv_depthwise.suits(weight_shape, groups, itemsize):
+        return conv_depthwise
+    return conv_blocks if conv_blocks.suits(weight_shape, groups, itemsize) else conv_planes
 
 
-def _backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
-    geometry = forward_planes(weight.shape[1], dy.shape[2:], window)
-    lanes = kernels.lanes(x.itemsize)
-    dy_size = -(-dy.shape[2] * geometry.width // lanes) * lanes
-    rows = weight.shape[0] // groups
-    # Split over images where the weights alone are too few tasks: from the shape, never from the machine.
-    splits = max(1, min(x.shape[0], 2 * kernels.TASKS * 1024 // weight.size))
-    images_at_once = -(-x.shape[0] // splits)
-    partials = np.empty((-(-x.shape[0] // images_at_once), *weight.shape), x.dtype)
-    launch(
-        kernels.correlate_weights,
-        x.shape[0],
-        images_at_once,
-        _split(dy, Planes.plain(dy.shape[2], geometry.width, dy_size)),
-        dy_size,
-        rows,
-        _split(x, geometry),
-        geometry.channel_size,
-        weight.shape[1],
-        geometry.offsets[0],
-        groups,
-        as_flat(partials),
-        np.empty((max_threads(), kernels.dot_elements(x.itemsize)), x.dtype),
-        work=dy.size * weight[0].size // 16,
-    )
-    return partials.sum(axis=0)
-
-
-def _channel_sums(dy: np.ndarray) -> np.ndarray:
-    """(C,), summed in float64 and rounded once."""
+def channel_sums(dy: np.ndarray) -> np.ndarray:
+    """(C,) of a dense ``dy``, summed in float64 and rounded once."""
     if is_channels_last(dy):
         return dy.sum(axis=(0, 2, 3), dtype=np.float64).astype(dy.dtype)
     view = as_ncs(dy)
@@ -209,43 +128,12 @@ def _channel_sums(dy: np.ndarray) -> np.ndarray:
     return sums.sum(axis=0).astype(dy.dtype)
 
 
-def _split(x: np.ndarray, geometry: Planes) -> np.ndarray:
-    """The planes of a dense ``x``, and zeros that tiles may read past them."""
-    elements = x.shape[0] * x.shape[1] * geometry.channel_size
-    planes = np.empty(elements + geometry.width + kernels.slack(x.itemsize), x.dtype)
-    planes[elements:] = 0
-    launch(
-        kernels.split_planes,
-        as_flat(x),
-        x.shape,
-        element_strides(x),
-        geometry.starts_h,
-        geometry.starts_w,
-        *geometry.stride,
-        geometry.height,
-        geometry.width,
-        planes,
-        geometry.channel_size,
-        work=elements,
-    )
-    return planes
-
-
-def _panels(weights: np.ndarray) -> np.ndarray:
-    """(groups, rows, K) as flat panels (groups, row panels, K, TILE_ROWS), zero past the last row."""
-    groups, rows, depth = weights.shape
-    count = -(-rows // TILE_ROWS)
-    padded = np.zeros((groups, count * TILE_ROWS, depth), native(weights))
-    padded[:, :rows] = weights
-    return np.ascontiguousarray(padded.reshape(groups, count, TILE_ROWS, depth).swapaxes(2, 3)).reshape(-1)
-
-
 def window_extent(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Outputs along one axis, 0 or less if the kernel does not fit."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _geometry(
+def geometry(
     who: str, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> tuple[Window, tuple[int, int, int, int]]:
     """The window and the output's shape."""

@@ -1,4 +1,8 @@
-"""Convolution by ``kernels.conv_blocks``: which one, in what portions, with weights as panels."""
+"""Convolution by ``conv_panels.conv_blocks``: which one, in what portions, with weights as panels.
+
+Channels-last operands may pass through a batch norm on their way in and be summed for one on their way out, see
+``conv_norm``.
+"""
 
 import numpy as np
 
@@ -6,8 +10,11 @@ from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
-from fastbn.kernels import conv_blocks as kernels
+from fastbn.functional.conv_norm import NOTHING, PLAIN, Prologue, Sums, sums_for
+from fastbn.kernels import conv_panels
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
+from fastbn.kernels.conv_blocks import correlate_blocks
+from fastbn.kernels.conv_blocks_weights import correlate_weights_blocks
 
 BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
 TASKS = 16  # wanted at least
@@ -16,7 +23,7 @@ PARTIALS = 1 << 25  # bytes of partial gradients of the weights, at most, unless
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
     """Whether a group has enough channels on both sides to fill blocks."""
-    lanes = kernels.block_lanes(itemsize)
+    lanes = conv_panels.block_lanes(itemsize)
     return min(weight_shape[0] // groups, weight_shape[1]) >= lanes
 
 
@@ -29,17 +36,30 @@ def forward(
     residual: np.ndarray | None,
     relu: bool,
     y: np.ndarray,
-) -> None:
-    """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it."""
+    prologue: Prologue = PLAIN,
+    moments: bool = False,
+) -> Sums | None:
+    """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it; its moments, if wanted.
+
+    prologue: of a channels-last ``x``. moments: of a channels-last y of one group.
+    """
     channels_out, channels = weight.shape[0] // groups, weight.shape[1]
     taps = weight.shape[2] * weight.shape[3]
     by_channel = channels_out * weight[0].size, weight[0].size, taps
-    depth = _blocks(channels, x.itemsize)
+    depth = blocks_of(channels, x.itemsize)
     whole = forward_planes(1, y.shape[2:], window)
-    rows = _rows_at_once(x.shape[0] * groups, y.shape[2], depth * _planes(whole) * whole.width)
+    vectors = depth * planes_of(whole) * whole.width
+    if moments:  # the output stays in cache until it is summed
+        vectors = max(vectors, blocks_of(channels_out, x.itemsize) * y.shape[3])
+    rows = rows_at_once(x.shape[0] * groups, y.shape[2], vectors)
+    sums = None
+    if moments:
+        sums = sums_for(y, rows)
+        sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
     geometry = forward_planes(1, (rows, y.shape[3]), window)
     _correlate(
         x,
+        prologue,
         geometry,
         rows,
         geometry.offsets[0],
@@ -52,50 +72,89 @@ def forward(
         y.shape,
         element_strides(y),
         groups,
+        sums,
     )
+    return sums
 
 
-def backward_data(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
-    """dx like ``x``; dy lies in the order of ``x``."""
+def backward_data(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    window: Window,
+    groups: int,
+    prologue: Prologue = PLAIN,
+    residual: np.ndarray | None = None,
+    normed: Prologue | None = None,
+) -> tuple[np.ndarray, Sums | None]:
+    """dx like ``x``, ``residual`` added, and sums of it.
+
+    prologue: of a channels-last ``dy``. normed: the prologue by which x became the convolution's input; then sums of
+    dx for it are made where that costs no pass of its own, else None.
+    """
     channels_out, channels = weight.shape[0] // groups, weight.shape[1]
     whole = backward_planes(1, dy.shape[2:], x.shape[2:], window)
-    dx = np.zeros_like(x) if whole.sparse else empty_like(x)
+    if whole.sparse:
+        dx = np.zeros_like(x) if residual is None else residual.copy(order="K")
+    else:
+        dx = empty_like(x)
     strides = element_strides(dx)
+    sums = None
     by_channel = channels_out * weight[0].size, weight[0, 0].size, weight[0].size
-    depth = _blocks(channels_out, x.itemsize)
+    depth = blocks_of(channels_out, x.itemsize)
     for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
-        rows = _rows_at_once(x.shape[0] * groups, phase.height, depth * whole.width)
+        vectors = depth * whole.width
+        summed = normed is not None and groups == 1 and len(whole.phases) == 1 and not whole.sparse
+        if summed:
+            vectors = max(vectors, blocks_of(channels, x.itemsize) * phase.width)
+        rows = rows_at_once(x.shape[0] * groups, phase.height, vectors)
+        if summed:
+            assert normed is not None
+            sums = sums_for(dx, rows)._replace(source=x, affine=normed.affine, relu=normed.relu)
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
         plane_rows = rows + int(offsets.max()) // whole.width
         local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
         _correlate(
             dy,
+            prologue,
             local,
             rows,
             offsets,
             _panels(weight, by_channel, taps, groups, channels, channels_out),
             None,
-            None,
+            dx if whole.sparse and residual is not None else residual,
             False,
             dx,
             phase.first_row * strides[2] + phase.first_column * strides[3],
             (x.shape[0], x.shape[1], phase.height, phase.width),
             (strides[0], strides[1], window.stride[0] * strides[2], window.stride[1] * strides[3]),
             groups,
+            sums,
         )
-    return dx
+    return dx, sums
 
 
-def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
-    """dweight (C_out, C_in / groups, kh, kw). What is summed together follows from the shape alone."""
+def backward_weight(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    window: Window,
+    groups: int,
+    prologue: Prologue = PLAIN,
+    normed: Prologue = PLAIN,
+) -> np.ndarray:
+    """dweight (C_out, C_in / groups, kh, kw). What is summed together follows from the shape alone.
+
+    prologue: of a channels-last ``dy``, normed: of a channels-last ``x``.
+    """
     channels_out, channels = weight.shape[0] // groups, weight.shape[1]
     taps, itemsize = weight.shape[2] * weight.shape[3], x.itemsize
-    lanes, columns = kernels.block_lanes(itemsize), kernels.panel_columns(itemsize)
-    depth, panel_count = _blocks(channels, itemsize), -(-channels_out // columns)
+    lanes, columns = conv_panels.block_lanes(itemsize), conv_panels.panel_columns(itemsize)
+    depth, panel_count = blocks_of(channels, itemsize), -(-channels_out // columns)
     whole = forward_planes(1, dy.shape[2:], window)
-    rows = _rows_at_once(x.shape[0] * groups, dy.shape[2], depth * _planes(whole) * whole.width)
+    rows = rows_at_once(x.shape[0] * groups, dy.shape[2], depth * planes_of(whole) * whole.width)
     geometry = forward_planes(1, (rows, dy.shape[3]), window)
-    block = _block_elements(geometry, lanes)
+    block = block_elements(geometry, lanes)
     shape = groups, panel_count, taps, depth, lanes, columns
     size = itemsize * int(np.prod(shape))
     runs = x.shape[0] * -(-dy.shape[2] // rows)
@@ -104,13 +163,16 @@ def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: W
     at_once = -(-panel_count // min(panel_count, -(-TASKS // (splits * groups))))
     panels = empty((splits * int(np.prod(shape)),), x.dtype)
     launch(
-        kernels.correlate_weights_blocks,
+        correlate_weights_blocks,
         as_flat(x),
         x.shape,
         element_strides(x),
+        normed.affine,
+        normed.operands()[-1],
         as_flat(dy),
         dy.shape,
         element_strides(dy),
+        *prologue.operands()[:-1],
         geometry.starts_h,
         geometry.starts_w,
         *geometry.stride,
@@ -127,12 +189,15 @@ def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: W
         work=dy.size * weight[0].size // 16,
     )
     dweight = empty(weight.shape, x.dtype)
-    launch(kernels.add_panels, panels, splits, taps, groups, channels_out, channels, as_flat(dweight), work=panels.size)
+    launch(
+        conv_panels.add_panels, panels, splits, taps, groups, channels_out, channels, as_flat(dweight), work=panels.size
+    )
     return dweight
 
 
 def _correlate(
     x: np.ndarray,
+    prologue: Prologue,
     geometry: Planes,
     rows: int,
     offsets: np.ndarray,
@@ -145,19 +210,21 @@ def _correlate(
     out_shape: tuple[int, ...],
     out_strides: tuple[int, ...],
     groups: int,
+    sums: Sums | None,
 ) -> None:
     """Launch ``correlate_blocks``; geometry: the planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
-    lanes, columns = kernels.block_lanes(x.itemsize), kernels.panel_columns(x.itemsize)
-    depth = _blocks(x.shape[1] // groups, x.itemsize)
-    block = _block_elements(geometry, lanes)
+    lanes, columns = conv_panels.block_lanes(x.itemsize), conv_panels.panel_columns(x.itemsize)
+    depth = blocks_of(x.shape[1] // groups, x.itemsize)
+    block = block_elements(geometry, lanes)
     panel_count = -(-(out_shape[1] // groups) // columns)
     tasks = x.shape[0] * groups * -(-out_shape[2] // rows)
-    at_once = -(-panel_count // min(panel_count, -(-TASKS // tasks)))
+    at_once = panel_count if sums is not None else -(-panel_count // min(panel_count, -(-TASKS // tasks)))
     launch(
-        kernels.correlate_blocks,
+        correlate_blocks,
         as_flat(x),
         x.shape,
         element_strides(x),
+        *prologue.operands(),
         geometry.starts_h,
         geometry.starts_w,
         *geometry.stride,
@@ -176,26 +243,28 @@ def _correlate(
         out_shape,
         out_strides,
         groups,
-        empty((max_threads(), kernels.tile_elements(x.itemsize) + depth * block), x.dtype),
+        *(NOTHING if sums is None else sums.operands()),
+        empty((max_threads(), conv_panels.tile_elements(x.itemsize) + depth * block), x.dtype),
         work=out_shape[0] * out_shape[2] * out_shape[3] * panels.size // (16 * groups),
     )
 
 
-def _blocks(channels: int, itemsize: int) -> int:
-    return -(-channels // kernels.block_lanes(itemsize))
+def blocks_of(channels: int, itemsize: int) -> int:
+    """Blocks of so many channels."""
+    return -(-channels // conv_panels.block_lanes(itemsize))
 
 
-def _planes(geometry: Planes) -> int:
+def planes_of(geometry: Planes) -> int:
     """Planes of a channel."""
     return len(geometry.starts_h) * len(geometry.starts_w)
 
 
-def _block_elements(geometry: Planes, lanes: int) -> int:
+def block_elements(geometry: Planes, lanes: int) -> int:
     """Elements of a block's planes, and of the pixels past them that tiles and taps may read."""
     return (geometry.channel_size + geometry.width + TILE_ROWS) * lanes
 
 
-def _rows_at_once(images: int, rows: int, vectors: int) -> int:
+def rows_at_once(images: int, rows: int, vectors: int) -> int:
     """Rows of the output in one task, from the shape alone: blocks of a good size, and tasks for all.
 
     vectors: of the blocks that one row needs.
@@ -209,9 +278,9 @@ def _rows_at_once(images: int, rows: int, vectors: int) -> int:
 def _panels(
     weight: np.ndarray, strides: tuple[int, int, int], taps: np.ndarray, groups: int, outputs: int, channels: int
 ) -> np.ndarray:
-    """A C-contiguous ``weight`` as ``kernels.pack_panels`` lays it out."""
-    lanes, columns = kernels.block_lanes(weight.itemsize), kernels.panel_columns(weight.itemsize)
+    """A C-contiguous ``weight`` as ``conv_panels.pack_panels`` lays it out."""
+    lanes, columns = conv_panels.block_lanes(weight.itemsize), conv_panels.panel_columns(weight.itemsize)
     size = groups * -(-outputs // columns) * columns * taps.size * -(-channels // lanes) * lanes
     panels = empty((size,), weight.dtype)
-    launch(kernels.pack_panels, as_flat(weight), strides, taps, groups, outputs, channels, panels, work=size)
+    launch(conv_panels.pack_panels, as_flat(weight), strides, taps, groups, outputs, channels, panels, work=size)
     return panels

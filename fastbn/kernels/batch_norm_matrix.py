@@ -197,11 +197,11 @@ def normalize_matrix(
 
 
 @inlined
-def _products_task(task, dy, x, bits, relu, rows, affine, partials):
+def products_task(task, dy, x, bits, relu, rows, affine, partials, dresidual):
     first, count = _bounds(task, x, rows)
     columns = x.shape[1]
     tile = (first * columns, count, columns, columns, first * words_of(bits))
-    tile_products(dy, x, bits, relu, *tile, affine, partials[0, task], partials[1, task])
+    tile_products(dy, x, bits, relu, *tile, affine, partials[0, task], partials[1, task], dresidual)
 
 
 @body
@@ -255,14 +255,14 @@ def backward_matrix(
     finish = (batch_stats, stats, affine, slopes, gradients)
     if parallel:
         for task in prange(sum_tasks):
-            _products_task(int64(task), dy, x, bits, relu, rows, wide_affine, partials)
+            products_task(int64(task), dy, x, bits, relu, rows, wide_affine, partials, None)
         _finish_products(x, partials, *finish)
         near, slope = _repeated(affine, lead, columns), _repeated(slopes, lead, columns)
         for task in prange(tasks):
             _gradient_task(int64(task), dy, x, bits, relu, tile, near, slope, lead, streaming, dx, dresidual)
     else:
         for task in range(sum_tasks):
-            _products_task(task, dy, x, bits, relu, rows, wide_affine, partials)
+            products_task(task, dy, x, bits, relu, rows, wide_affine, partials, None)
         _finish_products(x, partials, *finish)
         near, slope = _repeated(affine, lead, columns), _repeated(slopes, lead, columns)
         for task in range(tasks):

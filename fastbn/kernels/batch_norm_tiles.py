@@ -147,8 +147,8 @@ def normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, a
 
 
 @body
-def tile_products(dy, x, bits, relu, first, rows, stride, columns, word, affine, sums, products):
-    """Each column's sums of g and of g (x - mean). affine: (3, columns)."""
+def tile_products(dy, x, bits, relu, first, rows, stride, columns, word, affine, sums, products, dresidual):
+    """Each column's sums of g and of g (x - mean); g into dresidual. affine: (3, columns)."""
     lanes = lanes_of(x)
     scales, shifts = SCALE * affine.shape[1], SHIFT * affine.shape[1]
     words = words_of(bits)
@@ -173,8 +173,12 @@ def tile_products(dy, x, bits, relu, first, rows, stride, columns, word, affine,
                 prefetch(dy, i + ahead)
                 prefetch(dy, i + ahead + lanes)
                 v0, v1 = load(x, i), load(x, i + lanes)
-                a = widen(passed(load(dy, i), v0 - near0, bits, w, relu, scale0, shift0))
-                b = widen(passed(load(dy, i + lanes), v1 - near1, bits, w + 1, relu, scale1, shift1))
+                passed0 = passed(load(dy, i), v0 - near0, bits, w, relu, scale0, shift0)
+                passed1 = passed(load(dy, i + lanes), v1 - near1, bits, w + 1, relu, scale1, shift1)
+                if dresidual is not None:
+                    store(dresidual, i, passed0)
+                    store(dresidual, i + lanes, passed1)
+                a, b = widen(passed0), widen(passed1)
                 g0, g1 = g0 + a, g1 + b
                 p0, p1 = fma(a, widen(v0) - about0, p0), fma(b, widen(v1) - about1, p1)
                 i += stride
@@ -193,7 +197,10 @@ def tile_products(dy, x, bits, relu, first, rows, stride, columns, word, affine,
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
                 v = load_first(x, i, count, near)
-                g = widen(passed(load_first(dy, i, count, zero), v - near, bits, w, relu, scale, shift))
+                narrow = passed(load_first(dy, i, count, zero), v - near, bits, w, relu, scale, shift)
+                if dresidual is not None:
+                    store_first(dresidual, i, narrow, count)
+                g = widen(narrow)
                 sum_g, product = sum_g + g, fma(g, widen(v) - about, product)
                 i += stride
                 w += words

@@ -1,0 +1,70 @@
+"""Batch norm from sums that others have made: by a convolution over its output while that was in cache, piece by piece.
+
+partials (2, pieces, C to a whole vector), float64; see ``conv_blocks.correlate_blocks``. Pieces are added in order.
+"""
+
+from numba import int64, prange
+
+from fastbn.kernels._jit import driver, serial_driver
+from fastbn.kernels.batch_norm_matrix import products_task
+from fastbn.kernels.channels import MEAN, VAR, finish_backward, finish_training, first_negative
+
+
+@serial_driver
+def finish_moments(
+    counts, shifts, partials, weight, bias, running_mean, running_var, momentum, eps, stats, affine
+):  # fmt: skip
+    """Training statistics of pieces of ``counts`` values a channel, from sums of d and d d, d = value - shift.
+
+    Writes stats and affine, moves the running statistics; see ``channels``. Returns as ``first_negative``.
+    """
+    negative = first_negative(running_var)
+    if negative >= 0:
+        return negative
+    channels = stats.shape[1]
+    count = counts.sum()
+    for c in range(channels):
+        stats[MEAN, c] = stats[VAR, c] = 0.0
+    for piece in range(counts.size):
+        n = counts[piece]
+        for c in range(channels):
+            stats[MEAN, c] += (n / count) * (shifts[piece, c] - shifts[0, c]) + partials[0, piece, c] / count
+    for c in range(channels):
+        stats[MEAN, c] += shifts[0, c]
+    for piece in range(counts.size):
+        n = counts[piece]
+        for c in range(channels):
+            sum_d = partials[0, piece, c]
+            between = shifts[piece, c] + sum_d / n - stats[MEAN, c]
+            stats[VAR, c] += max(partials[1, piece, c] - sum_d * sum_d / n, 0.0) + n * between * between
+    for c in range(channels):
+        finish_training(
+            c, count, stats[MEAN, c], stats[VAR, c], weight, bias, running_mean, running_var, momentum, eps, stats,
+            affine,
+        )  # fmt: skip
+    return negative
+
+
+@serial_driver
+def finish_products(count, partials, batch_stats, stats, affine, slopes, gradients):
+    """slopes and gradients (2, C) from sums of g and g (x - near) over ``count`` values a channel."""
+    for which in range(2):
+        for piece in range(1, partials.shape[1]):
+            for c in range(stats.shape[1]):
+                partials[which, 0, c] += partials[which, piece, c]
+    for c in range(stats.shape[1]):
+        finish_backward(
+            c, count, partials[0, 0, c], partials[1, 0, c], batch_stats, stats, affine, slopes, gradients
+        )  # fmt: skip
+
+
+@driver
+def products_matrix(dy, x, bits, relu, rows, affine, partials, dresidual, parallel):
+    """partials of g and g (x - near), ``rows`` rows of x (M, C) a piece, and g itself into dresidual if not None."""
+    pieces = partials.shape[1]
+    if parallel:
+        for piece in prange(pieces):
+            products_task(int64(piece), dy, x, bits, relu, rows, affine, partials, dresidual)
+    else:
+        for piece in range(pieces):
+            products_task(piece, dy, x, bits, relu, rows, affine, partials, dresidual)
