@@ -51,9 +51,7 @@ def conv2d(
     who = "conv2d"
     window, y_shape = geometry(who, x, weight, stride, padding, dilation, groups)
     groups = int(groups)
-    if bias is not None:
-        check_same_dtype(who, "bias", bias, "x", x)
-        check_per_channel(who, "bias", bias, weight.shape[0])
+    check_bias(who, bias, x, weight)
     source = dense(x)
     if residual is not None:
         check_same_dtype(who, "residual", residual, "x", x)
@@ -131,6 +129,13 @@ def channel_sums(dy: np.ndarray) -> np.ndarray:
 def window_extent(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Outputs along one axis, 0 or less if the kernel does not fit."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def check_bias(who: str, bias: np.ndarray | None, x: np.ndarray, weight: np.ndarray) -> None:
+    """(C_out,), of x's dtype."""
+    if bias is not None:
+        check_same_dtype(who, "bias", bias, "x", x)
+        check_per_channel(who, "bias", bias, weight.shape[0])
 
 
 def geometry(

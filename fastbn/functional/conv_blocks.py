@@ -1,7 +1,8 @@
 """Convolution by ``conv_panels.conv_blocks``: which one, in what portions, with weights as panels.
 
 Channels-last operands may pass through a batch norm on their way in and be summed for one on their way out, see
-``conv_norm``.
+``conv_prologue`` and
+``norm_sums``.
 """
 
 import numpy as np
@@ -10,7 +11,8 @@ from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
-from fastbn.functional.conv_norm import NOTHING, PLAIN, Prologue, Sums, sums_for
+from fastbn.functional.conv_prologue import PLAIN, Prologue
+from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
 from fastbn.kernels import conv_panels
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
 from fastbn.kernels.conv_blocks import correlate_blocks

@@ -1,4 +1,4 @@
-"""Convolution by ``kernels.conv_depthwise``: one channel a group. Prologue, normed, sums: see ``conv_norm``."""
+"""Convolution by ``kernels.conv_depthwise``: one channel a group. Prologue, normed, sums: see ``conv_prologue``, ``norm_sums``."""
 
 import numpy as np
 
@@ -7,7 +7,8 @@ from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
 from fastbn.functional.conv_blocks import block_elements, blocks_of, planes_of, rows_at_once
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
-from fastbn.functional.conv_norm import NOTHING, PLAIN, Prologue, Sums, sums_for
+from fastbn.functional.conv_prologue import PLAIN, Prologue
+from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
 from fastbn.kernels.conv_depthwise import correlate_depthwise, correlate_weights_depthwise
 from fastbn.kernels.conv_panels import block_lanes
 

@@ -21,7 +21,10 @@ from fastbn._checks import (
 from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, is_channels_last, native
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import norm_kernels
+from fastbn.functional.norm_sums import Sums
 from fastbn.kernels.channels import INV_STD, MEAN, VAR
+
+Statistics = tuple[np.ndarray | None, np.ndarray | None, float, float]  # running mean and variance, momentum, eps
 
 EMPTY: np.ndarray = np.empty(0, FLOAT32)
 RANKS = (2, 3, 4, 5)
@@ -128,6 +131,24 @@ def batch_norm_forward(
     return y, saved
 
 
+def batch_norm_summed(
+    who: str,
+    x: np.ndarray,
+    sums: Sums | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    statistics: Statistics,
+    residual: np.ndarray | None,
+    relu: bool,
+    training: bool,
+    defer: bool,
+) -> tuple[np.ndarray, BatchNormSaved]:
+    """``batch_norm_forward`` of a dense ``x`` whose sums, if not None, are known; defer: y is not written."""
+    y, saved = _forward(who, x, weight, bias, *statistics, residual, relu, None, training, True, sums, defer)
+    assert saved is not None
+    return y, saved
+
+
 def _check_out(who: str, out: np.ndarray, x: np.ndarray, **overlaps: dict[str, np.ndarray | None]) -> None:
     check_float(who, "x", x, STORED)
     check_out(who, out, x.shape, dense(x), **overlaps)
@@ -147,6 +168,8 @@ def _forward(
     out: np.ndarray | None,
     training: bool,
     keep: bool,
+    sums: Sums | None = None,
+    defer: bool = False,
 ) -> tuple[np.ndarray, BatchNormSaved | None]:
     parameters: norm_kernels.Parameters
     if residual is None and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps):
@@ -169,7 +192,7 @@ def _forward(
     if count:
         keep_signs = keep and relu and added is not None
         negative, y, stats, affine, signs = norm_kernels.forward(
-            source, added, relu, parameters, momentum, eps, training, keep_signs, out
+            source, added, relu, parameters, momentum, eps, training, keep_signs, out, sums, defer
         )
     else:
         negative, y, signs = -1, empty_like(source) if out is None else out, None

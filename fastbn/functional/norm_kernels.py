@@ -14,9 +14,11 @@ from fastbn._cache import beyond_cache
 from fastbn._memory import empty
 from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, launch
 from fastbn._views import as_flat, channels_second, compute_dtype, is_channels_last, storage
+from fastbn.functional.norm_sums import Sums
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
+from fastbn.kernels.batch_norm_partials import finish_moments, finish_products, finish_running, products_matrix
 from fastbn.kernels.batch_norm_rows import forward_rows, moments_rows, normalize_rows
 from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows, products_rows
 from fastbn.kernels.sums import chunk_count, chunk_grid
@@ -73,6 +75,10 @@ class Plan(NamedTuple):
         """A new array in the memory order that the plan is for, uninitialised."""
         array = empty(self.memory, dtype)
         return channels_second(array) if self.axes else array
+
+    def signs(self) -> np.ndarray:
+        """Room for one bit an element."""
+        return np.empty(self.words, np.uint16 if self.lanes == 16 else np.uint8)
 
     def stores(self, out: np.ndarray, moved: int, also: bool, *over: np.ndarray | None) -> tuple[int, bool]:
         """(lead, streaming) for an output that is written while ``moved`` arrays of its size, itself one, are moved.
@@ -198,12 +204,19 @@ def forward(
     training: bool,
     keep_signs: bool,
     out: np.ndarray | None,
+    sums: Sums | None = None,
+    defer: bool = False,
 ) -> Found:
-    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``."""
+    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``.
+
+    sums: of x, if they are known. defer: y is not computed, and x comes in its place.
+    """
     plan = plan_for(x)
+    if defer or sums is not None:
+        return _forward_known(plan, x, residual, relu, parameters, momentum, eps, training, keep_signs, sums, defer)
     y = plan.empty(x.dtype) if out is None else out
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
-    signs = np.empty(plan.words, np.uint16 if plan.lanes == 16 else np.uint8) if keep_signs else None
+    signs = plan.signs() if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
     given = plan.view(x), None if residual is None else plan.view(residual), *parameters
     results = -math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)
@@ -212,6 +225,45 @@ def forward(
     else:
         negative = _infer(plan, given, eps, results, x.size)
     return negative, y, stats, affine, signs
+
+
+def _forward_known(
+    plan: Plan,
+    x: np.ndarray,
+    residual: np.ndarray | None,
+    relu: bool,
+    parameters: Parameters,
+    momentum: float,
+    eps: float,
+    training: bool,
+    keep_signs: bool,
+    sums: Sums | None,
+    defer: bool,
+) -> Found:
+    """``forward`` where ``x`` need not be read for the statistics."""
+    stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
+    if training:
+        assert sums is not None
+        negative = finish_moments(sums.counts, sums.shifts, sums.partials, *parameters, momentum, eps, stats, affine)
+    else:
+        negative = finish_running(*parameters, eps, stats, affine)
+    if negative >= 0 or defer:
+        return negative, x, stats, affine, None
+    y, signs = normalize(x, stats, affine, residual, relu, keep_signs)
+    return negative, y, stats, affine, signs
+
+
+def normalize(
+    x: np.ndarray, stats: np.ndarray, affine: np.ndarray, residual: np.ndarray | None, relu: bool, keep_signs: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """y by known statistics, and the signs of a ReLU's operand where they are to be kept."""
+    plan = plan_for(x)
+    y, signs = plan.empty(x.dtype), plan.signs() if keep_signs else None
+    nothing = np.empty(0, plan.computed)
+    given = plan.view(x), None if residual is None else plan.view(residual), nothing, nothing, nothing, nothing
+    stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
+    _infer(plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)), x.size)
+    return y, signs
 
 
 def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | None:
@@ -295,3 +347,35 @@ def backward(
         share = plan.portion, lead, streaming
         launch(gradient_rows, *given, *share, affine, slopes, *outputs, work=x.size)
     return dx, dresidual, gradients
+
+
+def slopes_of(
+    dy: np.ndarray,
+    x: np.ndarray,
+    relu: bool,
+    signs: np.ndarray | None,
+    stats: np.ndarray,
+    affine: np.ndarray,
+    batch_stats: bool,
+    masked: bool,
+    dtype: np.dtype,
+    sums: Sums | None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """The constants (4, C) of dx, as ``backward`` would apply them, in place of dx; for channels-last arrays.
+
+    sums: of dy for x, if they are known.
+    """
+    plan, dresidual = plan_for(x), None
+    columns = plan.channels
+    if sums is None:
+        columns = plan.shape[1]
+        dresidual = plan.empty(x.dtype) if masked else None
+        views = plan.view(dy), plan.view(x), signs, True if relu and signs is None else None
+        partials, wide = np.empty(plan.partials), np.tile(affine, (1, columns // plan.channels))
+        cut = None if dresidual is None else plan.view(dresidual)
+        launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)
+    else:
+        partials = sums.partials
+    slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
+    finish_products(columns, x.size // plan.channels, partials, batch_stats, stats, affine, slopes, gradients)
+    return slopes, dresidual, gradients

@@ -7,7 +7,7 @@ from numba import int64, prange
 
 from fastbn.kernels._jit import driver, serial_driver
 from fastbn.kernels.batch_norm_matrix import products_task
-from fastbn.kernels.channels import MEAN, VAR, finish_backward, finish_training, first_negative
+from fastbn.kernels.channels import MEAN, VAR, finish_backward, finish_inference, finish_training, first_negative
 
 
 @serial_driver
@@ -46,21 +46,35 @@ def finish_moments(
 
 
 @serial_driver
-def finish_products(count, partials, batch_stats, stats, affine, slopes, gradients):
-    """slopes and gradients (2, C) from sums of g and g (x - near) over ``count`` values a channel."""
+def finish_running(weight, bias, running_mean, running_var, eps, stats, affine):
+    """stats and affine by the running statistics. Returns as ``first_negative``."""
+    negative = first_negative(running_var)
+    if negative < 0:
+        finish_inference(weight, bias, running_mean, running_var, eps, stats, affine)
+    return negative
+
+
+@serial_driver
+def finish_products(columns, count, partials, batch_stats, stats, affine, slopes, gradients):
+    """slopes and gradients (2, C) from sums of g and g (x - near) over ``count`` values a channel.
+
+    columns: of a piece, C or a multiple of it. partials is overwritten.
+    """
+    channels = stats.shape[1]
     for which in range(2):
         for piece in range(1, partials.shape[1]):
-            for c in range(stats.shape[1]):
+            for c in range(columns):
                 partials[which, 0, c] += partials[which, piece, c]
-    for c in range(stats.shape[1]):
-        finish_backward(
-            c, count, partials[0, 0, c], partials[1, 0, c], batch_stats, stats, affine, slopes, gradients
-        )  # fmt: skip
+        for c in range(channels, columns):
+            partials[which, 0, c % channels] += partials[which, 0, c]
+    for c in range(channels):
+        sums = partials[0, 0, c], partials[1, 0, c]
+        finish_backward(c, count, sums[0], sums[1], batch_stats, stats, affine, slopes, gradients)
 
 
 @driver
 def products_matrix(dy, x, bits, relu, rows, affine, partials, dresidual, parallel):
-    """partials of g and g (x - near), ``rows`` rows of x (M, C) a piece, and g itself into dresidual if not None."""
+    """partials of g and g (x - near), ``rows`` rows of x (M, columns) a piece, and g itself into dresidual if not None."""
     pieces = partials.shape[1]
     if parallel:
         for piece in prange(pieces):

@@ -1,4 +1,4 @@
-"""What a convolution does for the batch norms before and after it, on its way through memory."""
+"""Sums for a batch norm, made by whoever writes its input, or the gradient to its output."""
 
 from typing import Any, NamedTuple
 
@@ -7,25 +7,7 @@ import numpy as np
 from fastbn._views import as_flat
 from fastbn.kernels.conv_panels import block_lanes
 
-
-class Prologue(NamedTuple):
-    """What happens to a channels-last array before it is convolved; see ``kernels.conv_fill``.
-
-    affine (3, C): it is normalised, and cut by a ReLU if ``relu``. slopes (4, C): it is dy, and becomes the gradient
-    to ``partner``, the channels-last input of the batch norm and ReLU that ``affine`` stands for.
-    """
-
-    affine: np.ndarray | None = None
-    relu: bool = False
-    slopes: np.ndarray | None = None
-    partner: np.ndarray | None = None
-
-    def operands(self) -> tuple[Any, ...]:
-        """Partner, relu, affine, slopes, floor, as kernels take them."""
-        if self.slopes is None:
-            return None, None, self.affine, None, 0.0 if self.relu else -np.inf
-        assert self.partner is not None
-        return as_flat(self.partner), True if self.relu else None, self.affine, self.slopes, -np.inf
+NOTHING = None, None, None, None, None  # the operands of no sums
 
 
 class Sums(NamedTuple):
@@ -47,10 +29,6 @@ class Sums(NamedTuple):
         """Shifts, source, relu, affine, partials, as kernels take them."""
         source = None if self.source is None else as_flat(self.source)
         return self.shifts, source, True if self.relu else None, self.affine, self.partials
-
-
-PLAIN = Prologue()
-NOTHING = None, None, None, None, None  # the operands of no sums
 
 
 def sums_for(out: np.ndarray, rows: int) -> Sums:

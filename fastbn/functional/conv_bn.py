@@ -1,0 +1,193 @@
+"""Convolution, batch norm, residual and ReLU as one unit for training.
+
+The convolution sums its own output for the statistics. Its batch norm need not be applied: a ``Deferred`` output is
+normalised by the next convolution as it reads it, so that one tensor is kept where others keep two or three. Backward,
+batch norm's formula is applied while the operands of the two gradients are read, and its sums are made while the
+gradient to the next convolution's input is still in cache.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from fastbn._checks import check_same_dtype, check_shape
+from fastbn._memory import empty
+from fastbn._views import channels_second, dense, dense_c, in_order_of, native
+from fastbn.functional import conv_planes, norm_kernels
+from fastbn.functional.conv import Pair, channel_sums, check_bias, engine_for, geometry
+from fastbn.functional.conv_geometry import Window
+from fastbn.functional.conv_prologue import PLAIN, Prologue
+from fastbn.functional.norm import BatchNormSaved, batch_norm_backward, batch_norm_summed
+from fastbn.functional.norm_sums import Sums
+from fastbn.kernels.channels import SCALE
+
+
+@dataclass(slots=True, eq=False)
+class Deferred:
+    """A convolution's channels-last output ``z``, whose batch norm, and ReLU if ``relu``, whoever reads it applies.
+
+    stats, affine: as ``kernels.channels`` has them.
+    """
+
+    z: np.ndarray
+    stats: np.ndarray
+    affine: np.ndarray
+    relu: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return self.z.shape
+
+    def array(self) -> np.ndarray:
+        """The array that it stands for."""
+        return norm_kernels.normalize(self.z, self.stats, self.affine, None, self.relu, False)[0]
+
+
+class Gradient(NamedTuple):
+    """The gradient to what a ``Deferred`` stands for, and its sums for that batch norm where they are known."""
+
+    dy: np.ndarray
+    sums: Sums | None
+
+
+@dataclass(slots=True, eq=False)
+class ConvBnSaved:
+    """What ``conv_bn_backward`` needs: x, as an array or before its batch norm ``normed``, and what batch norm kept."""
+
+    x: np.ndarray
+    normed: Prologue | None
+    weight: np.ndarray
+    has_bias: bool
+    window: Window
+    groups: int
+    engine: ModuleType
+    norm: BatchNormSaved
+
+
+def conv_bn_forward(
+    x: np.ndarray | Deferred,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    bn_weight: np.ndarray | None = None,
+    bn_bias: np.ndarray | None = None,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    training: bool = True,
+    residual: np.ndarray | None = None,
+    relu: bool = False,
+    defer: bool = False,
+) -> tuple[np.ndarray | Deferred, ConvBnSaved]:
+    """``batch_norm(conv2d(x), residual, relu)`` and what its backward pass needs: (y, saved).
+
+    The convolution's arguments are those of ``conv2d``, the others those of ``batch_norm_forward``; training=False
+    normalises with the running statistics as constants. y is channels-last, whatever the order of x. defer: return a
+    ``Deferred`` instead, if there is no residual and the convolution has the channels for it.
+    Raises ShapeError, DtypeError, ArgumentError.
+    """
+    who = "conv_bn"
+    normed = Prologue(x.affine, x.relu) if isinstance(x, Deferred) else None
+    source = x.z if isinstance(x, Deferred) else dense(x)
+    window, shape = geometry(who, source, weight, stride, padding, dilation, groups)
+    check_bias(who, bias, source, weight)
+    engine = engine_for(weight.shape, groups, source.itemsize)
+    if engine is conv_planes and isinstance(x, Deferred):
+        source, normed = x.array(), None
+    z = channels_second(empty((shape[0], *shape[2:], shape[1]), source.dtype))
+    sums, known = None, engine is not conv_planes and z.size > 0 and _sums_output(weight, groups)
+    if engine is conv_planes and z.size:
+        engine.forward(source, dense_c(weight), bias, window, groups, None, False, z)
+    elif z.size:
+        sums = engine.forward(
+            source, dense_c(weight), bias, window, groups, None, False, z, normed or PLAIN, known and training
+        )
+    defer = defer and known and residual is None
+    statistics = running_mean, running_var, momentum, eps
+    y, norm = batch_norm_summed(who, z, sums, bn_weight, bn_bias, statistics, residual, relu, training, defer)
+    saved = ConvBnSaved(source, normed, weight, bias is not None, window, groups, engine, norm)
+    return Deferred(z, norm.stats, norm.affine, relu) if defer else y, saved
+
+
+def _sums_output(weight: np.ndarray, groups: int) -> bool:
+    """Whether the convolution can sum its output: one group, or one a channel."""
+    return groups == 1 or weight.shape[:2] == (groups, 1)
+
+
+def conv_bn_backward(
+    dy: np.ndarray | Gradient, saved: ConvBnSaved, *, need_dx: bool = True, residual: np.ndarray | None = None
+) -> tuple[
+    np.ndarray | Gradient | None,
+    np.ndarray,
+    np.ndarray | None,
+    np.ndarray | None,
+    np.ndarray | None,
+    np.ndarray | None,
+]:
+    """Gradients of ``conv_bn_forward``: (dx, dweight, dbias, dbn_weight, dbn_bias, dresidual), None what does not apply.
+
+    dy may be a ``Gradient``, and dx is one if x was ``Deferred``. residual: added to dx, another branch's gradient to x.
+    The bias of a convolution before batch statistics has no effect, and gradient 0.
+    Raises ShapeError, DtypeError.
+    """
+    who = "conv_bn_backward"
+    grad, sums = dy if isinstance(dy, Gradient) else (dy, None)
+    norm = saved.norm
+    z = norm.x
+    check_same_dtype(who, "dy", grad, "x", z)
+    check_shape(who, "dy", grad, z.shape, "as the output")
+    if residual is not None:
+        check_shape(who, "residual", residual, saved.x.shape, "as x")
+    grad = in_order_of(grad, z)
+    if saved.engine is conv_planes or not z.size:
+        return _backward_apart(grad, saved, need_dx, residual)
+    dtype = grad.dtype if norm.weight is None else native(norm.weight)
+    masked = norm.has_residual and norm.relu
+    slopes, cut, gradients = norm_kernels.slopes_of(
+        grad, z, norm.relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
+    )
+    dresidual = None
+    if norm.has_residual:
+        grad = dresidual = grad if cut is None else cut
+    gradient = Prologue(norm.affine, norm.relu and cut is None, slopes, z)
+    options = saved.x, dense_c(saved.weight), saved.window, saved.groups, gradient
+    dweight = saved.engine.backward_weight(grad, *options, saved.normed or PLAIN)
+    dx: np.ndarray | Gradient | None = None
+    if need_dx:
+        normed = saved.normed if _sums_output(saved.weight, saved.groups) else None
+        dx, dx_sums = saved.engine.backward_data(grad, *options, residual, normed)
+        if saved.normed is not None:
+            dx = Gradient(dx, dx_sums)
+    dbias = None
+    if saved.has_bias:
+        constant = np.zeros_like(gradients[1]) if norm.batch_stats else gradients[1] * norm.affine[SCALE]
+        dbias = constant.astype(z.dtype)
+    dgamma, dbeta = None if norm.weight is None else gradients[0], gradients[1] if norm.has_bias else None
+    return dx, dweight, dbias, dgamma, dbeta, dresidual
+
+
+def _backward_apart(
+    dy: np.ndarray, saved: ConvBnSaved, need_dx: bool, residual: np.ndarray | None
+) -> tuple[
+    np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None
+]:
+    """``conv_bn_backward``, one layer after the other."""
+    dz, dgamma, dbeta, dresidual = batch_norm_backward(dy, saved.norm)
+    x, weight = saved.x, saved.weight
+    if not dz.size:
+        dx, dweight = np.zeros_like(x), np.zeros_like(weight)
+    else:
+        options = dz, x, dense_c(weight), saved.window, saved.groups
+        dx = saved.engine.backward_data(*options)[0] if need_dx else None
+        dweight = saved.engine.backward_weight(*options)
+    if dx is not None and residual is not None:
+        dx += residual
+    return dx, dweight, channel_sums(dz) if saved.has_bias else None, dgamma, dbeta, dresidual

@@ -1,0 +1,30 @@
+"""What happens to a convolution's operand before it is convolved: the batch norm of the layer before it, or behind."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbn._views import as_flat
+
+
+class Prologue(NamedTuple):
+    """What happens to a channels-last array before it is convolved; see ``kernels.conv_fill``.
+
+    affine (3, C): it is normalised, and cut by a ReLU if ``relu``. slopes (4, C): it is dy, and becomes the gradient
+    to ``partner``, the channels-last input of the batch norm and ReLU that ``affine`` stands for.
+    """
+
+    affine: np.ndarray | None = None
+    relu: bool = False
+    slopes: np.ndarray | None = None
+    partner: np.ndarray | None = None
+
+    def operands(self) -> tuple[Any, ...]:
+        """Partner, relu, affine, slopes, floor, as kernels take them."""
+        if self.slopes is None:
+            return None, None, self.affine, None, 0.0 if self.relu else -np.inf
+        assert self.partner is not None
+        return as_flat(self.partner), True if self.relu else None, self.affine, self.slopes, -np.inf
+
+
+PLAIN = Prologue()
