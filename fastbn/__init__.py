@@ -8,6 +8,7 @@ from fastbn import data, errors, functional, models, nn, optim
 from fastbn._memory import get_cache_limit, set_cache_limit
 from fastbn._threads import get_num_threads, set_num_threads
 from fastbn.nn.fold import fold
+from fastbn.nn.fuse import fuse
 from fastbn.nn.init import manual_seed
 from fastbn.training import (
     Epoch,
@@ -34,6 +35,7 @@ __all__ = [
     "fit",
     "fold",
     "functional",
+    "fuse",
     "get_cache_limit",
     "get_num_threads",
     "load",

@@ -8,7 +8,7 @@ gradient to the next convolution's input is still in cache.
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,10 @@ class Gradient(NamedTuple):
 
     dy: np.ndarray
     sums: Sums | None
+
+
+Maybe = np.ndarray | None
+Gradients = tuple[np.ndarray | Gradient | None, np.ndarray, Maybe, Maybe, Maybe, Maybe]
 
 
 @dataclass(slots=True, eq=False)
@@ -124,17 +128,11 @@ def _sums_output(weight: np.ndarray, groups: int) -> bool:
 
 def conv_bn_backward(
     dy: np.ndarray | Gradient, saved: ConvBnSaved, *, need_dx: bool = True, residual: np.ndarray | None = None
-) -> tuple[
-    np.ndarray | Gradient | None,
-    np.ndarray,
-    np.ndarray | None,
-    np.ndarray | None,
-    np.ndarray | None,
-    np.ndarray | None,
-]:
-    """Gradients of ``conv_bn_forward``: (dx, dweight, dbias, dbn_weight, dbn_bias, dresidual), None what does not apply.
+) -> Gradients:
+    """Gradients of ``conv_bn_forward``, None where they do not apply.
 
-    dy may be a ``Gradient``, and dx is one if x was ``Deferred``. residual: added to dx, another branch's gradient to x.
+    (dx, dweight, dbias, dbn_weight, dbn_bias, dresidual).
+    dy may be a ``Gradient``, and dx is one if x was ``Deferred``. residual: added to dx, that of another branch.
     The bias of a convolution before batch statistics has no effect, and gradient 0.
     Raises ShapeError, DtypeError.
     """
@@ -160,12 +158,11 @@ def conv_bn_backward(
     gradient = Prologue(norm.affine, norm.relu and cut is None, slopes, z)
     options = saved.x, dense_c(saved.weight), saved.window, saved.groups, gradient
     dweight = saved.engine.backward_weight(grad, *options, saved.normed or PLAIN)
-    dx: np.ndarray | Gradient | None = None
+    dx: Any = None
     if need_dx:
         normed = saved.normed if _sums_output(saved.weight, saved.groups) else None
         dx, dx_sums = saved.engine.backward_data(grad, *options, residual, normed)
-        if saved.normed is not None:
-            dx = Gradient(dx, dx_sums)
+        dx = dx if saved.normed is None else Gradient(dx, dx_sums)
     dbias = None
     if saved.has_bias:
         constant = np.zeros_like(gradients[1]) if norm.batch_stats else gradients[1] * norm.affine[SCALE]
@@ -176,12 +173,11 @@ def conv_bn_backward(
 
 def _backward_apart(
     dy: np.ndarray, saved: ConvBnSaved, need_dx: bool, residual: np.ndarray | None
-) -> tuple[
-    np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None
-]:
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """``conv_bn_backward``, one layer after the other."""
     dz, dgamma, dbeta, dresidual = batch_norm_backward(dy, saved.norm)
     x, weight = saved.x, saved.weight
+    dx: np.ndarray | None
     if not dz.size:
         dx, dweight = np.zeros_like(x), np.zeros_like(weight)
     else:

@@ -1,4 +1,4 @@
-"""Convolution by ``kernels.conv_depthwise``: one channel a group. Prologue, normed, sums: see ``conv_prologue``, ``norm_sums``."""
+"""Convolution by ``kernels.conv_depthwise``: one channel a group; arguments as in ``conv_blocks``."""
 
 import numpy as np
 
@@ -144,7 +144,7 @@ def _correlate(
     out_strides: tuple[int, ...],
     sums: Sums | None,
 ) -> None:
-    """Launch ``correlate_depthwise``; geometry: the planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
+    """Launch ``correlate_depthwise``; geometry: planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
     lanes, channels = block_lanes(x.itemsize), x.shape[1]
     depth, block = blocks_of(channels, x.itemsize), block_elements(geometry, block_lanes(x.itemsize))
     weights = np.zeros((taps.size, depth * lanes), x.dtype)

@@ -198,6 +198,7 @@ def normalize_matrix(
 
 @inlined
 def products_task(task, dy, x, bits, relu, rows, affine, partials, dresidual):
+    """Partials of task's rows, whose signs begin with a word of their own; see ``tile_products``."""
     first, count = _bounds(task, x, rows)
     columns = x.shape[1]
     tile = (first * columns, count, columns, columns, first * words_of(bits))

@@ -74,7 +74,7 @@ def finish_products(columns, count, partials, batch_stats, stats, affine, slopes
 
 @driver
 def products_matrix(dy, x, bits, relu, rows, affine, partials, dresidual, parallel):
-    """partials of g and g (x - near), ``rows`` rows of x (M, columns) a piece, and g itself into dresidual if not None."""
+    """partials of g and g (x - near), ``rows`` rows of x (M, columns) a piece; g into dresidual if not None."""
     pieces = partials.shape[1]
     if parallel:
         for piece in prange(pieces):

@@ -128,10 +128,11 @@ def correlate_blocks(
 ):  # fmt: skip
     """out = max(sum over t, c of panels * blocks + bias + residual, floor), ``rows`` rows of the output a task.
 
-    x: flat; partner, relu, affine, slopes, x_floor: its prologue. plane_rows, columns: of a plane for so many rows; block: elements of a block of all planes and what tiles
-    may read past them. offsets: of the taps, in elements. at_once: panels in a task. bias, residual: flat, or
-    None; residual lies as out. first: the element of ``out`` at its logical origin; out_shape (N, C, H, W) and
-    out_strides may name a part of it. workspace: (threads, a tile and the blocks).
+    x: flat; partner, relu, affine, slopes, x_floor: its prologue. plane_rows, columns: of a plane for so many rows;
+    block: elements of a block of all planes and what tiles may read past them. offsets: of the taps, in elements.
+    at_once: panels in a task. bias, residual: flat, or None; residual lies as out. first: the element of ``out`` at
+    its logical origin; out_shape (N, C, H, W) and out_strides may name a part of it. workspace: (threads, a tile and
+    the blocks).
     Sums of a dense channels-last output, made while it is in cache, if all panels are in one task: partials (2, pieces,
     channels to a whole vector) of a task each, float64. Of d and d d, where d = out - its row of shifts, which is
     written too; or, with ``source``, of g and g (source - near), where g is out as it passed source's ReLU.
@@ -142,9 +143,9 @@ def correlate_blocks(
     if parallel:
         for task in prange(tasks):
             _correlate_task(
-                int64(task), x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h,
-                stride_w, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out,
-                first, out_shape, out_strides, groups, shifts, source, source_relu, source_affine, partials,
+                int64(task), x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
+                stride_h, stride_w, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor,
+                out, first, out_shape, out_strides, groups, shifts, source, source_relu, source_affine, partials,
                 workspace[get_thread_id()],
             )  # fmt: skip
     else:

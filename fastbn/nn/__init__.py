@@ -5,6 +5,7 @@ from fastbn.nn.activation import ReLU, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
 from fastbn.nn.conv import Conv2d
+from fastbn.nn.fuse import ConvBnReLU2d
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
@@ -18,6 +19,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Conv2d",
+    "ConvBnReLU2d",
     "CrossEntropyLoss",
     "Flatten",
     "Identity",

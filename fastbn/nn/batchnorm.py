@@ -94,22 +94,28 @@ class BatchNorm(Module):
         check_rank(who, "x", x, self.ranks, self.axes)
         if x.shape[1] != self.num_features:
             raise ShapeError(f"{who}: x must have {self.num_features} channels on axis 1, got shape {x.shape}")
-        updates = self.training and not self.frozen and self.track_running_stats
-        constants = self.track_running_stats and not (self.training and not self.frozen)
+        mean, var, momentum, training = self.statistics()
         y, saved = batch_norm_forward(
             x,
             None if self.weight is None else self.weight.data,
             None if self.bias is None else self.bias.data,
-            running_mean=self.running_mean if updates or constants else None,
-            running_var=self.running_var if updates or constants else None,
-            momentum=self._momentum() if updates else 0.0,
+            running_mean=mean,
+            running_var=var,
+            momentum=momentum,
             eps=self.eps,
-            training=not constants,
+            training=training,
         )
-        if updates and x.size:
+        if training and mean is not None and x.size:
             self.num_batches_tracked += 1
         self._keep(saved)
         return y
+
+    def statistics(self) -> tuple[np.ndarray | None, np.ndarray | None, float, bool]:
+        """What the next forward pass is given: running mean and variance or None, momentum, and whether it trains."""
+        updates = self.training and not self.frozen
+        if not self.track_running_stats:
+            return None, None, 0.0, True
+        return self.running_mean, self.running_var, self._momentum() if updates else 0.0, updates
 
     def _momentum(self) -> float:
         return 1.0 / (int(self.num_batches_tracked) + 1) if self.momentum is None else self.momentum

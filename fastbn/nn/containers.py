@@ -1,22 +1,40 @@
 """Modules made of modules, and the reshape between convolutions and linear layers."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 
 from fastbn._checks import check_shape
 from fastbn.errors import ArgumentError, DtypeError
+from fastbn.nn import block
+from fastbn.nn.block import Block, absorbs_relu, as_blocks
 from fastbn.nn.module import Module
 
 
 class Sequential(Module):
-    """Modules one after the other: ``Sequential(a, b)`` named "0", "1", or ``Sequential({"conv": a, "bn": b})``."""
+    """Modules one after the other: ``Sequential(a, b)`` named "0", "1", or ``Sequential({"conv": a, "bn": b})``.
+
+    fused: train convolution, batch norm and ReLU as one unit; see ``fastbn.fuse``.
+    """
+
+    fused = False
 
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
         super().__init__()
         for name, module in _named("Sequential", modules):
             self.add_module(name, module)
+
+    @classmethod
+    def rebuild(cls, options: Mapping[str, Any], children: Mapping[str, Module]) -> Self:
+        """The container of ``children``."""
+        container = cls(children)
+        container.fused = bool(options.get("fused", False))
+        return container
+
+    def config(self) -> dict[str, Any]:
+        """Whether it is fused, if it is."""
+        return {"fused": True} if self.fused else {}
 
     def chain(self) -> list[tuple[str, Module]]:
         """The modules in the order of the forward pass, by name."""
@@ -24,12 +42,18 @@ class Sequential(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Each module's output is the next one's input."""
+        if self.fused and self.training:
+            steps = as_blocks(_leaves(self))
+            self._keep(steps)
+            return block.forward(steps, x)
         for _, module in self.chain():
             x = module(x)
         return x
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
         """dx, the modules in reverse order."""
+        if self._saved:
+            return block.backward(self._take(), dy, need_dx)
         return _backward(self.chain(), dy, need_dx)
 
     def __len__(self) -> int:
@@ -47,6 +71,7 @@ class Residual(Module):
     """
 
     OWN = ("downsample", "activation")
+    fused = False
 
     def __init__(
         self,
@@ -64,12 +89,26 @@ class Residual(Module):
         if activation is not None:
             self.activation = activation
 
+    @classmethod
+    def rebuild(cls, options: Mapping[str, Any], children: Mapping[str, Module]) -> Self:
+        """The container of ``children``."""
+        own = {name: children[name] for name in cls.OWN if name in children}
+        container = cls({name: child for name, child in children.items() if name not in own}, **own)
+        container.fused = bool(options.get("fused", False))
+        return container
+
+    def config(self) -> dict[str, Any]:
+        """Whether it is fused, if it is."""
+        return {"fused": True} if self.fused else {}
+
     def chain(self) -> list[tuple[str, Module]]:
         """The body's modules in the order of the forward pass, by name."""
         return [(name, module) for name, module in self._modules.items() if name not in self.OWN]
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """An array like body(x)."""
+        if self.fused and self.training:
+            return self._forward_fused(x)
         y = x
         for _, module in self.chain():
             y = module(y)
@@ -80,12 +119,44 @@ class Residual(Module):
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
         """dx, the sum of both paths."""
+        if self._saved:
+            return self._backward_fused(dy, need_dx)
         if "activation" in self._modules:
             dy = self.activation.backward(dy)
         dx = _backward(self.chain(), dy, need_dx)
         if "downsample" in self._modules:
             dy = self.downsample.backward(dy, **({} if need_dx else {"need_dx": False}))
         return None if dx is None or dy is None else dx + dy
+
+    def _forward_fused(self, x: np.ndarray) -> np.ndarray:
+        """The last block adds the shortcut, and is cut by the ReLU if that is the activation."""
+        steps = as_blocks(_leaves(self))
+        activation = self._modules.get("activation")
+        joined = bool(steps) and isinstance(steps[-1], Block) and not steps[-1].relu
+        body, last = (steps[:-1], steps[-1]) if joined else (steps, None)
+        y = block.forward(body, x, last)
+        shortcut = self.downsample(x) if "downsample" in self._modules else x
+        if last is None:
+            check_shape("Residual", "the shortcut", shortcut, y.shape, "as the body's output")
+        if isinstance(last, Block):
+            if activation is not None and absorbs_relu(activation):
+                last.relu, activation = True, None
+            y = last.forward(y, shortcut)
+        else:
+            y = y + shortcut
+        self._keep((body, last, activation))
+        return y if activation is None else activation(y)
+
+    def _backward_fused(self, dy: np.ndarray, need_dx: bool) -> np.ndarray | None:
+        body, last, activation = self._take()
+        inner = shortcut = dy if activation is None else activation.backward(dy)
+        if last is not None:
+            inner, shortcut = last.backward(inner, need_dx or bool(body))
+        if "downsample" in self._modules:
+            shortcut = self.downsample.backward(shortcut, **({} if need_dx else {"need_dx": False}))
+        if body:
+            return block.backward(body, inner, need_dx, shortcut)
+        return inner + shortcut if need_dx else None
 
 
 class Flatten(Module):
@@ -111,6 +182,15 @@ class Identity(Module):
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray:
         """Dy."""
         return dy
+
+
+def _leaves(container: Sequential | Residual) -> Iterator[Module]:
+    """The modules of a chain in their order, those of a Sequential in its place."""
+    for _, module in container.chain():
+        if isinstance(module, Sequential) and type(module).forward is Sequential.forward and not module._forward_hooks:
+            yield from _leaves(module)
+        else:
+            yield module
 
 
 def _named(who: str, modules: tuple[Any, ...]) -> list[tuple[str, Module]]:

@@ -39,6 +39,11 @@ class Module:
         """Constructor options that rebuild this module, as JSON can hold them; children are kept apart."""
         return {}
 
+    @classmethod
+    def rebuild(cls, options: Mapping[str, Any], children: Mapping[str, "Module"]) -> Self:
+        """A module with fresh values, from its ``config`` and its children, which a layer by itself has none of."""
+        return cls(**options)
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = self.forward(x)
         for hook in tuple(self._forward_hooks.values()):

@@ -149,11 +149,5 @@ def build(entry: dict[str, Any]) -> Module:
         raise ModelError(f"load: type must be a layer of fastbn.nn, got {entry['type']!r}")
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["options"].items()}
     children = {name: build(child) for name, child in entry.get("children", {}).items()}
-    if issubclass(kind, nn.Residual):
-        own = {name: children.pop(name) for name in nn.Residual.OWN if name in children}
-        module: Module = nn.Residual(children, **own)
-    elif issubclass(kind, nn.Sequential):
-        module = nn.Sequential(children)
-    else:
-        module = kind(**options)
+    module = kind.rebuild(options, children)
     return module.double() if entry.get("dtype") == "float64" else module

@@ -1,0 +1,118 @@
+"""Convolution, batch norm, residual and ReLU of a chain of modules, trained as one unit."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
+from fastbn.nn.activation import ReLU
+from fastbn.nn.batchnorm import BatchNorm2d
+from fastbn.nn.conv import Conv2d
+from fastbn.nn.module import Module
+
+
+class Block:
+    """One pass through a convolution, the batch norm after it and, if ``relu``, a ReLU; it leaves them as they are."""
+
+    def __init__(self, conv: Conv2d, norm: BatchNorm2d, relu: bool = False) -> None:
+        self.conv = conv
+        self.norm = norm
+        self.relu = relu
+        self.saved: ConvBnSaved | None = None
+
+    def forward(
+        self, x: np.ndarray | Deferred, residual: np.ndarray | None = None, defer: bool = False
+    ) -> np.ndarray | Deferred:
+        """The output in training mode, channels-last; running statistics move."""
+        conv, norm = self.conv, self.norm
+        mean, var, momentum, training = norm.statistics()
+        y, self.saved = conv_bn_forward(
+            x,
+            conv.weight.data,
+            None if conv.bias is None else conv.bias.data,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bn_weight=None if norm.weight is None else norm.weight.data,
+            bn_bias=None if norm.bias is None else norm.bias.data,
+            running_mean=mean,
+            running_var=var,
+            momentum=momentum,
+            eps=norm.eps,
+            training=training,
+            residual=residual,
+            relu=self.relu,
+            defer=defer,
+        )
+        if training and mean is not None and self.saved.norm.count:
+            norm.num_batches_tracked += 1
+        return y
+
+    def backward(
+        self, dy: np.ndarray | Gradient, need_dx: bool = True, residual: np.ndarray | None = None
+    ) -> tuple[np.ndarray | Gradient | None, np.ndarray | None]:
+        """The gradients to x, ``residual`` added, and to the residual of ``forward``; adds to parameters' grad."""
+        assert self.saved is not None
+        saved, self.saved = self.saved, None
+        dx, dweight, dbias, dgamma, dbeta, dresidual = conv_bn_backward(dy, saved, need_dx=need_dx, residual=residual)
+        parameters = self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias
+        for parameter, gradient in zip(parameters, (dweight, dbias, dgamma, dbeta), strict=True):
+            if parameter is not None and gradient is not None:
+                parameter.accumulate(gradient)
+        return dx, dresidual
+
+
+Step = Block | Module
+
+
+def as_blocks(modules: Iterable[Module]) -> list[Step]:
+    """``modules``, those that make up a block replaced by it. A module with a forward hook stays by itself."""
+    steps: list[Step] = []
+    for module in modules:
+        last = steps[-1] if steps else None
+        if isinstance(module, BatchNorm2d) and isinstance(last, Conv2d) and _match(last, module):
+            steps[-1] = Block(last, module)
+        elif isinstance(last, Block) and not last.relu and absorbs_relu(module):
+            last.relu = True
+        else:
+            steps.append(module)
+    return steps
+
+
+def _match(conv: Conv2d, norm: BatchNorm2d) -> bool:
+    return _is(conv, Conv2d) and _is(norm, BatchNorm2d) and conv.out_channels == norm.num_features
+
+
+def _is(module: Module, kind: type[Module]) -> bool:
+    return isinstance(module, kind) and type(module).forward is kind.forward and not module._forward_hooks
+
+
+def absorbs_relu(module: Module) -> bool:
+    """Whether a block may do what ``module`` does at its end."""
+    return _is(module, ReLU)
+
+
+def forward(steps: list[Step], x: Any, then: Step | None = None) -> Any:
+    """Each step's output is the next one's input, the last one's that of ``then``. Blocks defer to blocks."""
+    for step, after in zip(steps, [*steps[1:], then], strict=True):
+        if isinstance(step, Block):
+            x = step.forward(x, defer=isinstance(after, Block))
+        else:
+            x = step(x)
+    return x
+
+
+def backward(
+    steps: list[Step], dy: np.ndarray | Gradient, need_dx: bool, residual: np.ndarray | None = None
+) -> np.ndarray | None:
+    """dx of ``forward``, and ``residual`` added."""
+    gradient: Any = dy
+    for step in reversed(steps[1:]):
+        gradient = step.backward(gradient)[0] if isinstance(step, Block) else step.backward(gradient)
+    first = steps[0]
+    if isinstance(first, Block):
+        return first.backward(gradient, need_dx, residual)[0]  # type: ignore[return-value]
+    dx = first.backward(gradient) if need_dx else first.backward(gradient, need_dx=False)
+    return dx if residual is None or dx is None else dx + residual
