@@ -29,7 +29,8 @@ def relu(x, out, parallel):
 @body
 def _relu_backward_task(block, dy, y, dx):
     for i in range(block * BLOCK, min(y.size, (block + 1) * BLOCK)):
-        dx[i] = 0 if y[i] <= 0 else dy[i]
+        g = dy[i]  # read in any case, or the loop does not vectorise
+        dx[i] = 0 if y[i] <= 0 else g
 
 
 @driver
@@ -65,7 +66,8 @@ def relu6(x, out, parallel):
 @body
 def _relu6_backward_task(block, dy, y, dx):
     for i in range(block * BLOCK, min(y.size, (block + 1) * BLOCK)):
-        dx[i] = 0 if (y[i] <= 0) | (y[i] >= 6) else dy[i]
+        g = dy[i]
+        dx[i] = 0 if (y[i] <= 0) | (y[i] >= 6) else g
 
 
 @driver
