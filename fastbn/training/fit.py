@@ -52,10 +52,9 @@ def fit(
     train, validation: (inputs (N, ...), labels (N,)); every epoch draws a new order of ``train`` from ``seed`` and its
     own number, so the same seed gives the same bits. A last batch of one sample is left out: it has no batch
     statistics. loss: cross-entropy unless given. scheduler: stepped after every epoch.
-    checkpoint: written after every epoch: model, optimiser, history and the
-    generators of dropout. resume: go on from it if it is there; the run
-    ends with the same bits as one that was never interrupted. progress: a bar on stderr when that is a terminal.
-    on_epoch: called with the epoch's number from 0 and its figures.
+    checkpoint: written after every epoch: model, optimiser, history and the generators of dropout. resume: go on from
+    it if it is there; the run ends with the same bits as one that was never interrupted. progress: a bar on stderr
+    when that is a terminal. on_epoch: called with the epoch's number from 0 and its figures.
     Returns the history of all epochs. The model is left in eval mode.
     Raises StateError when a loss is not finite, ShapeError, DtypeError, ArgumentError, ModelError for the checkpoint.
     """
