@@ -153,6 +153,15 @@ def _avg_pool(emitter: Emitter, module: nn.AvgPool2d, path: str, x: ir.Value, ra
     ), rank
 
 
+def _relu6(emitter: Emitter, module: nn.ReLU6, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    if emitter.opset < 11:
+        return emitter.node(path, "Clip", [x], min=0.0, max=6.0), rank
+    assert x.dtype is not None
+    bounds = {"min": 0.0, "max": 6.0}
+    limits = [emitter.constant(_join(path, name), np.array(v, x.dtype.numpy())) for name, v in bounds.items()]
+    return emitter.node(path, "Clip", [x, *limits]), rank
+
+
 def _flatten(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     return emitter.node(path, "Flatten", [x], axis=1), 2
 
@@ -178,7 +187,9 @@ WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _same_rank("GlobalAveragePool"),
     nn.ReLU: _same_rank("Relu"),
+    nn.ReLU6: _relu6,
     nn.Sigmoid: _same_rank("Sigmoid"),
     nn.Flatten: _flatten,
     nn.Identity: _identity,
+    nn.Dropout: _identity,
 }

@@ -241,6 +241,17 @@ def relu_backward(dy, x):
     return np.where(_f64(x) > 0, _f64(dy), 0.0)
 
 
+def relu6(x):
+    """min(max(x, 0), 6)."""
+    return np.clip(_f64(x), 0, 6)
+
+
+def relu6_backward(dy, x):
+    """dy where 0 < x < 6, else zero."""
+    x = _f64(x)
+    return np.where((x > 0) & (x < 6), _f64(dy), 0.0)
+
+
 def sigmoid(x):
     """1 / (1 + exp(-x)), without overflow."""
     x = _f64(x)

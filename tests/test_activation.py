@@ -1,4 +1,4 @@
-"""ReLU and sigmoid, forward and backward."""
+"""ReLU, ReLU6 and sigmoid, forward and backward."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ DTYPES = [np.float32, np.float64]
 SHAPES = [(), (1,), (0,), (3, 0, 2), (7,), (4, 5), (2, 3, 4), (2, 3, 4, 5), (2, 3, 2, 2, 2), (40000,)]
 OPERATIONS = {
     "relu": (F.relu, F.relu_backward, reference.relu, reference.relu_backward),
+    "relu6": (F.relu6, F.relu6_backward, reference.relu6, reference.relu6_backward),
     "sigmoid": (F.sigmoid, F.sigmoid_backward, reference.sigmoid, reference.sigmoid_backward),
 }
 
@@ -21,7 +22,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_forward_and_backward(rng, dtype, shape, operation):
     forward, backward, want_forward, want_backward = OPERATIONS[operation]
-    x, dy = (np.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+    x, dy = (np.asarray(4 * rng.standard_normal(shape), dtype) for _ in range(2))
     y = forward(x)
     dx = backward(dy, y)
     assert y.shape == dx.shape == shape
@@ -64,6 +65,7 @@ def test_finite_differences(rng, operation):
 def test_values_at_the_ends(dtype):
     ends = np.array([-np.inf, -1e30, -0.0, 0.0, 1e30, np.inf, np.nan], dtype)
     np.testing.assert_array_equal(F.relu(ends), np.array([0, 0, 0, 0, 1e30, np.inf, np.nan], dtype))
+    np.testing.assert_array_equal(F.relu6(ends), np.array([0, 0, 0, 0, 6, 6, np.nan], dtype))
     np.testing.assert_array_equal(F.sigmoid(ends), [0, 0, 0.5, 0.5, 1, 1, np.nan])
 
 
@@ -81,6 +83,14 @@ def test_nan_and_inf_in_dy_stay_in_their_place(rng, operation, bad):
     dy = rng.standard_normal((4, 5))
     dy[2, 3] = bad
     np.testing.assert_array_equal(np.isfinite(backward(dy, forward(x))), np.isfinite(dy))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_relu6_gradient_at_its_ends_and_nan(dtype):
+    x = np.array([-1, 0, 1e-30, 3, np.nextafter(dtype(6), dtype(0)), 6, 7, np.nan], dtype)
+    dy = np.arange(1, 9).astype(dtype)
+    dy[0] = dy[6] = np.nan
+    np.testing.assert_array_equal(F.relu6_backward(dy, F.relu6(x)), [0, 0, 3, 4, 5, 0, 0, 8])
 
 
 def test_the_relu_gradient_at_zero_and_nan():

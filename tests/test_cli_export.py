@@ -20,7 +20,7 @@ import export.cli
 import export.runtime
 import fastbn
 from export.cli import main
-from fastbn import nn
+from fastbn import models, nn
 from fastbn.optim import SGD
 
 PROG = "python -m export"
@@ -112,6 +112,19 @@ def test_latency_is_measured(cli, monkeypatch):
     monkeypatch.setattr(export.cli, "latencies", lambda *given: export.runtime.latencies(*given, seconds=0.02))
     _, out, _ = cli("model.onnx", "--json", "-o", "folded.onnx")
     assert all(0 < figure < 1000 for figure in json.loads(out)["latency_ms"].values())
+
+
+def test_checkpoint_of_a_mobilenet(cli):
+    fastbn.manual_seed(0)
+    model = models.mobilenet_v2(3, width_mult=0.1)
+    fastbn.save(model, "mobilenet.safetensors", input_shape=(3, 32, 32))
+    code, out, _ = cli("mobilenet.safetensors", "-o", "mobilenet.onnx", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["ok"] is True
+    assert len(report["fold"]["sites"]) == 52
+    assert all(site["into"] for site in report["fold"]["sites"])
+    assert "BatchNormalization" not in operators(onnx.load("mobilenet.onnx"))
 
 
 def test_onnx_without_batch_norm(cli):

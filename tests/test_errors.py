@@ -203,6 +203,11 @@ SENTENCES = [
      "avg_pool2d_backward: dy must be float64 as x is, got float32"),
     # activations
     (lambda: F.relu([1.0]), DtypeError, f"relu: x must be {ARRAY}"),
+    (lambda: F.relu6([1.0]), DtypeError, f"relu6: x must be {ARRAY}"),
+    (lambda: F.relu6(half(X)), DtypeError, f"relu6: x must be float32 or float64, got {HALF}"),
+    (lambda: F.relu6_backward(single(X), X), DtypeError, "relu6_backward: dy must be float64 as y is, got float32"),
+    (lambda: F.relu6_backward(X[:1], X), ShapeError,
+     "relu6_backward: dy must have shape (2, 3, 4, 4), as y, got (1, 3, 4, 4)"),
     (lambda: F.sigmoid(half(X)), DtypeError, f"sigmoid: x must be float32 or float64, got {HALF}"),
     (lambda: F.relu_backward(X, [1.0]), DtypeError, f"relu_backward: y must be {ARRAY}"),
     (lambda: F.relu_backward(single(X), X), DtypeError, "relu_backward: dy must be float64 as y is, got float32"),

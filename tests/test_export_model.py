@@ -15,7 +15,7 @@ from export.convert import to_onnx
 from export.fold import fold_graph
 from fastbn import nn
 from fastbn.errors import ArgumentError, FastbnError, ModelError, ShapeError
-from fastbn.models import lenet
+from fastbn.models import lenet, mobilenet_v2
 
 OPSETS = (10, 13, 17, 21)
 
@@ -73,6 +73,16 @@ def mlp(**options):
         nn.BatchNorm1d(4, **options),
         nn.Sigmoid(),
     )
+
+
+def clipped():
+    """ReLU6, Dropout, and a batch norm deep in a residual, as in MobileNetV2."""
+    inner = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(4), nn.ReLU6())
+    block = nn.Residual({"conv": nn.Sequential(inner, nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))})
+    features = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU6(), block)
+    classifier = nn.Sequential(nn.Dropout(), nn.Linear(4, 5))
+    names = ("features", "avgpool", "flatten", "classifier")
+    return nn.Sequential(dict(zip(names, (features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier), strict=True)))
 
 
 def shared():
@@ -138,6 +148,23 @@ NETWORKS = {
         lambda: nn.Residual({"add": nn.Conv2d(2, 2, 1), "bn": nn.BatchNorm2d(2)}),
         (2, 3, 3),
         {"bn": "Conv add"},
+    ),
+    "clipped": (
+        clipped,
+        (3, 6, 7),
+        {
+            "features.1": "Conv features.0",
+            "features.3.conv.0.1": "Conv features.3.conv.0.0",
+            "features.3.conv.2": "Conv features.3.conv.1",
+        },
+    ),
+    "ReLU6 alone": (nn.ReLU6, (2, 3), {}),
+    "ReLU6 in two places": (lambda: nn.Sequential(*[nn.ReLU6()] * 2), (5,), {}),
+    "dropout alone": (nn.Dropout, (2, 3), {}),
+    "dropout before a batch norm": (
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(), nn.BatchNorm1d(2)),
+        (3,),
+        {"2": "Gemm 0"},
     ),
     "one layer": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 5), {}),
     "no layer": (nn.Sequential, (2, 3), {}),
@@ -248,6 +275,38 @@ def test_report_of_lenet(tmp_path):
     assert as_json["ok"] is True
     assert as_json["fold"]["after"] == {"nodes": 12, "parameters": 44426, "bytes": 4 * 44426}
     assert [entry.name for entry in tmp_path.iterdir()] == ["lenet.onnx"]
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+def test_mobilenet_v2_loses_all_its_batch_norms(tmp_path, opset):
+    fastbn.manual_seed(0)
+    model = mobilenet_v2(10, width_mult=0.1)
+    rng = np.random.default_rng(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean[...] = rng.normal(size=module.num_features)
+            module.running_var[...] = rng.uniform(0.5, 2, module.num_features)
+    report = export(model, tmp_path / "mobilenet.onnx", input_shape=(3, 64, 64), opset=opset)
+    assert report.ok
+    assert report.against_model.max_rel < 1e-5
+    assert report.fold.folded == len(report.fold.sites) == 52
+    proto = onnx.load(tmp_path / "mobilenet.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    kinds = operators(proto)
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "Conv": 52,
+        "Clip": 35,
+        "Add": 11,  # one more than at full width: here the first block has as many channels after as before
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+        "Gemm": 1,
+    }
+    clip = next(node for node in proto.graph.node if node.op_type == "Clip")
+    if opset < 11:
+        assert {attribute.name: attribute.f for attribute in clip.attribute} == {"min": 0, "max": 6}
+    else:
+        stored = initializers(proto)
+        assert [(stored[name].dtype, stored[name].item()) for name in clip.input[1:]] == [("f", 0), ("f", 6)]
 
 
 def test_file_on_disk(tmp_path):

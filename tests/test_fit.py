@@ -235,6 +235,25 @@ def test_resuming_restores_batch_norms_that_are_frozen_or_cumulative(data, tmp_p
     assert_same_bits(resumed, whole)
 
 
+def dropping(*dropouts):
+    fastbn.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), *dropouts, nn.Linear(16, CLASSES))
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_resumed_run_draws_the_masks_of_an_uninterrupted_one(data, seed, tmp_path):
+    def build():
+        fastbn.manual_seed(0)
+        return dropping(nn.Dropout(0.3, seed), nn.Dropout(0.1, seed))
+
+    train, test = data
+    whole, _, _ = run(train, model=build(), validation=test)
+    path = tmp_path / "run.safetensors"
+    run(train, model=build(), epochs=2, checkpoint=path)
+    resumed, _, _ = run(train, model=build(), checkpoint=path, resume=True)
+    assert_same_bits(resumed, whole)
+
+
 def test_a_finished_run_is_not_run_again(data, tmp_path):
     train, _ = data
     path = tmp_path / "run.safetensors"
@@ -322,6 +341,32 @@ def test_a_checkpoint_with_another_run_written_into_it_is_a_model_error(data, ca
     checkpoint.write(path, small(), {}, HOSTILE[case])
     with pytest.raises(ModelError, match="must") as caught:
         run(train, checkpoint=path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+STATE = np.random.default_rng(0).bit_generator.state
+GENERATORS = {
+    "none": {},
+    "of another layer": {"generators": {"2": STATE}},
+    "a list": {"generators": [STATE]},
+    "a number": {"generators": {"3": 5}},
+    "of another kind": {"generators": {"3": {**STATE, "bit_generator": "MT19937"}}},
+    "too large": {"generators": {"3": {**STATE, "state": {"state": 1 << 200, "inc": 1}}}},
+    "negative": {"generators": {"3": {**STATE, "uinteger": -1}}},
+}
+
+
+@pytest.mark.parametrize("case", GENERATORS)
+def test_a_checkpoint_with_other_generators_is_a_model_error(data, case, tmp_path):
+    train, _ = data
+    path = tmp_path / "run.safetensors"
+    model = dropping(nn.Dropout(0.3))
+    groups = [{**GROUPS[0], "params": [*range(4)]}]
+    checkpoint.write(
+        path, model, {}, {"optimizer": {**SGD, "param_groups": groups}, "history": "[]"} | GENERATORS[case]
+    )
+    with pytest.raises(ModelError, match="must hold the state of a run as fit wrote it, got") as caught:
+        run(train, model=model, checkpoint=path, resume=True)
     assert "\n" not in str(caught.value)
 
 

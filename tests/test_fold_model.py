@@ -88,6 +88,12 @@ NETWORKS = {
     "linear": (lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5)), (3, 4)),
     "two in a row": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5)), (3, 4)),
     "frozen": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, frozen=True)), (3, 4)),
+    "nested in a residual": (
+        lambda: nn.Sequential(
+            nn.Residual({"conv": nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU6())}), nn.Dropout()
+        ),
+        (2, 3, 4, 4),
+    ),
     "nested": (
         lambda: nn.Sequential(nn.Sequential(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))), nn.ReLU()),
         (2, 2, 3, 3),
@@ -165,6 +171,19 @@ def test_resnet18_folds_whole(rng):
     folded = fastbn.fold(model)
     assert norms(folded) == []
     assert_same_outputs(folded, model, rng.normal(size=(1, 3, 32, 32)).astype(np.float32))
+
+
+def test_mobilenet_v2_folds_whole(rng):
+    """Batch norms in a Sequential in a Residual, and after depthwise convolutions; 0.1: the narrowest there is."""
+    model = randomize(models.mobilenet_v2(4, width_mult=0.1), rng)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data *= 0.3
+    assert len(norms(model)) == 52
+    folded = fastbn.fold(model)
+    assert norms(folded) == []
+    assert len(folded.state_dict()) == 2 * 52 + 2
+    assert_same_outputs(folded, model, rng.normal(size=(2, 3, 32, 32)).astype(np.float32))
 
 
 def test_what_did_not_require_gradients_does_not_after(rng):

@@ -73,6 +73,7 @@ CASES = {
     "linear": linear_case((5, 4)),
     "linear 3-d": linear_case((2, 5, 4), bias=False),
     "relu": plain_case(nn.ReLU(), reference.relu, reference.relu_backward),
+    "relu6": plain_case(nn.ReLU6(), reference.relu6, reference.relu6_backward),
     "sigmoid": plain_case(nn.Sigmoid(), reference.sigmoid, reference.sigmoid_backward),
     "max pool": max_pool_case(kernel_size=2),
     "max pool ceil": max_pool_case(kernel_size=(3, 2), stride=2, padding=1, dilation=(1, 2), ceil_mode=True),
@@ -85,6 +86,8 @@ CASES = {
     ),
     "flatten": plain_case(nn.Flatten(), lambda x: x.reshape(len(x), -1), lambda dy, x: dy.reshape(x.shape)),
     "identity": plain_case(nn.Identity(), lambda x: x, lambda dy, x: dy),
+    "dropout of nothing": plain_case(nn.Dropout(0), lambda x: x, lambda dy, x: dy),
+    "dropout of all": plain_case(nn.Dropout(1), np.zeros_like, lambda dy, x: np.zeros_like(x)),
 }
 
 
@@ -362,6 +365,14 @@ def test_initial_values_are_uniform_in_pytorchs_bounds(layer, fan_in):
         assert np.abs(values).max() > 0.9 * bound
     np.testing.assert_allclose(weight.std(), bound / math.sqrt(3), rtol=0.05)
     np.testing.assert_allclose(weight.mean(), 0, atol=0.05 * bound)
+
+
+def test_normal_values():
+    manual_seed(0)
+    array = np.empty((100, 200), np.float32)
+    nn.init.normal_(array, 2.0, 0.01)
+    np.testing.assert_allclose(array.mean(), 2, atol=3e-4)
+    np.testing.assert_allclose(array.std(), 0.01, rtol=0.02)
 
 
 @pytest.mark.parametrize(("mode", "fan"), [("fan_in", 30 * 4), ("fan_out", 50 * 4)])

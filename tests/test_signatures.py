@@ -52,6 +52,7 @@ def doors(image, matrix, relu, groups, count_include_pad):
     F.avg_pool2d_backward(F.avg_pool2d(image, 2, count_include_pad=count_include_pad), image, 2)
     for x in image, matrix:
         F.relu_backward(x, F.relu(x))
+        F.relu6_backward(x, F.relu6(x))
         F.sigmoid_backward(x, F.sigmoid(x))
     targets = np.zeros(len(matrix), np.int32)
     F.cross_entropy_backward(matrix, targets, F.cross_entropy_forward(matrix, targets)[1])

@@ -1,6 +1,6 @@
 """The doors: check the arguments, view the arrays as kernels read them, allocate the output, call one kernel."""
 
-from fastbn.functional.activation import relu, relu_backward, sigmoid, sigmoid_backward
+from fastbn.functional.activation import relu, relu6, relu6_backward, relu_backward, sigmoid, sigmoid_backward
 from fastbn.functional.conv import conv2d, conv2d_backward
 from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
 from fastbn.functional.linear import linear, linear_backward
@@ -34,6 +34,8 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "relu",
+    "relu6",
+    "relu6_backward",
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",

@@ -18,6 +18,16 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _backward("relu_backward", kernels.relu_backward, dy, y)
 
 
+def relu6(x: np.ndarray) -> np.ndarray:
+    """min(max(x, 0), 6), a NaN staying NaN; any shape, float32 or float64, x's memory order. Raises DtypeError."""
+    return _forward("relu6", kernels.relu6, x)
+
+
+def relu6_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """dx = dy where 0 < y < 6 (or y is NaN), else 0. Raises ShapeError, DtypeError."""
+    return _backward("relu6_backward", kernels.relu6_backward, dy, y)
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)); any shape, float32 or float64, x's memory order. Raises DtypeError."""
     return _forward("sigmoid", kernels.sigmoid, x)

@@ -1,10 +1,11 @@
 """Layers with PyTorch's names, arguments, defaults and ``state_dict`` keys, and an explicit ``backward``."""
 
 from fastbn.nn import init
-from fastbn.nn.activation import ReLU, Sigmoid
+from fastbn.nn.activation import ReLU, ReLU6, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
 from fastbn.nn.conv import Conv2d
+from fastbn.nn.dropout import Dropout
 from fastbn.nn.fuse import ConvBnReLU2d
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
@@ -21,6 +22,7 @@ __all__ = [
     "Conv2d",
     "ConvBnReLU2d",
     "CrossEntropyLoss",
+    "Dropout",
     "Flatten",
     "Identity",
     "Linear",
@@ -28,6 +30,7 @@ __all__ = [
     "Module",
     "Parameter",
     "ReLU",
+    "ReLU6",
     "Residual",
     "Sequential",
     "Sigmoid",

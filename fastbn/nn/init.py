@@ -17,9 +17,19 @@ def manual_seed(seed: int) -> None:
     _generator = np.random.default_rng(seed)
 
 
+def spawn_generator() -> np.random.Generator:
+    """A generator for what a layer draws later; the initial values that follow are the same without it."""
+    return _generator.spawn(1)[0]
+
+
 def uniform_(array: np.ndarray, low: float, high: float) -> None:
     """Uniform on [low, high)."""
     array[...] = _generator.uniform(low, high, array.shape)
+
+
+def normal_(array: np.ndarray, mean: float = 0.0, std: float = 1.0) -> None:
+    """Normal with ``mean`` and standard deviation ``std``."""
+    array[...] = _generator.normal(mean, std, array.shape)
 
 
 def kaiming_uniform_(array: np.ndarray, a: float = 0.0, mode: str = "fan_in") -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastbn._checks import check_float, check_int
 from fastbn.errors import DtypeError, ModelError, ShapeError, StateError
+from fastbn.nn.dropout import Dropout
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
 from fastbn.optim.lr_scheduler import LRScheduler
@@ -51,9 +52,9 @@ def fit(
     train, validation: (inputs (N, ...), labels (N,)); every epoch draws a new order of ``train`` from ``seed`` and its
     own number, so the same seed gives the same bits. A last batch of one sample is left out: it has no batch
     statistics. loss: cross-entropy unless given. scheduler: stepped after every epoch.
-    checkpoint: written after every epoch: model, optimiser and history. resume: go on from it if it is there; the run
-    ends with the same bits as one that was never interrupted. progress: a bar on stderr when that is a terminal.
-    on_epoch: called with the epoch's number from 0 and its figures.
+    checkpoint: written after every epoch: model, optimiser, history and the generators of dropout. resume: go on from
+    it if it is there; the run ends with the same bits as one that was never interrupted. progress: a bar on stderr
+    when that is a terminal. on_epoch: called with the epoch's number from 0 and its figures.
     Returns the history of all epochs. The model is left in eval mode.
     Raises StateError when a loss is not finite, ShapeError, DtypeError, ArgumentError, ModelError for the checkpoint.
     """
@@ -147,6 +148,10 @@ def _check_data(who: str, name: str, data: Any) -> Data:
     return inputs, labels
 
 
+def _generators(model: Module) -> dict[str, np.random.Generator]:
+    return {name: module.generator for name, module in model.named_modules() if isinstance(module, Dropout)}
+
+
 def _store(
     path: str | Path, model: Module, optimizer: Optimizer, history: History, input_shape: tuple[int, ...]
 ) -> None:
@@ -162,6 +167,7 @@ def _store(
     extra = {
         "input_shape": list(input_shape),
         "history": history.to_json(),
+        "generators": {name: generator.bit_generator.state for name, generator in _generators(model).items()},
         "optimizer": {"type": type(optimizer).__name__, "state": numbers, "param_groups": saved["param_groups"]},
     }
     write(path, model, arrays, extra)
@@ -182,6 +188,8 @@ def _restore(path: str | Path, model: Module, optimizer: Optimizer) -> History:
             state.setdefault(int(index), {})[entry] = array
         model.load_state_dict(saved_model.state_dict())
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        for name, generator in _generators(model).items():
+            generator.bit_generator.state = extra["generators"][name]
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"fit: {path} must hold the state of a run as fit wrote it, got {error!r}") from error
     return history

@@ -61,6 +61,7 @@ def _all_doors() -> None:
     F.avg_pool2d_backward(F.avg_pool2d(image, 2), image, 2)
     activations: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
         (F.relu, F.relu_backward),
+        (F.relu6, F.relu6_backward),
         (F.sigmoid, F.sigmoid_backward),
     )
     for forward, backward in activations:
