@@ -10,6 +10,7 @@ from export.constants import initializer
 from fastbn import nn
 from fastbn.errors import ModelError
 from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.conv import Conv
 from fastbn.nn.module import Module
 
 
@@ -77,7 +78,7 @@ def _residual(emitter: Emitter, module: nn.Residual, path: str, x: ir.Value, ran
     return y, y_rank
 
 
-def _conv(emitter: Emitter, module: nn.Conv2d, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+def _conv(emitter: Emitter, module: Conv, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     weight, bias = _parameters(emitter, module, path, "weight", "bias")
     y = emitter.node(
         path,
@@ -171,7 +172,7 @@ def _identity(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: in
 WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
     nn.Residual: _residual,
     nn.Sequential: _chain,
-    nn.Conv2d: _conv,
+    Conv: _conv,
     nn.Linear: _linear,
     BatchNorm: _batch_norm,
     nn.MaxPool2d: _max_pool,

@@ -70,6 +70,7 @@ MODELS = {
     "mixed": mixed,
     "folded": folded,
     "one layer": lambda: nn.Linear(2, 3),
+    "1 and 3 axes": lambda: nn.Sequential(nn.Conv1d(4, 2, 3, groups=2), nn.Conv3d(1, 2, (1, 2, 3), bias=False)),
     "batch norm 3d": lambda: nn.BatchNorm3d(2),
     "no arrays": lambda: nn.Sequential(nn.ReLU(), nn.Flatten()),
     "empty": nn.Sequential,

@@ -139,6 +139,16 @@ NETWORKS = {
         (2, 3, 3),
         {"bn": "Conv add"},
     ),
+    "one axis": (
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 3, padding=1, groups=1, stride=2), nn.BatchNorm1d(4), nn.ReLU()),
+        (3, 9),
+        {"1": "Conv 0"},
+    ),
+    "three axes": (
+        lambda: nn.Sequential(nn.Conv3d(2, 4, (1, 2, 3), padding=(0, 1, 2), bias=False), nn.BatchNorm3d(4)),
+        (2, 3, 4, 5),
+        {"1": "Conv 0"},
+    ),
     "one layer": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 5), {}),
     "no layer": (nn.Sequential, (2, 3), {}),
     "identity": (nn.Identity, (2,), {}),

@@ -4,7 +4,7 @@ from fastbn.nn import init
 from fastbn.nn.activation import ReLU, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
-from fastbn.nn.conv import Conv2d
+from fastbn.nn.conv import Conv1d, Conv2d, Conv3d
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
@@ -17,7 +17,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
     "CrossEntropyLoss",
     "Flatten",
     "Identity",

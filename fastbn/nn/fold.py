@@ -6,15 +6,17 @@ from collections import Counter
 from fastbn._checks import check_running_stats
 from fastbn.errors import ArgumentError, DtypeError
 from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
-from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d
+from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Residual, Sequential
-from fastbn.nn.conv import Conv2d
+from fastbn.nn.conv import Conv
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 
 # A subclass with a forward of its own may do anything between its children.
 CHAINS = (Sequential.forward, Residual.forward)
+
+NORMS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}  # by the axes of the convolution that they follow
 
 
 def fold(model: Module) -> Module:
@@ -54,8 +56,8 @@ def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int
 def _fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
     if not norm.track_running_stats or uses[id(layer)] != 1 or uses[id(norm)] != 1:
         return False
-    if isinstance(layer, Conv2d):
-        return isinstance(norm, BatchNorm2d) and layer.out_channels == norm.num_features
+    if isinstance(layer, Conv):
+        return isinstance(norm, NORMS[layer.axes]) and layer.out_channels == norm.num_features
     return isinstance(layer, Linear) and isinstance(norm, BatchNorm1d) and layer.out_features == norm.num_features
 
 
@@ -69,7 +71,7 @@ def _absorb(layer: Module, norm: BatchNorm) -> None:
         None if norm.bias is None else norm.bias.data,
     )
     bias = None if layer.bias is None else layer.bias.data
-    if isinstance(layer, Conv2d):
+    if isinstance(layer, Conv):
         weight, shift = fold_conv_bn_weights(layer.weight.data, bias, *statistics, groups=layer.groups)
     else:
         weight, shift = fold_linear_bn_weights(layer.weight.data, bias, *statistics)

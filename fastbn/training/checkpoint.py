@@ -127,9 +127,10 @@ def _check_sizes(entry: dict[str, Any], path: str, tensors: dict[str, np.ndarray
     wanted: dict[str, tuple[int, ...]] = {}
     if entry["type"] == "Linear":
         wanted["weight"] = (options["out_features"], options["in_features"])
-    elif entry["type"] == "Conv2d":
+    elif entry["type"] in ("Conv1d", "Conv2d", "Conv3d"):
         channels = options["in_channels"] // options.get("groups", 1)
-        wanted["weight"] = (options["out_channels"], channels, *np.broadcast_to(options["kernel_size"], 2).tolist())
+        kernel = np.broadcast_to(options["kernel_size"], int(entry["type"][4])).tolist()
+        wanted["weight"] = (options["out_channels"], channels, *kernel)
     elif entry["type"].startswith("BatchNorm"):
         names = {"weight": "affine", "running_mean": "track_running_stats"}
         wanted = {name: (options["num_features"],) for name, option in names.items() if options.get(option, True)}

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbn._checks import check_int
 from fastbn.errors import ShapeError
-from fastbn.nn.conv import Conv2d
+from fastbn.nn.conv import Conv
 from fastbn.nn.module import Module
 
 BRANCH = ("", "├─", "└─")  # before the model itself, its children, and all below
@@ -90,7 +90,7 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
         shapes[id(module)] = y.shape
         own = _own_parameters(module)
         if own:
-            mult_adds += own * y.shape[0] * (int(np.prod(y.shape[2:])) if isinstance(module, Conv2d) else 1)
+            mult_adds += own * y.shape[0] * (int(np.prod(y.shape[2:])) if isinstance(module, Conv) else 1)
             outputs += y.size
 
     removers = [module.register_forward_hook(record) for module in probe.modules()]
