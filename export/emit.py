@@ -11,6 +11,7 @@ from fastbn import nn
 from fastbn.errors import ModelError
 from fastbn.nn.batchnorm import BatchNorm
 from fastbn.nn.conv import Conv
+from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
 
 
@@ -124,6 +125,15 @@ def _batch_norm(emitter: Emitter, module: BatchNorm, path: str, x: ir.Value, ran
     return emitter.node(path, "BatchNormalization", inputs, epsilon=float(module.eps), momentum=momentum), rank
 
 
+def _layer_bn(emitter: Emitter, module: LayerBn, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    """The pair, to be folded with all others; folded from the start where only that is the same network."""
+    if module.folded or module.weight_quantizer is not None:
+        return emit(emitter, module.plain(), path, x, rank)
+    for name, child in module.named_children():
+        x, rank = emit(emitter, child, _join(path, name), x, rank)
+    return (emitter.node(_join(path, "relu"), "Relu", [x]) if module.relu else x), rank
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
 
@@ -172,6 +182,7 @@ def _identity(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: in
 WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
     nn.Residual: _residual,
     nn.Sequential: _chain,
+    LayerBn: _layer_bn,
     Conv: _conv,
     nn.Linear: _linear,
     BatchNorm: _batch_norm,

@@ -5,6 +5,8 @@ from fastbn.nn.activation import ReLU, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
 from fastbn.nn.conv import Conv1d, Conv2d, Conv3d
+from fastbn.nn.conv_bn import ConvBn1d, ConvBn2d, ConvBn3d, LinearBn1d
+from fastbn.nn.fold_training import fold_, freeze_bn_stats, unfold, unfreeze_bn_stats
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
@@ -20,10 +22,14 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvBn1d",
+    "ConvBn2d",
+    "ConvBn3d",
     "CrossEntropyLoss",
     "Flatten",
     "Identity",
     "Linear",
+    "LinearBn1d",
     "MaxPool2d",
     "Module",
     "Parameter",
@@ -31,5 +37,9 @@ __all__ = [
     "Residual",
     "Sequential",
     "Sigmoid",
+    "fold_",
+    "freeze_bn_stats",
     "init",
+    "unfold",
+    "unfreeze_bn_stats",
 ]

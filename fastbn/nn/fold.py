@@ -9,6 +9,7 @@ from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
 from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Residual, Sequential
 from fastbn.nn.conv import Conv
+from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
@@ -22,7 +23,8 @@ NORMS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}  # by the axes of the c
 def fold(model: Module) -> Module:
     """A copy of ``model`` in eval mode, with every batch norm that follows a convolution or linear layer folded away.
 
-    Looks inside Sequential and Residual. A batch norm stays where it has no running statistics, where it or its
+    Looks inside Sequential and Residual, and puts convolutions and linear layers (with their quantised weights) in the
+    place of ``LayerBn``. A batch norm stays where it has no running statistics, where it or its
     neighbour occurs twice in the model, or where nothing before it can take it. ``model`` is left as it is.
     Raises ArgumentError where the statistics cannot be folded (a negative variance), naming the layer.
     """
@@ -30,11 +32,31 @@ def fold(model: Module) -> Module:
         raise DtypeError(f"fold: model must be a fastbn.nn.Module, got {type(model).__name__}")
     folded = copy.deepcopy(model).eval()
     folded.zero_grad()
+    folded = _without_pairs(folded)
     uses = Counter(id(child) for module in folded.modules() for child in module.children())
     for prefix, module in list(folded.named_modules()):
         if isinstance(module, (Sequential, Residual)) and type(module).forward in CHAINS:
             _fold_chain(module, prefix, uses)
     return folded
+
+
+def _without_pairs(model: Module) -> Module:
+    """``model`` with plain layers for every ``LayerBn``, the same one where that occurs twice."""
+    plain: dict[int, Module] = {}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LayerBn):
+            if not module.folded:
+                norm = module.bn
+                who = f"fold: batch norm {name}.bn" if name else "fold: batch norm bn"
+                check_running_stats(who, norm.running_mean, norm.running_var, norm.num_features)
+            try:
+                plain[id(module)] = module.plain()
+            except ArgumentError as error:
+                raise ArgumentError(f"fold: {name}: {error}") from error
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            module._modules[name] = plain.get(id(child), child)
+    return plain.get(id(model), model)
 
 
 def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int]) -> None:

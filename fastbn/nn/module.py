@@ -39,8 +39,8 @@ class Module:
         """Constructor options that rebuild this module, as JSON can hold them; children are kept apart."""
         return {}
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = self.forward(x)
+    def __call__(self, x: np.ndarray, **options: Any) -> np.ndarray:
+        y = self.forward(x, **options)
         for hook in tuple(self._forward_hooks.values()):
             hook(self, x, y)
         return y

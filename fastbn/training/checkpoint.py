@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from fastbn import nn
 from fastbn._files import replacing
 from fastbn.errors import DtypeError, FastbnError, ModelError
+from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
 
 FORMAT = "fastbn.v1"
@@ -28,7 +29,8 @@ LAYERS: dict[str, type[Module]] = {
 def save(model: Module, path: str | Path, *, input_shape: tuple[int, ...] | None = None) -> None:
     """Write a model made of ``fastbn.nn`` layers to a safetensors file; ``load`` rebuilds it.
 
-    input_shape: one sample's shape, kept for ``python -m export``.
+    input_shape: one sample's shape, kept for ``python -m export``. Functions are not saved: a ``weight_quantizer`` must
+    be set again. After ``nn.fold_`` the folded layers alone are saved.
     Raises ModelError for a layer of another kind, or where ``path`` cannot be written.
     """
     write(path, model, {}, {} if input_shape is None else {"input_shape": list(input_shape)})
@@ -112,6 +114,9 @@ def describe(module: Module, name: str = "model") -> dict[str, Any]:
     kind = type(module).__name__
     if LAYERS.get(kind) is not type(module):
         raise ModelError(f"save: {name} must be a layer of fastbn.nn, got {kind}; save its state_dict instead")
+    if isinstance(module, LayerBn) and module.folded:
+        module = nn.Sequential({**dict(module.named_children()), **({"relu": nn.ReLU()} if module.relu else {})})
+        kind = "Sequential"
     entry: dict[str, Any] = {"type": kind, "options": module.config()}
     children = {child_name: describe(child, f"{name}.{child_name}") for child_name, child in module.named_children()}
     if children:
@@ -148,13 +153,15 @@ def build(entry: dict[str, Any]) -> Module:
     kind = LAYERS.get(entry["type"])
     if kind is None:
         raise ModelError(f"load: type must be a layer of fastbn.nn, got {entry['type']!r}")
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["options"].items()}
-    children = {name: build(child) for name, child in entry.get("children", {}).items()}
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["options"].items()}
+    children: dict[str, Any] = {name: build(child) for name, child in entry.get("children", {}).items()}
     if issubclass(kind, nn.Residual):
         own = {name: children.pop(name) for name in nn.Residual.OWN if name in children}
         module: Module = nn.Residual(children, **own)
     elif issubclass(kind, nn.Sequential):
         module = nn.Sequential(children)
+    elif issubclass(kind, LayerBn):
+        module = kind.from_pair(children[kind.layer_name], children["bn"], **options)
     else:
         module = kind(**options)
     return module.double() if entry.get("dtype") == "float64" else module
