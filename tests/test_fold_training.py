@@ -369,6 +369,22 @@ def test_a_batch_norm_in_eval_mode_alone_counts_as_frozen(rng):
     assert module.backward(np.ones_like(module(x))) is not None
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_hooks_of_the_batch_norm_see_its_output(mode, rng):
+    module, x = made("2d", rng, mode=mode, weight_quantizer=np.zeros_like)
+    twin, seen = pair(module), []
+    module.bn.register_forward_hook(lambda bn, z, y: seen.append(y))
+    module(x)
+    np.testing.assert_array_equal(seen[0], twin(x))
+
+
+def test_statistics_that_are_not_finite_name_the_layer(rng):
+    module, x = made("2d", rng, weight_quantizer=rounded)
+    x[0, 0, 0, 0] = np.nan
+    with pytest.raises(ArgumentError, match=r"^ConvBn2d: fold_conv_bn_weights: .* must be positive, got nan"):
+        module(x)
+
+
 def test_eval_mode_keeps_nothing(rng):
     module, x = made("2d", rng, weight_quantizer=rounded)
     module.eval()(x)
@@ -497,6 +513,17 @@ def test_a_layer_alone_and_one_used_twice_are_folded(rng):
     block = nn.ConvBn2d(3, 3, 1)
     folded = fastbn.fold(nn.Sequential(block, nn.ReLU(), block))
     assert folded[0] is folded[2]
+
+
+class Doubled(nn.ConvBn2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_right(rng):
+    model = nn.Sequential(Doubled(2, 3, 1))
+    x = rng.normal(size=(2, 2, 3, 3)).astype(np.float32)
+    np.testing.assert_array_equal(fastbn.fold(model)(x), model.eval()(x))
 
 
 def test_a_batch_norm_that_cannot_be_folded_is_named():

@@ -44,7 +44,7 @@ def _without_pairs(model: Module) -> Module:
     """``model`` with plain layers for every ``LayerBn``, the same one where that occurs twice."""
     plain: dict[int, Module] = {}
     for name, module in list(model.named_modules()):
-        if isinstance(module, LayerBn):
+        if isinstance(module, LayerBn) and type(module).forward is LayerBn.forward:
             if not module.folded:
                 norm = module.bn
                 who = f"fold: batch norm {name}.bn" if name else "fold: batch norm bn"

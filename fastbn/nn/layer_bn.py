@@ -11,15 +11,7 @@ import numpy as np
 from fastbn.errors import ArgumentError, DtypeError, ShapeError, StateError
 from fastbn.functional import fold_training as algebra
 from fastbn.functional.activation import relu_backward
-from fastbn.functional.fold_training import (
-    Folded,
-    Norm,
-    Operation,
-    Quantizer,
-    SavedByChildren,
-    SavedConstant,
-    SavedQuantized,
-)
+from fastbn.functional.fold_training import Folded, Norm, Operation, Quantizer
 from fastbn.functional.norm import BatchNormSaved
 from fastbn.nn.activation import ReLU
 from fastbn.nn.batchnorm import BatchNorm
@@ -33,16 +25,19 @@ MODES = ("batch", "corrected")
 class LayerBn(Module):
     """A convolution or linear layer and the batch norm after it, which is folded into the weights while they train.
 
-    mode: with which statistics the weights are folded before they are quantised, in training.
-        "batch": those of the batch (Jacob et al. 2018, arXiv 1712.05877); the weights jump from batch to batch.
-        "corrected": the running ones, the output put right by sigma_R / sigma_B (Krishnamoorthi 2018, arXiv
-        1806.08342): steady weights, so that the range of a quantiser settles.
-    After ``freeze_bn_stats`` both fold with the running statistics, which no longer move, and train exactly the network
-    that runs at inference (also arXiv 2305.11624). Eval mode computes the same.
+    mode: with which statistics the weights are folded in training, before they are quantised.
+        "batch": those of the batch, as the batch norm itself has them; for quantisers that take their range anew at
+        every call, because the weights jump from batch to batch (Jacob et al. 2018, arXiv 1712.05877, section 3.2).
+        "corrected": the running ones, as at inference, and the output put right by sigma_R / sigma_B; for quantisers
+        whose range must settle (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2).
+    After ``freeze_bn_stats`` both fold with the running statistics, which no longer move: for the last epochs, and for
+    batches too small for statistics, because it trains exactly the network that runs at inference (as in arXiv
+    2305.11624). Eval mode computes the same.
 
-    weight_quantizer: called with the folded weight, returns what to use in its place, an array of its shape and dtype;
-    the gradient passes straight through it. May be set as an attribute, None for none, and is not saved in checkpoints.
-    Without one, both modes are the layer and the batch norm one after the other. relu: then max(y, 0).
+    weight_quantizer: called with the folded weight in every forward pass, returns what to use in its place, an array of
+    its shape and dtype; the gradient passes straight through it. May be set as an attribute, None for none, and is not
+    saved in checkpoints. Without one, both modes are the layer and the batch norm one after the other.
+    relu: then max(y, 0).
 
     The children keep their names: the state_dict is that of ``Sequential({"conv": conv, "bn": bn})``, with "linear" for
     "conv" in ``LinearBn1d``.
@@ -127,7 +122,10 @@ class LayerBn(Module):
 
     def _fold(self, norm: Norm) -> Folded:
         who, weight = type(self).__name__, self.layer.weight.data
-        return algebra.fold_quantized(who, self._operation(), weight, self._bias, norm, self.weight_quantizer)
+        try:
+            return algebra.fold_quantized(who, self._operation(), weight, self._bias, norm, self.weight_quantizer)
+        except ArgumentError as error:
+            raise ArgumentError(f"{who}: {error}") from error
 
     def _current(self) -> Folded:
         if self.folded:
@@ -167,7 +165,7 @@ class LayerBn(Module):
         """Eval mode, frozen statistics, and after ``fold_``."""
         used = self._current()
         y = self._operation().forward(x, used.weight, used.bias, self.relu, None)
-        self._keep(SavedConstant(x, used.weight, y if self.relu else None))
+        self._keep(algebra.SavedConstant(x, used.weight, y if self.relu else None))
         return y
 
     def _forward_plain(self, x: np.ndarray) -> np.ndarray:
@@ -176,13 +174,15 @@ class LayerBn(Module):
         y = self.bn(self.layer(x), relu=self.relu)
         saved = self._batch()
         self._statistics = (saved.mean, saved.var) if self.mode == "batch" else running
-        self._keep(SavedByChildren())
+        self._keep(algebra.SavedByChildren())
         return y
 
     def _forward_quantized(self, x: np.ndarray) -> np.ndarray:
         running = self._norm(self.bn.running_mean.copy(), self.bn.running_var.copy())
         operation = self._operation()
-        memory = self.bn(self.layer(x))  # for the statistics; its memory serves the output
+        memory: np.ndarray | None = self.bn(self.layer(x))  # for the statistics; the output may lie there
+        if self.bn._forward_hooks:
+            memory = None
         saved = self._batch()
         norm = running if self.mode == "corrected" else self._norm(saved.mean, saved.var)
         used = self._fold(norm)
@@ -193,19 +193,19 @@ class LayerBn(Module):
             y = operation.forward(x, used.weight, used.bias, self.relu, memory)
         assert used.error is not None
         self._statistics = norm.mean, norm.var
-        self._keep(SavedQuantized(x, used.error, norm, y if self.relu else None))
+        self._keep(algebra.SavedQuantized(x, used.error, norm, y if self.relu else None))
         return y
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
         """dx like x, or None unless it is needed."""
         saved = self._take()
-        if isinstance(saved, SavedByChildren):
+        if isinstance(saved, algebra.SavedByChildren):
             return self.layer.backward(self.bn.backward(dy), need_dx=need_dx)
         dy = dy if saved.y is None else relu_backward(dy, saved.y)
-        constant = isinstance(saved, SavedConstant)
+        constant = isinstance(saved, algebra.SavedConstant)
         return (self._backward_constant if constant else self._backward_quantized)(dy, saved, need_dx)
 
-    def _backward_constant(self, dy: np.ndarray, saved: SavedConstant, need_dx: bool) -> np.ndarray | None:
+    def _backward_constant(self, dy: np.ndarray, saved: algebra.SavedConstant, need_dx: bool) -> np.ndarray | None:
         weight, bias, operation = self.layer.weight, self.layer.bias, self._operation()
         if self.folded:
             dx, dweight, dbias = operation.backward(dy, saved.x, saved.used, need_dx)
@@ -220,7 +220,7 @@ class LayerBn(Module):
                 parameter.accumulate(gradient)
         return gradients.dx
 
-    def _backward_quantized(self, dy: np.ndarray, saved: SavedQuantized, need_dx: bool) -> np.ndarray | None:
+    def _backward_quantized(self, dy: np.ndarray, saved: algebra.SavedQuantized, need_dx: bool) -> np.ndarray | None:
         x, error, batch, operation = saved.x, saved.error, self._batch(), self._operation()
         dz = self.bn.backward(dy)
         if self.mode == "corrected":
