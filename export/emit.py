@@ -10,6 +10,8 @@ from export.constants import initializer
 from fastbn import nn
 from fastbn.errors import ModelError
 from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.conv import Conv
+from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
 
 
@@ -77,7 +79,7 @@ def _residual(emitter: Emitter, module: nn.Residual, path: str, x: ir.Value, ran
     return y, y_rank
 
 
-def _conv(emitter: Emitter, module: nn.Conv2d, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+def _conv(emitter: Emitter, module: Conv, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     weight, bias = _parameters(emitter, module, path, "weight", "bias")
     y = emitter.node(
         path,
@@ -121,6 +123,15 @@ def _batch_norm(emitter: Emitter, module: BatchNorm, path: str, x: ir.Value, ran
     ]
     momentum = onnx_momentum(module.momentum)
     return emitter.node(path, "BatchNormalization", inputs, epsilon=float(module.eps), momentum=momentum), rank
+
+
+def _layer_bn(emitter: Emitter, module: LayerBn, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
+    """The pair, to be folded with all others; folded from the start where only that is the same network."""
+    if module.folded or module.weight_quantizer is not None:
+        return emit(emitter, module.plain(), path, x, rank)
+    for name, child in module.named_children():
+        x, rank = emit(emitter, child, _join(path, name), x, rank)
+    return (emitter.node(_join(path, "relu"), "Relu", [x]) if module.relu else x), rank
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -180,7 +191,8 @@ def _identity(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: in
 WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
     nn.Residual: _residual,
     nn.Sequential: _chain,
-    nn.Conv2d: _conv,
+    LayerBn: _layer_bn,
+    Conv: _conv,
     nn.Linear: _linear,
     BatchNorm: _batch_norm,
     nn.MaxPool2d: _max_pool,

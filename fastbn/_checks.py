@@ -118,11 +118,18 @@ def check_int(who: str, name: str, value: Any, low: int) -> None:
         raise ArgumentError(f"{who}: {name} must be at least {low}, got {value}")
 
 
-def as_pair(who: str, name: str, value: Any, low: int) -> tuple[int, int]:
-    """An integer, or a pair of them, each at least ``low``, as a pair."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2:
-        raise ArgumentError(f"{who}: {name} must be an integer or a pair of them, got {value!r}")
-    for entry in pair:
+def as_tuple(who: str, name: str, value: Any, low: int, length: int) -> tuple[int, ...]:
+    """An integer, or ``length`` of them (1 to 3), each at least ``low``, as a tuple of that length."""
+    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,) * length
+    if len(entries) != length:
+        wanted = ("a tuple of one", "a pair of them", "a triple of them")[length - 1]
+        raise ArgumentError(f"{who}: {name} must be an integer or {wanted}, got {value!r}")
+    for entry in entries:
         check_int(who, name, entry, low)
-    return int(pair[0]), int(pair[1])
+    return tuple(int(entry) for entry in entries)
+
+
+def as_pair(who: str, name: str, value: Any, low: int) -> tuple[int, int]:
+    """``as_tuple`` of two."""
+    first, second = as_tuple(who, name, value, low, 2)
+    return first, second

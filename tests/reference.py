@@ -139,6 +139,54 @@ def conv2d_backward(dy, x, weight, stride=1, padding=0, dilation=1, groups=1):
     return dx, dweight, dy.sum(axis=(0, 2, 3))
 
 
+def _taps(kernel, stride, dilation, out):
+    """Every offset of an n-d kernel, and the slices of the (padded) input that the outputs meet under it."""
+    for offset in np.ndindex(*kernel):
+        starts = [i * d for i, d in zip(offset, dilation, strict=True)]
+        ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, out, stride, strict=True)]
+        yield offset, tuple(slice(a, e, s) for a, e, s in zip(starts, ends, stride, strict=True))
+
+
+def _several(value, axes):
+    """An int or a tuple as a tuple of ``axes`` ints."""
+    return tuple(int(entry) for entry in np.broadcast_to(value, axes))
+
+
+def conv(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, residual=None, relu=False):
+    """Cross-correlation over any number of axes, weight (C_out, C_in / groups, *kernel), + bias, + residual, relu."""
+    x, weight = _f64(x), _f64(weight)
+    axes, kernel, n = x.ndim - 2, weight.shape[2:], x.shape[0]
+    stride, padding, dilation = (_several(value, axes) for value in (stride, padding, dilation))
+    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)))
+    sizes = zip(padded.shape[2:], dilation, kernel, stride, strict=True)
+    out = [(size - d * (k - 1) - 1) // s + 1 for size, d, k, s in sizes]
+    y = np.zeros((n, groups, weight.shape[0] // groups, *out))
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    for offset, places in _taps(kernel, stride, dilation, out):
+        seen = padded[(..., *places)].reshape(n, groups, -1, *out)
+        y += np.einsum("ngc...,goc->ngo...", seen, by_group[(..., *offset)])
+    y = y.reshape(n, -1, *out)
+    y = y if bias is None else y + _per_channel(bias, x.ndim)
+    y = y if residual is None else y + _f64(residual)
+    return np.maximum(y, 0) if relu else y
+
+
+def conv_backward(dy, x, weight, stride=1, padding=0, dilation=1, groups=1):
+    """Gradients (dx, dweight, dbias) of ``conv`` without residual and relu."""
+    dy, x, weight = _f64(dy), _f64(x), _f64(weight)
+    axes, out, n = x.ndim - 2, dy.shape[2:], x.shape[0]
+    stride, padding, dilation = (_several(value, axes) for value in (stride, padding, dilation))
+    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)))
+    dpadded, dweight = np.zeros_like(padded), np.zeros((groups, weight.shape[0] // groups, *weight.shape[1:]))
+    by_group, grad = weight.reshape(dweight.shape), dy.reshape(n, groups, -1, *out)
+    for offset, places in _taps(weight.shape[2:], stride, dilation, out):
+        seen = padded[(..., *places)].reshape(n, groups, -1, *out)
+        dpadded[(..., *places)] += np.einsum("ngo...,goc->ngc...", grad, by_group[(..., *offset)]).reshape(n, -1, *out)
+        dweight[(..., *offset)] = np.einsum("ngop,ngcp->goc", *(a.reshape(*a.shape[:3], -1) for a in (grad, seen)))
+    inside = tuple(slice(p, p + size) for p, size in zip(padding, x.shape[2:], strict=True))
+    return dpadded[(..., *inside)].copy(), dweight.reshape(weight.shape), dy.sum(axis=(0, *range(2, axes + 2)))
+
+
 def conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """Transposed convolution with weight (C_in, C_out / groups, kh, kw): each input pixel stamps its kernel."""
     x, weight = _f64(x), _f64(weight)

@@ -73,6 +73,8 @@ MODELS = {
     "mixed": mixed,
     "folded": folded,
     "one layer": lambda: nn.Linear(2, 3),
+    "1 and 3 axes": lambda: nn.Sequential(nn.Conv1d(4, 2, 3, groups=2), nn.Conv3d(1, 2, (1, 2, 3), bias=False)),
+    "folded in training": lambda: nn.Sequential(nn.ConvBn1d(2, 4, 3, mode="corrected", relu=True), nn.LinearBn1d(2, 3)),
     "batch norm 3d": lambda: nn.BatchNorm3d(2),
     "no arrays": lambda: nn.Sequential(nn.ReLU(), nn.Flatten()),
     "empty": nn.Sequential,

@@ -95,6 +95,20 @@ def shared():
     )
 
 
+def folded_in_training(**options):
+    return nn.Sequential(
+        {
+            "conv": nn.ConvBn2d(2, 4, 3, stride=2, bias=True, relu=True, **options),
+            "flatten": nn.Flatten(),
+            "fc": nn.LinearBn1d(16, 3, **options),
+        }
+    )
+
+
+def in_eighths(weight):
+    return np.round(weight * 8) / 8
+
+
 def alone(layer):
     return nn.Sequential({"bn": layer})
 
@@ -166,6 +180,19 @@ NETWORKS = {
         (3,),
         {"2": "Gemm 0"},
     ),
+    "one axis": (
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 3, padding=1, groups=1, stride=2), nn.BatchNorm1d(4), nn.ReLU()),
+        (3, 9),
+        {"1": "Conv 0"},
+    ),
+    "three axes": (
+        lambda: nn.Sequential(nn.Conv3d(2, 4, (1, 2, 3), padding=(0, 1, 2), bias=False), nn.BatchNorm3d(4)),
+        (2, 3, 4, 5),
+        {"1": "Conv 0"},
+    ),
+    "folded in training": (folded_in_training, (2, 6, 5), {"conv.bn": "Conv conv.conv", "fc.bn": "Gemm fc.linear"}),
+    "folded in training, quantised": (lambda: folded_in_training(weight_quantizer=in_eighths), (2, 6, 5), {}),
+    "folded in training, for good": (lambda: nn.fold_(folded_in_training()), (2, 6, 5), {}),
     "one layer": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 5), {}),
     "no layer": (nn.Sequential, (2, 3), {}),
     "identity": (nn.Identity, (2,), {}),

@@ -85,6 +85,11 @@ NETWORKS = {
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=2, dilation=(1, 2)), nn.BatchNorm2d(4)),
         (2, 3, 9, 9),
     ),
+    "1 axis": (
+        lambda: nn.Sequential(nn.Conv1d(4, 6, 3, groups=2), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 3, 1)),
+        (2, 4, 7),
+    ),
+    "3 axes": (lambda: nn.Sequential(nn.Conv3d(2, 3, 2, bias=False), nn.BatchNorm3d(3)), (2, 2, 3, 4, 4)),
     "linear": (lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5)), (3, 4)),
     "two in a row": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5)), (3, 4)),
     "frozen": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, frozen=True)), (3, 4)),

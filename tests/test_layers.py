@@ -23,14 +23,14 @@ def weights(layer):
     return layer.weight.data, None if layer.bias is None else layer.bias.data
 
 
-def conv_case(**options):
-    layer = nn.Conv2d(4, 6, **options)
+def conv_case(kind=nn.Conv2d, shape=IMAGE, **options):
+    layer = kind(4, 6, **options)
     places = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
     return (
         layer,
-        IMAGE,
-        lambda x: reference.conv2d(x, *weights(layer), **places),
-        lambda dy, x: reference.conv2d_backward(dy, x, layer.weight.data, **places),
+        shape,
+        lambda x: reference.conv(x, *weights(layer), **places),
+        lambda dy, x: reference.conv_backward(dy, x, layer.weight.data, **places),
     )
 
 
@@ -70,6 +70,10 @@ CASES = {
     "conv strided": conv_case(kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), bias=False),
     "conv grouped": conv_case(kernel_size=3, padding="same", dilation=(2, 1), groups=2),
     "conv 1x1": conv_case(kernel_size=1, padding="valid"),
+    "conv 1d": conv_case(nn.Conv1d, (2, 4, 9), kernel_size=3, stride=2, padding=1),
+    "conv 1d, grouped": conv_case(nn.Conv1d, (2, 4, 9), kernel_size=(3,), padding="same", groups=2, bias=False),
+    "conv 3d": conv_case(nn.Conv3d, (2, 4, 5, 4, 6), kernel_size=3, padding=1),
+    "conv 3d, strided": conv_case(nn.Conv3d, (2, 4, 5, 4, 6), kernel_size=(3, 2, 1), stride=(2, 1, 3), bias=False),
     "linear": linear_case((5, 4)),
     "linear 3-d": linear_case((2, 5, 4), bias=False),
     "relu": plain_case(nn.ReLU(), reference.relu, reference.relu_backward),
@@ -282,6 +286,13 @@ BAD_ARGUMENTS = [
     (lambda: nn.Conv2d(1, 1, 1, dilation=0), ArgumentError, "Conv2d: dilation must be at least 1, got 0"),
     (lambda: nn.Conv2d(4, 6, 1, groups=0), ArgumentError, "Conv2d: groups must be at least 1, got 0"),
     (lambda: nn.Conv2d(4, 6, 1, groups=4), ArgumentError, "groups must divide in_channels 4 and out_channels 6, got 4"),
+    (
+        lambda: nn.Conv1d(1, 1, (1, 2)),
+        ArgumentError,
+        "Conv1d: kernel_size must be an integer or a tuple of one, got (1",
+    ),
+    (lambda: nn.Conv3d(1, 1, 1, stride=(1, 2)), ArgumentError, "Conv3d: stride must be an integer or a triple of them"),
+    (lambda: nn.Conv3d(1, 1, 1, padding="full"), ArgumentError, "integer, a triple, 'valid' or 'same', got 'full'"),
     (lambda: nn.Linear(0, 1), ArgumentError, "Linear: in_features must be at least 1, got 0"),
     (lambda: nn.Linear(1, "2"), DtypeError, "Linear: out_features must be an integer, got str"),
     (lambda: nn.Linear(True, 2), DtypeError, "Linear: in_features must be an integer, got bool"),
@@ -312,6 +323,8 @@ BAD_INPUTS = [
     (nn.Conv2d(3, 1, 5), ZEROS, ShapeError, "x must be at least as large as the dilated kernel"),
     (nn.Conv2d(3, 1, 1), ZEROS[0], ShapeError, "conv2d: x must have 4 axes (N, C, H, W), got shape (3, 4, 4)"),
     (nn.Conv2d(3, 1, 1), ZEROS.astype(np.float64), DtypeError, "weight must be float64 as x is, got float32"),
+    (nn.Conv1d(3, 1, 1), ZEROS, ShapeError, "conv1d: x must have 3 axes (N, C, L), got shape (2, 3, 4, 4)"),
+    (nn.Conv3d(3, 1, 1), ZEROS, ShapeError, "conv3d: x must have 5 axes (N, C, D, H, W), got shape (2, 3, 4, 4)"),
     (nn.Linear(5, 1), ZEROS, ShapeError, "linear: x must have shape (*, 5) to fit weight"),
     (nn.Linear(4, 1, matrix_only=True), ZEROS, ShapeError, "must have 2 axes (N, C) once a batch norm is folded in"),
     (nn.AdaptiveAvgPool2d(), ZEROS[0], ShapeError, "AdaptiveAvgPool2d: x must have 4 axes"),

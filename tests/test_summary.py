@@ -51,6 +51,17 @@ def test_multiply_adds_and_outputs_grow_with_the_batch():
     assert eight.parameter_bytes == one.parameter_bytes
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "mult_adds"),
+    [
+        (nn.Conv1d(4, 6, 3, groups=2), (2, 4, 9), 2 * 42 * 7),
+        (nn.Conv3d(1, 2, (1, 2, 3), bias=False), (3, 1, 4, 5, 6), 3 * 12 * 4 * 4 * 4),
+    ],
+)
+def test_convolutions_over_other_axes_are_counted_a_pixel(layer, shape, mult_adds):
+    assert fastbn.summary(layer, shape).mult_adds == mult_adds
+
+
 def test_frozen_parameters_are_not_trainable():
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     model[0].requires_grad_(False)

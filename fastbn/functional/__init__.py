@@ -2,6 +2,8 @@
 
 from fastbn.functional.activation import relu, relu6, relu6_backward, relu_backward, sigmoid, sigmoid_backward
 from fastbn.functional.conv import conv2d, conv2d_backward
+from fastbn.functional.conv1d import conv1d, conv1d_backward
+from fastbn.functional.conv3d import conv3d, conv3d_backward
 from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
 from fastbn.functional.linear import linear, linear_backward
 from fastbn.functional.loss import cross_entropy, cross_entropy_backward, cross_entropy_forward
@@ -21,8 +23,12 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
+    "conv1d",
+    "conv1d_backward",
     "conv2d",
     "conv2d_backward",
+    "conv3d",
+    "conv3d_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "cross_entropy_forward",

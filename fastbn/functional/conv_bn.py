@@ -16,7 +16,8 @@ from fastbn._checks import check_same_dtype, check_shape
 from fastbn._memory import empty
 from fastbn._views import channels_second, dense, dense_c, in_order_of, native
 from fastbn.functional import conv_planes, norm_kernels
-from fastbn.functional.conv import Pair, channel_sums, check_bias, engine_for, geometry
+from fastbn.functional.conv import Pair, channel_sums, engine_for
+from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm import BatchNormSaved, batch_norm_backward, batch_norm_summed
@@ -101,8 +102,9 @@ def conv_bn_forward(
     who = "conv_bn"
     normed = Prologue(x.affine, x.relu) if isinstance(x, Deferred) else None
     source = x.z if isinstance(x, Deferred) else dense(x)
-    window, shape = geometry(who, source, weight, stride, padding, dilation, groups)
-    check_bias(who, bias, source, weight)
+    sizes, shape = check_convolution(who, 2, source, weight, stride, padding, dilation, groups)
+    check_operands(who, source, weight, bias, residual, None, shape)
+    window, groups = Window(*sizes), int(groups)
     engine = engine_for(weight.shape, groups, source.itemsize)
     if engine is conv_planes and isinstance(x, Deferred):
         source, normed = x.array(), None

@@ -8,7 +8,8 @@ from fastbn._checks import as_pair, check_float, check_rank, check_same_dtype, c
 from fastbn._threads import launch
 from fastbn._views import as_flat, dense, element_strides, empty_like, in_order_of, native
 from fastbn.errors import ArgumentError, DtypeError, ShapeError
-from fastbn.functional.conv import IMAGE_AXES, Pair
+from fastbn.functional.conv import Pair
+from fastbn.functional.conv_arguments import IMAGE_AXES
 from fastbn.kernels import pooling as kernels
 
 

@@ -4,8 +4,10 @@ from fastbn.nn import init
 from fastbn.nn.activation import ReLU, ReLU6, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
-from fastbn.nn.conv import Conv2d
+from fastbn.nn.conv import Conv1d, Conv2d, Conv3d
+from fastbn.nn.conv_bn import ConvBn1d, ConvBn2d, ConvBn3d, LinearBn1d
 from fastbn.nn.dropout import Dropout
+from fastbn.nn.fold_training import fold_, freeze_bn_stats, unfold, unfreeze_bn_stats
 from fastbn.nn.fuse import ConvBnReLU2d
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
@@ -19,13 +21,19 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvBn1d",
+    "ConvBn2d",
+    "ConvBn3d",
     "ConvBnReLU2d",
     "CrossEntropyLoss",
     "Dropout",
     "Flatten",
     "Identity",
     "Linear",
+    "LinearBn1d",
     "MaxPool2d",
     "Module",
     "Parameter",
@@ -34,5 +42,9 @@ __all__ = [
     "Residual",
     "Sequential",
     "Sigmoid",
+    "fold_",
+    "freeze_bn_stats",
     "init",
+    "unfold",
+    "unfreeze_bn_stats",
 ]

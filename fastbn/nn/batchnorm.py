@@ -87,8 +87,11 @@ class BatchNorm(Module):
         """What the last training-mode forward kept: batch mean, variance and count among it."""
         return self._saved
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """x with every channel normalised; running statistics move in training mode unless frozen."""
+    def forward(self, x: np.ndarray, *, relu: bool = False) -> np.ndarray:
+        """x with every channel normalised, then max(y, 0) if ``relu``.
+
+        Running statistics move in training mode unless frozen.
+        """
         who = type(self).__name__
         check_float(who, "x", x)
         check_rank(who, "x", x, self.ranks, self.axes)
@@ -103,6 +106,7 @@ class BatchNorm(Module):
             running_var=var,
             momentum=momentum,
             eps=self.eps,
+            relu=relu,
             training=training,
         )
         if training and mean is not None and x.size:

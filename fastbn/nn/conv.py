@@ -1,37 +1,48 @@
-"""The convolution layer."""
+"""The convolution layers."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fastbn._checks import as_pair, check_int
+from fastbn._checks import as_tuple, check_int
 from fastbn.errors import ArgumentError
-from fastbn.functional.conv import Pair, conv2d, conv2d_backward, resolve_padding
+from fastbn.functional.conv import conv2d, conv2d_backward
+from fastbn.functional.conv1d import conv1d, conv1d_backward
+from fastbn.functional.conv3d import conv3d, conv3d_backward
+from fastbn.functional.conv_arguments import resolve_padding
 from fastbn.nn import init
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 
+Size = int | tuple[int, ...]
 
-class Conv2d(Module):
-    """2-d convolution of x (N, in_channels, H, W); weight (out, in / groups, kh, kw), PyTorch's initial values.
 
-    kernel_size, stride, padding, dilation: an integer or (h, w); padding also "valid" or "same".
+class Conv(Module):
+    """Convolution of x (N, in_channels, *spatial) over ``axes`` axes; weight (out, in / groups, *kernel_size).
+
+    kernel_size, stride, padding, dilation: an integer or one an axis; padding also "valid" or "same". Initial values
+    are PyTorch's.
     """
+
+    axes: int
+    convolve: Callable[..., np.ndarray]
+    convolve_backward: Callable[..., tuple[np.ndarray | None, np.ndarray, np.ndarray | None]]
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair | str = 0,
-        dilation: Pair = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        who = "Conv2d"
+        who = type(self).__name__
         check_int(who, "in_channels", in_channels, 1)
         check_int(who, "out_channels", out_channels, 1)
         check_int(who, "groups", groups, 1)
@@ -41,9 +52,9 @@ class Conv2d(Module):
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = as_pair(who, "kernel_size", kernel_size, 1)
-        self.stride = as_pair(who, "stride", stride, 1)
-        self.dilation = as_pair(who, "dilation", dilation, 1)
+        self.kernel_size = as_tuple(who, "kernel_size", kernel_size, 1, self.axes)
+        self.stride = as_tuple(who, "stride", stride, 1, self.axes)
+        self.dilation = as_tuple(who, "dilation", dilation, 1, self.axes)
         self.padding = resolve_padding(who, padding, self.kernel_size, self.stride, self.dilation)
         self.groups = groups
         self.weight = Parameter(np.empty((out_channels, in_channels // groups, *self.kernel_size), np.float32))
@@ -68,18 +79,42 @@ class Conv2d(Module):
         }
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """(N, in_channels, H, W) to (N, out_channels, OH, OW)."""
+        """(N, in_channels, *spatial) to (N, out_channels, *spatial)."""
         self._keep(x)
         bias = None if self.bias is None else self.bias.data
-        return conv2d(x, self.weight.data, bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.convolve(x, self.weight.data, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
         """dx like x, or None unless it is needed."""
         options = self.stride, self.padding, self.dilation, self.groups
-        dx, dweight, dbias = conv2d_backward(
+        dx, dweight, dbias = self.convolve_backward(
             dy, self._take(), self.weight.data, *options, need_dx=need_dx, need_dbias=self.bias is not None
         )
         self.weight.accumulate(dweight)
         if dbias is not None:
             self.bias.accumulate(dbias)
         return dx
+
+
+class Conv1d(Conv):
+    """``Conv`` of x (N, in_channels, L)."""
+
+    axes = 1
+    convolve = staticmethod(conv1d)
+    convolve_backward = staticmethod(conv1d_backward)
+
+
+class Conv2d(Conv):
+    """``Conv`` of x (N, in_channels, H, W)."""
+
+    axes = 2
+    convolve = staticmethod(conv2d)
+    convolve_backward = staticmethod(conv2d_backward)
+
+
+class Conv3d(Conv):
+    """``Conv`` of x (N, in_channels, D, H, W)."""
+
+    axes = 3
+    convolve = staticmethod(conv3d)
+    convolve_backward = staticmethod(conv3d_backward)

@@ -6,9 +6,10 @@ from collections import Counter
 from fastbn._checks import check_running_stats
 from fastbn.errors import ArgumentError, DtypeError
 from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
-from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d
+from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Residual, Sequential
-from fastbn.nn.conv import Conv2d
+from fastbn.nn.conv import Conv
+from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
@@ -16,11 +17,14 @@ from fastbn.nn.parameter import Parameter
 # A subclass with a forward of its own may do anything between its children.
 CHAINS = (Sequential.forward, Residual.forward)
 
+NORMS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}  # by the axes of the convolution that they follow
+
 
 def fold(model: Module) -> Module:
     """A copy of ``model`` in eval mode, with every batch norm that follows a convolution or linear layer folded away.
 
-    Looks inside Sequential and Residual. A batch norm stays where it has no running statistics, where it or its
+    Looks inside Sequential and Residual, and puts convolutions and linear layers (with their quantised weights) in the
+    place of ``LayerBn``. A batch norm stays where it has no running statistics, where it or its
     neighbour occurs twice in the model, or where nothing before it can take it. ``model`` is left as it is.
     Raises ArgumentError where the statistics cannot be folded (a negative variance), naming the layer.
     """
@@ -28,11 +32,31 @@ def fold(model: Module) -> Module:
         raise DtypeError(f"fold: model must be a fastbn.nn.Module, got {type(model).__name__}")
     folded = copy.deepcopy(model).eval()
     folded.zero_grad()
+    folded = _without_pairs(folded)
     uses = Counter(id(child) for module in folded.modules() for child in module.children())
     for prefix, module in list(folded.named_modules()):
         if isinstance(module, (Sequential, Residual)) and type(module).forward in CHAINS:
             _fold_chain(module, prefix, uses)
     return folded
+
+
+def _without_pairs(model: Module) -> Module:
+    """``model`` with plain layers for every ``LayerBn``, the same one where that occurs twice."""
+    plain: dict[int, Module] = {}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LayerBn) and type(module).forward is LayerBn.forward:
+            if not module.folded:
+                norm = module.bn
+                who = f"fold: batch norm {name}.bn" if name else "fold: batch norm bn"
+                check_running_stats(who, norm.running_mean, norm.running_var, norm.num_features)
+            try:
+                plain[id(module)] = module.plain()
+            except ArgumentError as error:
+                raise ArgumentError(f"fold: {name}: {error}") from error
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            module._modules[name] = plain.get(id(child), child)
+    return plain.get(id(model), model)
 
 
 def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int]) -> None:
@@ -54,8 +78,8 @@ def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int
 def _fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
     if not norm.track_running_stats or uses[id(layer)] != 1 or uses[id(norm)] != 1:
         return False
-    if isinstance(layer, Conv2d):
-        return isinstance(norm, BatchNorm2d) and layer.out_channels == norm.num_features
+    if isinstance(layer, Conv):
+        return isinstance(norm, NORMS[layer.axes]) and layer.out_channels == norm.num_features
     return isinstance(layer, Linear) and isinstance(norm, BatchNorm1d) and layer.out_features == norm.num_features
 
 
@@ -69,7 +93,7 @@ def _absorb(layer: Module, norm: BatchNorm) -> None:
         None if norm.bias is None else norm.bias.data,
     )
     bias = None if layer.bias is None else layer.bias.data
-    if isinstance(layer, Conv2d):
+    if isinstance(layer, Conv):
         weight, shift = fold_conv_bn_weights(layer.weight.data, bias, *statistics, groups=layer.groups)
     else:
         weight, shift = fold_linear_bn_weights(layer.weight.data, bias, *statistics)

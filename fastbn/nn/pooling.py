@@ -6,7 +6,8 @@ import numpy as np
 
 from fastbn._checks import check_float, check_rank
 from fastbn.errors import ArgumentError
-from fastbn.functional.conv import IMAGE_AXES, Pair
+from fastbn.functional.conv import Pair
+from fastbn.functional.conv_arguments import IMAGE_AXES
 from fastbn.functional.pooling import avg_pool2d, avg_pool2d_backward, max_pool2d_backward, max_pool2d_forward
 from fastbn.nn.module import Module
 

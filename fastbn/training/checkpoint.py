@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from fastbn import nn
 from fastbn._files import replacing
 from fastbn.errors import DtypeError, FastbnError, ModelError
+from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
 
 FORMAT = "fastbn.v1"
@@ -28,7 +29,8 @@ LAYERS: dict[str, type[Module]] = {
 def save(model: Module, path: str | Path, *, input_shape: tuple[int, ...] | None = None) -> None:
     """Write a model made of ``fastbn.nn`` layers to a safetensors file; ``load`` rebuilds it.
 
-    input_shape: one sample's shape, kept for ``python -m export``.
+    input_shape: one sample's shape, kept for ``python -m export``. Functions are not saved: a ``weight_quantizer`` must
+    be set again. After ``nn.fold_`` the folded layers alone are saved.
     Raises ModelError for a layer of another kind, or where ``path`` cannot be written.
     """
     write(path, model, {}, {} if input_shape is None else {"input_shape": list(input_shape)})
@@ -112,6 +114,9 @@ def describe(module: Module, name: str = "model") -> dict[str, Any]:
     kind = type(module).__name__
     if LAYERS.get(kind) is not type(module):
         raise ModelError(f"save: {name} must be a layer of fastbn.nn, got {kind}; save its state_dict instead")
+    if isinstance(module, LayerBn) and module.folded:
+        module = nn.Sequential({**dict(module.named_children()), **({"relu": nn.ReLU()} if module.relu else {})})
+        kind = "Sequential"
     entry: dict[str, Any] = {"type": kind, "options": module.config()}
     children = {child_name: describe(child, f"{name}.{child_name}") for child_name, child in module.named_children()}
     if children:
@@ -127,9 +132,10 @@ def _check_sizes(entry: dict[str, Any], path: str, tensors: dict[str, np.ndarray
     wanted: dict[str, tuple[int, ...]] = {}
     if entry["type"] == "Linear":
         wanted["weight"] = (options["out_features"], options["in_features"])
-    elif entry["type"] == "Conv2d":
+    elif entry["type"] in ("Conv1d", "Conv2d", "Conv3d"):
         channels = options["in_channels"] // options.get("groups", 1)
-        wanted["weight"] = (options["out_channels"], channels, *np.broadcast_to(options["kernel_size"], 2).tolist())
+        kernel = np.broadcast_to(options["kernel_size"], int(entry["type"][4])).tolist()
+        wanted["weight"] = (options["out_channels"], channels, *kernel)
     elif entry["type"].startswith("BatchNorm"):
         names = {"weight": "affine", "running_mean": "track_running_stats"}
         wanted = {name: (options["num_features"],) for name, option in names.items() if options.get(option, True)}

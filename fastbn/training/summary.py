@@ -7,7 +7,8 @@ import numpy as np
 
 from fastbn._checks import check_int
 from fastbn.errors import ShapeError
-from fastbn.nn.conv import Conv2d
+from fastbn.nn.conv import Conv
+from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
 
 BRANCH = ("", "├─", "└─")  # before the model itself, its children, and all below
@@ -87,11 +88,13 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
 
     def record(module: Module, x: np.ndarray, y: np.ndarray) -> None:
         nonlocal mult_adds, outputs
-        shapes[id(module)] = y.shape
-        own = _own_parameters(module)
-        if own:
-            mult_adds += own * y.shape[0] * (int(np.prod(y.shape[2:])) if isinstance(module, Conv2d) else 1)
-            outputs += y.size
+        # A LayerBn does its children's work itself.
+        for layer in (module, *module.children()) if isinstance(module, LayerBn) else (module,):
+            shapes[id(layer)] = y.shape
+            own = _own_parameters(layer)
+            if own:
+                mult_adds += own * y.shape[0] * (int(np.prod(y.shape[2:])) if isinstance(layer, Conv) else 1)
+                outputs += y.size
 
     removers = [module.register_forward_hook(record) for module in probe.modules()]
     probe(np.zeros(input_shape, probe.dtype))
