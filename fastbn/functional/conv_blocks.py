@@ -191,9 +191,9 @@ def backward_weight(
         work=dy.size * weight[0].size // 16,
     )
     dweight = empty(weight.shape, x.dtype)
-    launch(
-        conv_panels.add_panels, panels, splits, taps, groups, channels_out, channels, as_flat(dweight), work=panels.size
-    )
+    spare = np.empty((max_threads(), 2 * lanes * lanes), x.dtype)
+    share = splits, taps, groups, channels_out, channels
+    launch(conv_panels.add_panels, panels, *share, as_flat(dweight), spare, work=panels.size)
     return dweight
 
 
@@ -280,9 +280,13 @@ def rows_at_once(images: int, rows: int, vectors: int) -> int:
 def _panels(
     weight: np.ndarray, strides: tuple[int, int, int], taps: np.ndarray, groups: int, outputs: int, channels: int
 ) -> np.ndarray:
-    """A C-contiguous ``weight`` as ``conv_panels.pack_panels`` lays it out."""
+    """A C-contiguous ``weight`` as ``kernels.conv_panels`` lays it out, its ``taps`` only."""
     lanes, columns = conv_panels.block_lanes(weight.itemsize), conv_panels.panel_columns(weight.itemsize)
     size = groups * -(-outputs // columns) * columns * taps.size * -(-channels // lanes) * lanes
     panels = empty((size,), weight.dtype)
-    launch(conv_panels.pack_panels, as_flat(weight), strides, taps, groups, outputs, channels, panels, work=size)
+    places = np.full(weight[0, 0].size, -1)
+    places[taps] = np.arange(taps.size)
+    spare = np.empty((max_threads(), lanes * lanes), weight.dtype)
+    share = strides, places, taps.size, groups, outputs, channels
+    launch(conv_panels.pack_panels, as_flat(weight), *share, panels, spare, work=size)
     return panels

@@ -281,3 +281,31 @@ def add_dot_products(typingctx, a, a_start, a_rows, b, b_start, b_rows, steps, s
     a_tuple = types.UniTuple(types.int64, DOT_ROWS)
     b_tuple = types.UniTuple(types.int64, DOT_COLUMNS)
     return types.void(a, types.int64, a_tuple, b, types.int64, b_tuple, types.int64, sums), codegen
+
+
+@intrinsic
+def transpose(typingctx, source, start, stride, target, at):
+    """target[at + j * lanes + i] = source[start + i * stride + j], for i and j below the lanes of a vector.
+
+    By perfect shuffles: log2(lanes) times, the first half of the rows is interleaved with the second.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        source_type, _, _, target_type, _ = signature.args
+        source_array, first, step, target_array, place = arguments
+        vectors = _Vectors(context, builder, source_type.dtype)
+        lanes = vectors.lanes
+        origin = builder.gep(_data(context, builder, source_type, source_array), [first])
+        goal = builder.gep(_data(context, builder, target_type, target_array), [place])
+        rows = [vectors.load(origin, builder.mul(step, _index(i))) for i in range(lanes)]
+        halves = [[i // 2 + half * lanes // 2 + i % 2 * lanes for i in range(lanes)] for half in range(2)]
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), half) for half in halves]
+        for _ in range(lanes.bit_length() - 1):
+            pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
+            rows = [builder.shuffle_vector(upper, lower, mask) for upper, lower in pairs for mask in masks]
+        for j, row in enumerate(rows):
+            vectors.store(row, goal, _index(j * lanes))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(source, integer, integer, target, integer), codegen

@@ -1,10 +1,14 @@
-"""Weights as panels: (groups, panels of the register tile's columns, taps, blocks, lanes, columns), and back."""
+"""Weights as panels: (groups, panels of the register tile's columns, taps, blocks, lanes, columns), and back.
 
-from numba import int64, prange
+A run is a stretch of memory that holds, for one output, taps of a channel or of several; as many outputs as a vector
+has lanes are transposed at once.
+"""
+
+from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from fastbn.kernels._vector import lanes_of
+from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, transpose
+from fastbn.kernels._vector import lanes_of, load, store
 
 
 def block_lanes(itemsize: int) -> int:
@@ -23,65 +27,115 @@ def tile_elements(itemsize: int) -> int:
 
 
 @body
-def _pack_task(task, weights, strides, taps, outputs, channels, depth, panels):
+def _pack_task(task, weights, strides, places, taps, outputs, channels, panels, spare):
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
-    size = taps.size * depth * lanes * breadth
-    panel_count = -(-outputs // breadth)
-    group, panel = divmod(task, panel_count)
-    for index in range(task * size, (task + 1) * size):
-        panels[index] = 0
-    for o in range(panel * breadth, min(outputs, (panel + 1) * breadth)):
-        source = group * strides[0] + o * strides[1]
-        at = task * size + o - panel * breadth
-        for c in range(channels):
-            for t in range(taps.size):
-                panels[at + (t * depth * lanes + c) * breadth] = weights[source + c * strides[2] + taps[t]]
+    block = -(-channels // lanes) * lanes  # rows of a tap
+    size = taps * block * breadth
+    group, panel = divmod(task, -(-outputs // breadth))
+    kernel = places.size
+    whole_channels = strides[2] == kernel
+    runs, length = (1, channels * kernel) if whole_channels else (channels, kernel)
+    if taps * channels < taps * block or (panel + 1) * breadth > outputs:
+        for index in range(task * size, (task + 1) * size):
+            panels[index] = 0
+    for v in range(TILE_VECTORS):
+        o = panel * breadth + v * lanes
+        count = min(lanes, outputs - o)
+        at = task * size + v * lanes
+        for run in range(runs):
+            source = group * strides[0] + o * strides[1] + run * strides[2]
+            c, t = run, 0
+            for first in range(0, length, lanes):
+                steps = min(lanes, length - first)
+                start = source + first
+                inside = start + (lanes - 1) * strides[1] + lanes <= weights.size
+                if count == lanes and (strides[1] == 1 or inside):
+                    if strides[1] > 1:
+                        transpose(weights, start, strides[1], spare, 0)
+                    for step in range(steps):
+                        if places[t] >= 0:
+                            row = load(weights, start + step) if strides[1] == 1 else load(spare, step * lanes)
+                            store(panels, at + (places[t] * block + c) * breadth, row)
+                        t += 1
+                        if t == kernel:
+                            c, t = c + 1, 0
+                else:
+                    for step in range(steps):
+                        if places[t] >= 0:
+                            for i in range(count):
+                                value = weights[start + i * strides[1] + step]
+                                panels[at + (places[t] * block + c) * breadth + i] = value
+                        t += 1
+                        if t == kernel:
+                            c, t = c + 1, 0
 
 
 @driver
-def pack_panels(weights, strides, taps, groups, outputs, channels, panels, parallel):
+def pack_panels(weights, strides, places, taps, groups, outputs, channels, panels, workspace, parallel):
     """panels (groups, panels, taps, blocks, lanes, columns) = weights, zero past the last output and channel.
 
-    weights: flat; strides: of its groups, outputs and channels, taps: the places of its taps, all in elements.
+    weights: flat; strides: of its groups, outputs and channels, in elements; a channel's taps lie side by side.
+    places: the panels' tap that each of them becomes, or -1. workspace: (threads, lanes * lanes).
     """
     lanes = lanes_of(weights)
-    tasks, depth = groups * -(-outputs // (TILE_VECTORS * lanes)), -(-channels // lanes)
+    tasks = groups * -(-outputs // (TILE_VECTORS * lanes))
     if parallel:
         for task in prange(tasks):
-            _pack_task(int64(task), weights, strides, taps, outputs, channels, depth, panels)
+            spare = workspace[get_thread_id()]
+            _pack_task(int64(task), weights, strides, places, taps, outputs, channels, panels, spare)
     else:
         for task in range(tasks):
-            _pack_task(task, weights, strides, taps, outputs, channels, depth, panels)
+            _pack_task(task, weights, strides, places, taps, outputs, channels, panels, workspace[0])
 
 
 @body
-def _add_task(task, panels, splits, taps, outputs, channels, weights):
+def _add_task(task, panels, splits, taps, outputs, channels, weights, spare):
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
-    depth = -(-channels // lanes)
-    size = taps * depth * lanes * breadth
-    panel_count = -(-outputs // breadth)
-    group, panel = divmod(task, panel_count)
+    block = -(-channels // lanes) * lanes
+    size = taps * block * breadth
+    group, panel = divmod(task, -(-outputs // breadth))
     step = panels.size // splits
-    for split in range(1, splits):
-        for index in range(task * size, (task + 1) * size):
-            panels[index] += panels[split * step + index]
-    for o in range(panel * breadth, min(outputs, (panel + 1) * breadth)):
-        at = task * size + o - panel * breadth
-        target = (group * outputs + o) * channels * taps
-        for c in range(channels):
-            for t in range(taps):
-                weights[target + c * taps + t] = panels[at + (t * depth * lanes + c) * breadth]
+    length = channels * taps
+    for v in range(TILE_VECTORS):
+        o = panel * breadth + v * lanes
+        count = min(lanes, outputs - o)
+        at = task * size + v * lanes
+        target = (group * outputs + o) * length
+        c, t = 0, 0
+        for first in range(0, length, lanes):
+            steps = min(lanes, length - first)
+            for k in range(steps):
+                place = at + (t * block + c) * breadth
+                row = load(panels, place)
+                for split in range(1, splits):
+                    row = row + load(panels, place + split * step)
+                store(spare, k * lanes, row)
+                t += 1
+                if t == taps:
+                    c, t = c + 1, 0
+            transpose(spare, 0, lanes, spare, lanes * lanes)
+            for i in range(count):
+                place, turned = target + i * length + first, (lanes + i) * lanes
+                if steps == lanes:
+                    store(weights, place, load(spare, turned))
+                else:
+                    for k in range(steps):
+                        weights[place + k] = spare[turned + k]
 
 
 @driver
-def add_panels(panels, splits, taps, groups, outputs, channels, weights, parallel):
-    """weights (groups, outputs, channels, taps) = the sum of ``splits`` panels of them, in order; panels are lost."""
+def add_panels(panels, splits, taps, groups, outputs, channels, weights, workspace, parallel):
+    """weights (groups, outputs, channels, taps) = the sum of ``splits`` panels of them, in order.
+
+    workspace: (threads, 2 * lanes * lanes).
+    """
     tasks = groups * -(-outputs // (TILE_VECTORS * lanes_of(weights)))
     if parallel:
         for task in prange(tasks):
-            _add_task(int64(task), panels, splits, taps, outputs, channels, weights)
+            spare = workspace[get_thread_id()]
+            _add_task(int64(task), panels, splits, taps, outputs, channels, weights, spare)
     else:
         for task in range(tasks):
-            _add_task(task, panels, splits, taps, outputs, channels, weights)
+            _add_task(task, panels, splits, taps, outputs, channels, weights, workspace[0])
