@@ -20,7 +20,6 @@ from fastbn.kernels.conv_blocks_weights import correlate_weights_blocks
 
 BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
 TASKS = 16  # wanted at least
-PARTIALS = 1 << 25  # bytes of partial gradients of the weights, at most, unless one is larger
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -54,15 +53,17 @@ def forward(
     if moments:  # the output stays in cache until it is summed
         vectors = max(vectors, blocks_of(channels_out, x.itemsize) * y.shape[3])
     rows = rows_at_once(x.shape[0] * groups, y.shape[2], vectors)
+    images = _images_at_once(x.shape[0], rows < y.shape[2], depth * whole.channel_size, groups, weight)
     sums = None
     if moments:
-        sums = sums_for(y, rows)
+        sums = sums_for(y, images, rows)
         sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
     geometry = forward_planes(1, (rows, y.shape[3]), window)
     _correlate(
         x,
         prologue,
         geometry,
+        images,
         rows,
         geometry.offsets[0],
         _panels(weight, by_channel, np.arange(taps), groups, channels_out, channels),
@@ -110,9 +111,10 @@ def backward_data(
         if summed:
             vectors = max(vectors, blocks_of(channels, x.itemsize) * phase.width)
         rows = rows_at_once(x.shape[0] * groups, phase.height, vectors)
+        images = _images_at_once(x.shape[0], rows < phase.height, depth * whole.channel_size, groups, weight)
         if summed:
             assert normed is not None
-            sums = sums_for(dx, rows)._replace(source=x, affine=normed.affine, relu=normed.relu)
+            sums = sums_for(dx, images, rows)._replace(source=x, affine=normed.affine, relu=normed.relu)
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
         plane_rows = rows + int(offsets.max()) // whole.width
         local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
@@ -120,6 +122,7 @@ def backward_data(
             dy,
             prologue,
             local,
+            images,
             rows,
             offsets,
             _panels(weight, by_channel, taps, groups, channels, channels_out),
@@ -156,11 +159,13 @@ def backward_weight(
     whole = forward_planes(1, dy.shape[2:], window)
     rows = rows_at_once(x.shape[0] * groups, dy.shape[2], depth * planes_of(whole) * whole.width)
     geometry = forward_planes(1, (rows, dy.shape[3]), window)
+    images = _images_at_once(x.shape[0], rows < dy.shape[2], depth * whole.channel_size, groups, weight)
     block = block_elements(geometry, lanes)
     shape = groups, panel_count, taps, depth, lanes, columns
     size = itemsize * int(np.prod(shape))
-    runs = x.shape[0] * -(-dy.shape[2] // rows)
-    runs_at_once = -(-runs // max(1, min(runs, TASKS, PARTIALS // size)))
+    runs = -(-x.shape[0] // images) * -(-dy.shape[2] // rows)
+    # Few and small gradients are summed apart; where they are large, tasks share out their panels instead.
+    runs_at_once = -(-runs // max(1, min(runs, TASKS, -(-TASKS * BLOCKS // size))))
     splits = -(-runs // runs_at_once)
     at_once = -(-panel_count // min(panel_count, -(-TASKS // (splits * groups))))
     panels = empty((splits * int(np.prod(shape)),), x.dtype)
@@ -178,6 +183,7 @@ def backward_weight(
         geometry.starts_h,
         geometry.starts_w,
         *geometry.stride,
+        images,
         rows,
         geometry.height,
         geometry.width,
@@ -187,7 +193,7 @@ def backward_weight(
         runs_at_once,
         at_once,
         panels,
-        empty((max_threads(), depth * block + at_once * columns * rows * geometry.width), x.dtype),
+        empty((max_threads(), images * (depth * block + at_once * columns * rows * geometry.width)), x.dtype),
         work=dy.size * weight[0].size // 16,
     )
     dweight = empty(weight.shape, x.dtype)
@@ -201,6 +207,7 @@ def _correlate(
     x: np.ndarray,
     prologue: Prologue,
     geometry: Planes,
+    images: int,
     rows: int,
     offsets: np.ndarray,
     panels: np.ndarray,
@@ -217,10 +224,13 @@ def _correlate(
     """Launch ``correlate_blocks``; geometry: the planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
     lanes, columns = conv_panels.block_lanes(x.itemsize), conv_panels.panel_columns(x.itemsize)
     depth = blocks_of(x.shape[1] // groups, x.itemsize)
-    block = block_elements(geometry, lanes)
+    block = geometry.channel_size * lanes
     panel_count = -(-(out_shape[1] // groups) // columns)
-    tasks = x.shape[0] * groups * -(-out_shape[2] // rows)
-    at_once = panel_count if sums is not None else -(-panel_count // min(panel_count, -(-TASKS // tasks)))
+    tasks = -(-x.shape[0] // images) * groups * -(-out_shape[2] // rows)
+    at_once = -(-panel_count // min(panel_count, -(-TASKS // tasks)))
+    if out_shape[3] <= TILE_ROWS // 2:  # two panels side by side
+        at_once += at_once % 2
+    slack = (geometry.width + TILE_ROWS) * lanes  # that tiles may read past the last plane, for rows that are dropped
     launch(
         correlate_blocks,
         as_flat(x),
@@ -230,6 +240,7 @@ def _correlate(
         geometry.starts_h,
         geometry.starts_w,
         *geometry.stride,
+        images,
         rows,
         geometry.height,
         geometry.width,
@@ -246,7 +257,7 @@ def _correlate(
         out_strides,
         groups,
         *(NOTHING if sums is None else sums.operands()),
-        empty((max_threads(), conv_panels.tile_elements(x.itemsize) + depth * block), x.dtype),
+        empty((max_threads(), conv_panels.tile_elements(x.itemsize) + images * depth * block + slack), x.dtype),
         work=out_shape[0] * out_shape[2] * out_shape[3] * panels.size // (16 * groups),
     )
 
@@ -262,8 +273,8 @@ def planes_of(geometry: Planes) -> int:
 
 
 def block_elements(geometry: Planes, lanes: int) -> int:
-    """Elements of a block's planes, and of the pixels past them that tiles and taps may read."""
-    return (geometry.channel_size + geometry.width + TILE_ROWS) * lanes
+    """Elements of a block's planes, and of the pixels past them that taps may read."""
+    return (geometry.channel_size + geometry.width) * lanes
 
 
 def rows_at_once(images: int, rows: int, vectors: int) -> int:
@@ -275,6 +286,18 @@ def rows_at_once(images: int, rows: int, vectors: int) -> int:
     wanted = -(-rows // -(-TASKS // images)) if images < TASKS else rows
     pieces = -(-rows // max(1, min(fit, wanted, rows)))
     return -(-rows // pieces)
+
+
+def _images_at_once(count: int, in_rows: bool, vectors: int, groups: int, weight: np.ndarray) -> int:
+    """Images of a task. Several, where weights are too large for each image to read them all, and images small.
+
+    in_rows: whether a task has not even one image. vectors: of the blocks that one image needs.
+    """
+    if in_rows or weight.nbytes <= BLOCKS:
+        return 1
+    pairs = -(-weight.shape[0] // (2 * groups * conv_panels.panel_columns(weight.itemsize)))
+    pieces = max(-(-count * vectors * VECTOR_BYTES // BLOCKS), -(-TASKS // (groups * pairs)))
+    return -(-count // min(count, pieces))
 
 
 def _panels(

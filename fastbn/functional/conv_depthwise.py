@@ -39,7 +39,7 @@ def forward(
     geometry = forward_planes(1, (rows, y.shape[3]), window)
     sums = None
     if moments:
-        sums = sums_for(y, rows)
+        sums = sums_for(y, 1, rows)
         sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
     taps = np.arange(weight[0].size)
     place = 0, y.shape, element_strides(y)
@@ -69,7 +69,7 @@ def backward_data(
     for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
         rows = rows_at_once(x.shape[0], phase.height, blocks_of(groups, x.itemsize) * whole.width)
         if normed is not None and len(whole.phases) == 1 and not whole.sparse:
-            sums = sums_for(dx, rows)._replace(source=x, affine=normed.affine, relu=normed.relu)
+            sums = sums_for(dx, 1, rows)._replace(source=x, affine=normed.affine, relu=normed.relu)
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
         plane_rows = rows + int(offsets.max()) // whole.width
         local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)

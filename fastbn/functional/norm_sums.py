@@ -31,11 +31,11 @@ class Sums(NamedTuple):
         return self.shifts, source, True if self.relu else None, self.affine, self.partials
 
 
-def sums_for(out: np.ndarray, rows: int) -> Sums:
-    """Room for the sums of ``out``, ``rows`` of its rows a piece."""
-    images, channels, height, width = out.shape
+def sums_for(out: np.ndarray, images: int, rows: int) -> Sums:
+    """Room for the sums of ``out``, ``rows`` rows of ``images`` images a piece; all rows, if several images."""
+    count, channels, height, width = out.shape
     lanes = block_lanes(out.itemsize)
-    pieces = -(-height // rows)
-    lengths = np.minimum(rows, height - np.arange(pieces) * rows) * width
-    partials = np.empty((2, images * pieces, -(-channels // lanes) * lanes))
-    return Sums(partials, np.tile(lengths.astype(np.float64), images))
+    deep = np.minimum(images, count - np.arange(0, count, images))
+    high = np.minimum(rows, height - np.arange(0, height, rows))
+    counts = (deep[:, None] * high * width).reshape(-1).astype(np.float64)
+    return Sums(np.empty((2, counts.size, -(-channels // lanes) * lanes)), counts)

@@ -159,7 +159,7 @@ def _backward_task(
     word, wide = _first_word(task, x, block), whole_vectors(count * s, lanes_of(x))
     spread = _spread(affine, first, count, s)
     sums, products = np.empty(wide), np.empty(wide)
-    tile_products(dy, x, bits, relu, first * s, n, c * s, count * s, word, spread, sums, products, None)
+    tile_products(dy, x, bits, relu, first * s, n, c * s, count * s, word, spread, 0, sums, products, None)
     for k in range(count):
         sum_g = 0.0
         product = 0.0

@@ -202,7 +202,7 @@ def products_task(task, dy, x, bits, relu, rows, affine, partials, dresidual):
     first, count = _bounds(task, x, rows)
     columns = x.shape[1]
     tile = (first * columns, count, columns, columns, first * words_of(bits))
-    tile_products(dy, x, bits, relu, *tile, affine, partials[0, task], partials[1, task], dresidual)
+    tile_products(dy, x, bits, relu, *tile, affine, 0, partials[0, task], partials[1, task], dresidual)
 
 
 @body

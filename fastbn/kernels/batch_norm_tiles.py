@@ -147,10 +147,15 @@ def normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, a
 
 
 @body
-def tile_products(dy, x, bits, relu, first, rows, stride, columns, word, affine, sums, products, dresidual):
-    """Each column's sums of g and of g (x - mean); g into dresidual. affine: (3, columns)."""
+def tile_products(
+    dy, x, bits, relu, first, rows, stride, columns, word, affine, column, sums, products, dresidual
+):  # fmt: skip
+    """Each column's sums of g and of g (x - mean); g into dresidual.
+
+    affine: (3, columns), the tile's from ``column`` on.
+    """
     lanes = lanes_of(x)
-    scales, shifts = SCALE * affine.shape[1], SHIFT * affine.shape[1]
+    scales, shifts = SCALE * affine.shape[1] + column, SHIFT * affine.shape[1] + column
     words = words_of(bits)
     zero = splat(x, 0.0)
     sums[:] = 0.0
@@ -160,7 +165,7 @@ def tile_products(dy, x, bits, relu, first, rows, stride, columns, word, affine,
         bottom = min(rows, top + SUM_ROWS)
         ahead = SUM_ROWS * stride if bottom < rows and stride <= NARROW else 0
         for j in range(0, twos, 2 * lanes):
-            near0, near1 = load(affine, j), load(affine, j + lanes)
+            near0, near1 = load(affine, column + j), load(affine, column + j + lanes)
             scale0, scale1 = load(affine, scales + j), load(affine, scales + j + lanes)
             shift0, shift1 = load(affine, shifts + j), load(affine, shifts + j + lanes)
             about0, about1 = widen(near0), widen(near1)
@@ -189,7 +194,7 @@ def tile_products(dy, x, bits, relu, first, rows, stride, columns, word, affine,
             add_to(products, j + lanes, p1)
         for j in range(twos, columns, lanes):
             count = min(lanes, columns - j)
-            near = load_first(affine, j, count, zero)
+            near = load_first(affine, column + j, count, zero)
             scale, shift = load_first(affine, scales + j, count, zero), load_first(affine, shifts + j, count, zero)
             about = widen(near)
             sum_g = product = widen(zero)

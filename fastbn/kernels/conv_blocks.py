@@ -44,16 +44,16 @@ def _store_part(tile, i, channels, bias, channel, residual, low, out, at, stride
 
 
 @inlined
-def _rows_first(rows, length, columns):
+def _tiles_by_row(rows, length, columns, height):
     """Whether tiles that stay in one row of the output are no more than tiles that run on over the padding."""
-    return rows * -(-length // TILE_ROWS) <= -(-((rows - 1) * columns + length) // TILE_ROWS)
+    return rows * -(-length // height) <= -(-((rows - 1) * columns + length) // height)
 
 
 @body
 def _correlate_task(
-    task, x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w, rows,
-    plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out, first, out_shape, out_strides,
-    groups, shifts, source, source_relu, source_affine, partials, work,
+    task, x_shape, x_strides, out_shape, out_strides, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
+    stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out,
+    first, groups, shifts, source, source_relu, source_affine, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     breadth = TILE_VECTORS * lanes
@@ -63,30 +63,33 @@ def _correlate_task(
     panel_count = -(-channels_out // breadth)
     panel_size = offsets.size * depth * lanes * breadth
     row_blocks, panel_blocks = -(-out_shape[2] // rows), -(-panel_count // at_once)
-    image, rest = divmod(task, groups * row_blocks * panel_blocks)
-    group, rest = divmod(rest, row_blocks * panel_blocks)
-    row_block, panel_block = divmod(rest, panel_blocks)
-    first_row = row_block * rows
-    count = min(rows, out_shape[2] - first_row)
-    origin = image * x_strides[0] + group * channels * x_strides[1]
-    fill_blocks(
-        x, partner, relu, affine, slopes, x_floor, origin, group * channels, channels, x_shape[2], x_shape[3],
-        x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns, blocks, block,
-    )  # fmt: skip
+    piece, rest = divmod(task, groups * panel_blocks)
+    group, panel_block = divmod(rest, panel_blocks)
+    image_block, row_block = divmod(piece, row_blocks)
+    first_image, first_row = image_block * images, row_block * rows
+    last_image = min(x_shape[0], first_image + images)
+    count, length = min(rows, out_shape[2] - first_row), out_shape[3]
+    for image in range(first_image, last_image):
+        origin = image * x_strides[0] + group * channels * x_strides[1]
+        fill_blocks(
+            x, partner, relu, affine, slopes, x_floor, origin, group * channels, channels, x_shape[2], x_shape[3],
+            x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns,
+            blocks[(image - first_image) * depth * block :], block,
+        )  # fmt: skip
     low = splat(x, floor)
-    length = out_shape[3]
-    last_panel = min(panel_count, (panel_block + 1) * at_once)
-    panel = panel_block * at_once
+    first_panel, last_panel = panel_block * at_once, min(panel_count, (panel_block + 1) * at_once)
+    panel = first_panel
     while panel < last_panel:
         wide = length <= TILE_ROWS // 2 and panel + 1 < last_panel
         height, parts = (TILE_ROWS // 2, 2) if wide else (TILE_ROWS, 1)
-        by_row = wide or _rows_first(count, length, columns)
+        by_row = _tiles_by_row(count, length, columns, height)
         runs = count if by_row else 1
         run_length = length if by_row else (count - 1) * columns + length
         b_start = (group * panel_count + panel) * panel_size
-        for run in range(runs):
+        for index in range((last_image - first_image) * runs):
+            image, run = divmod(index, runs)
             for q in range(0, run_length, height):
-                a_start = (run * columns + q) * lanes
+                a_start = image * depth * block + (run * columns + q) * lanes
                 if wide:
                     wide_block_tile(blocks, a_start, block, panels, b_start, panel_size, offsets, depth, tile)
                 else:
@@ -94,7 +97,7 @@ def _correlate_task(
                 for part in range(parts):
                     stored = min(breadth, channels_out - (panel + part) * breadth)
                     channel = group * channels_out + (panel + part) * breadth
-                    target = first + image * out_strides[0] + channel * out_strides[1]
+                    target = first + (first_image + image) * out_strides[0] + channel * out_strides[1]
                     whole = out_strides[1] == 1 and stored == breadth
                     row, column = (run, q) if by_row else divmod(q, columns)
                     for i in range(part * height, part * height + min(height, run_length - q)):
@@ -108,51 +111,59 @@ def _correlate_task(
                         if column == columns:
                             row, column = row + 1, 0
         panel += parts
-    begin = first + image * out_strides[0] + first_row * out_strides[2]
-    piece, pixels, width = image * row_blocks + row_block, count * length, out_shape[1]
+    begin = first + first_image * out_strides[0] + first_row * out_strides[2]
+    pixels, width = (last_image - first_image) * count * length, out_shape[1]
+    c = first_panel * breadth
+    used = min(width, last_panel * breadth) - c
+    filled = -(-used // lanes) * lanes
     if shifts is not None:
-        set_shift(out, begin, width, 1, shifts[piece])
-        tile_sums(out, begin, pixels, width, width, shifts[piece], partials[0, piece], partials[1, piece])
+        shift = shifts[piece, c : c + filled]
+        set_shift(out, begin + c, used, 1, shift)
+        sums, squares = partials[0, piece, c : c + filled], partials[1, piece, c : c + filled]
+        tile_sums(out, begin + c, pixels, width, used, shift, sums, squares)
     if source is not None:
+        sums, products = partials[0, piece, c : c + filled], partials[1, piece, c : c + filled]
         tile_products(
-            out, source, None, source_relu, begin, pixels, width, width, 0, source_affine, partials[0, piece],
-            partials[1, piece], None,
+            out, source, None, source_relu, begin + c, pixels, width, used, 0, source_affine, c, sums, products, None
         )  # fmt: skip
 
 
 @driver
 def correlate_blocks(
-    x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w, rows,
-    plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out, first, out_shape, out_strides,
-    groups, shifts, source, source_relu, source_affine, partials, workspace, parallel,
+    x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w, images,
+    rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out, first, out_shape,
+    out_strides, groups, shifts, source, source_relu, source_affine, partials, workspace, parallel,
 ):  # fmt: skip
-    """out = max(sum over t, c of panels * blocks + bias + residual, floor), ``rows`` rows of the output a task.
+    """out = max(sum over t, c of panels * blocks + bias + residual, floor).
 
+    A task has ``rows`` rows of ``images`` images, several only if all rows, and ``at_once`` panels.
     x: flat; partner, relu, affine, slopes, x_floor: its prologue. plane_rows, columns: of a plane for so many rows;
-    block: elements of a block of all planes and what tiles may read past them. offsets: of the taps, in elements.
-    at_once: panels in a task. bias, residual: flat, or None; residual lies as out. first: the element of ``out`` at
-    its logical origin; out_shape (N, C, H, W) and out_strides may name a part of it. workspace: (threads, a tile and
-    the blocks).
-    Sums of a dense channels-last output, made while it is in cache, if all panels are in one task: partials (2, pieces,
-    channels to a whole vector) of a task each, float64. Of d and d d, where d = out - its row of shifts, which is
-    written too; or, with ``source``, of g and g (source - near), where g is out as it passed source's ReLU.
+    block: elements of a block's planes. offsets: of the taps, in elements. bias, residual: flat, or None; residual
+    lies as out. first: the element of ``out`` at its logical origin; out_shape (N, C, H, W) and out_strides may name a
+    part of it. workspace: (threads, a tile, the blocks of a task and what tiles may read past them).
+    Sums of a dense channels-last output of one group, made while it is in cache: partials (2, pieces, channels to a
+    whole vector), float64; a piece has the rows and images of a task. Of d and d d, where d = out - its row of shifts,
+    which is written too; or, with ``source``, of g and g (source - near), where g is out as it passed source's ReLU.
     """
     lanes = lanes_of(x)
     panel_count = -(-(out_shape[1] // groups) // (TILE_VECTORS * lanes))
-    tasks = out_shape[0] * groups * -(-out_shape[2] // rows) * -(-panel_count // at_once)
+    tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * groups * -(-panel_count // at_once)
+    image = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w)
+    share = (images, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor)
+    target = (out, first, groups, shifts, source, source_relu, source_affine, partials)
     if parallel:
         for task in prange(tasks):
             _correlate_task(
-                int64(task), x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
-                stride_h, stride_w, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor,
-                out, first, out_shape, out_strides, groups, shifts, source, source_relu, source_affine, partials,
+                int64(task),
+                x_shape,
+                x_strides,
+                out_shape,
+                out_strides,
+                *image,
+                *share,
+                *target,
                 workspace[get_thread_id()],
-            )  # fmt: skip
+            )
     else:
         for task in range(tasks):
-            _correlate_task(
-                task, x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h,
-                stride_w, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out,
-                first, out_shape, out_strides, groups, shifts, source, source_relu, source_affine, partials,
-                workspace[0],
-            )  # fmt: skip
+            _correlate_task(task, x_shape, x_strides, out_shape, out_strides, *image, *share, *target, workspace[0])

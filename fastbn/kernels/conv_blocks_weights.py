@@ -11,9 +11,9 @@ from fastbn.kernels.conv_fill import fill_blocks
 
 @body
 def _weights_task(
-    task, x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes, starts_h,
-    starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, groups, runs_at_once, at_once, panels,
-    work,
+    task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_floor, dy, partner, relu, affine, slopes, starts_h,
+    starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, groups, runs_at_once, at_once,
+    panels, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     breadth = TILE_VECTORS * lanes
@@ -27,29 +27,34 @@ def _weights_task(
     first_panel = panel_block * at_once
     last_panel = min(panel_count, first_panel + at_once)
     used = min(channels_out, last_panel * breadth) - first_panel * breadth
-    blocks, dy_blocks = work[: depth * block], work[depth * block :]
+    blocks, dy_blocks = work[: images * depth * block], work[images * depth * block :]
     dy_block = rows * columns * lanes
+    dy_image = at_once * TILE_VECTORS * dy_block
     panel_size = offsets.size * depth * lanes * breadth
     start = (split * groups + group) * panel_count * panel_size
     for index in range(start + first_panel * panel_size, start + last_panel * panel_size):
         panels[index] = 0
-    for index in range((last_panel - first_panel) * TILE_VECTORS * dy_block):
+    for index in range(images * dy_image):
         dy_blocks[index] = 0
     nothing = starts_h[:1] * 0
-    for run in range(split * runs_at_once, min(x_shape[0] * row_blocks, (split + 1) * runs_at_once)):
-        image, row_block = divmod(run, row_blocks)
-        first_row = row_block * rows
-        origin = image * x_strides[0] + group * channels * x_strides[1]
-        fill_blocks(
-            x, None, None, x_affine, None, x_floor, origin, group * channels, channels, x_shape[2], x_shape[3],
-            x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns, blocks, block,
-        )  # fmt: skip
-        channel = group * channels_out + first_panel * breadth
-        origin = image * dy_strides[0] + channel * dy_strides[1]
-        fill_blocks(
-            dy, partner, relu, affine, slopes, -np.inf, origin, channel, used, dy_shape[2], dy_shape[3],
-            dy_strides[1:], nothing, nothing, first_row, 1, 1, rows, columns, dy_blocks, dy_block,
-        )  # fmt: skip
+    for run in range(split * runs_at_once, min(-(-x_shape[0] // images) * row_blocks, (split + 1) * runs_at_once)):
+        image_block, row_block = divmod(run, row_blocks)
+        first_image, first_row = image_block * images, row_block * rows
+        count = min(x_shape[0], first_image + images) - first_image
+        for image in range(count):
+            origin = (first_image + image) * x_strides[0] + group * channels * x_strides[1]
+            fill_blocks(
+                x, None, None, x_affine, None, x_floor, origin, group * channels, channels, x_shape[2], x_shape[3],
+                x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns,
+                blocks[image * depth * block :], block,
+            )  # fmt: skip
+            channel = group * channels_out + first_panel * breadth
+            origin = (first_image + image) * dy_strides[0] + channel * dy_strides[1]
+            fill_blocks(
+                dy, partner, relu, affine, slopes, -np.inf, origin, channel, used, dy_shape[2], dy_shape[3],
+                dy_strides[1:], nothing, nothing, first_row, 1, 1, rows, columns, dy_blocks[image * dy_image :],
+                dy_block,
+            )  # fmt: skip
         pixels = min(rows, dy_shape[2] - first_row) * columns
         for panel in range(first_panel, last_panel):
             b_start = (panel - first_panel) * TILE_VECTORS * dy_block
@@ -57,37 +62,38 @@ def _weights_task(
             for tap in range(offsets.size):
                 for c in range(depth):
                     for i in range(0, lanes, height):
-                        a_start = c * block + offsets[tap] + i
-                        add_block_products(blocks, a_start, dy_blocks, b_start, dy_block, pixels, panels, at)
+                        for image in range(count):
+                            a_start = (image * depth + c) * block + offsets[tap] + i
+                            b_image = b_start + image * dy_image
+                            add_block_products(blocks, a_start, dy_blocks, b_image, dy_block, pixels, panels, at)
                         at += height * breadth
 
 
 @driver
 def correlate_weights_blocks(
     x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes, starts_h,
-    starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, groups, runs_at_once, at_once, panels,
-    workspace, parallel,
+    starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, groups, runs_at_once, at_once,
+    panels, workspace, parallel,
 ):  # fmt: skip
     """panels[split] = sum over the split's runs of x times dy, laid out as weights; see ``correlate_blocks``.
 
-    A run is ``rows`` rows of dy of one image, a split ``runs_at_once`` of them. x_affine and x_floor are the prologue
-    of x; partner, relu, affine and slopes that of dy. workspace: (threads, the blocks of x and of the dy of
-    ``at_once`` panels).
+    A run has ``rows`` rows of dy of ``images`` images, several only if all rows; a split has ``runs_at_once`` of them.
+    x_affine and x_floor are the prologue of x; partner, relu, affine and slopes that of dy. workspace: (threads, the
+    blocks of x and of the dy of ``at_once`` panels).
     """
     lanes = lanes_of(x)
     panel_count = -(-(dy_shape[1] // groups) // (TILE_VECTORS * lanes))
-    tasks = -(-x_shape[0] * -(-dy_shape[2] // rows) // runs_at_once) * groups * -(-panel_count // at_once)
+    runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
+    tasks = -(-runs // runs_at_once) * groups * -(-panel_count // at_once)
+    operands = (x, x_affine, x_floor, dy, partner, relu, affine, slopes)
+    places = (starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets)
+    share = (groups, runs_at_once, at_once, panels)
     if parallel:
         for task in prange(tasks):
             _weights_task(
-                int64(task), x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine,
-                slopes, starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, groups,
-                runs_at_once, at_once, panels, workspace[get_thread_id()],
+                int64(task), x_shape, x_strides, dy_shape, dy_strides, *operands, *places, *share,
+                workspace[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(tasks):
-            _weights_task(
-                task, x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine,
-                slopes, starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, groups,
-                runs_at_once, at_once, panels, workspace[0],
-            )  # fmt: skip
+            _weights_task(task, x_shape, x_strides, dy_shape, dy_strides, *operands, *places, *share, workspace[0])

@@ -43,8 +43,8 @@ def _store_pixel(value, residual, low, out, at, stride, count, spare):
 
 @body
 def _correlate_task(
-    task, x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w, rows,
-    plane_rows, columns, block, offsets, weights, bias, residual, floor, out, first, out_shape, out_strides, shifts,
+    task, x_shape, x_strides, out_shape, out_strides, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
+    stride_h, stride_w, rows, plane_rows, columns, block, offsets, weights, bias, residual, floor, out, first, shifts,
     source, source_relu, source_affine, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
@@ -95,7 +95,7 @@ def _correlate_task(
         tile_sums(out, begin, pixels, channels, channels, shifts[task], partials[0, task], partials[1, task])
     if source is not None:
         tile_products(
-            out, source, None, source_relu, begin, pixels, channels, channels, 0, source_affine, partials[0, task],
+            out, source, None, source_relu, begin, pixels, channels, channels, 0, source_affine, 0, partials[0, task],
             partials[1, task], None,
         )  # fmt: skip
 
@@ -111,26 +111,30 @@ def correlate_depthwise(
     workspace: (threads, a vector and the blocks).
     """
     tasks = out_shape[0] * -(-out_shape[2] // rows)
+    image = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w)
+    share = (rows, plane_rows, columns, block, offsets, weights, bias, residual, floor)
+    target = (out, first, shifts, source, source_relu, source_affine, partials)
     if parallel:
         for task in prange(tasks):
             _correlate_task(
-                int64(task), x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
-                stride_h, stride_w, rows, plane_rows, columns, block, offsets, weights, bias, residual, floor, out,
-                first, out_shape, out_strides, shifts, source, source_relu, source_affine, partials,
+                int64(task),
+                x_shape,
+                x_strides,
+                out_shape,
+                out_strides,
+                *image,
+                *share,
+                *target,
                 workspace[get_thread_id()],
-            )  # fmt: skip
+            )
     else:
         for task in range(tasks):
-            _correlate_task(
-                task, x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h,
-                stride_w, rows, plane_rows, columns, block, offsets, weights, bias, residual, floor, out, first,
-                out_shape, out_strides, shifts, source, source_relu, source_affine, partials, workspace[0],
-            )  # fmt: skip
+            _correlate_task(task, x_shape, x_strides, out_shape, out_strides, *image, *share, *target, workspace[0])
 
 
 @body
 def _weights_task(
-    task, x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes, starts_h,
+    task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_floor, dy, partner, relu, affine, slopes, starts_h,
     starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
@@ -188,17 +192,13 @@ def correlate_weights_depthwise(
     See ``conv_blocks_weights.correlate_weights_blocks``.
     """
     tasks = partials.shape[0]
+    operands = (x, x_affine, x_floor, dy, partner, relu, affine, slopes)
+    share = (starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials)
     if parallel:
         for task in prange(tasks):
             _weights_task(
-                int64(task), x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine,
-                slopes, starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets,
-                runs_at_once, partials, workspace[get_thread_id()],
-            )  # fmt: skip
+                int64(task), x_shape, x_strides, dy_shape, dy_strides, *operands, *share, workspace[get_thread_id()]
+            )
     else:
         for task in range(tasks):
-            _weights_task(
-                task, x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine,
-                slopes, starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets,
-                runs_at_once, partials, workspace[0],
-            )  # fmt: skip
+            _weights_task(task, x_shape, x_strides, dy_shape, dy_strides, *operands, *share, workspace[0])
