@@ -114,7 +114,9 @@ def backward_data(
         images = _images_at_once(x.shape[0], rows < phase.height, depth * whole.channel_size, groups, weight)
         if summed:
             assert normed is not None
-            sums = sums_for(dx, images, rows)._replace(source=x, affine=normed.affine, relu=normed.relu)
+            sums = sums_for(dx, images, rows)._replace(
+                source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
+            )
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
         plane_rows = rows + int(offsets.max()) // whole.width
         local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
@@ -175,6 +177,7 @@ def backward_weight(
         x.shape,
         element_strides(x),
         normed.affine,
+        normed.operands()[1],
         normed.operands()[-1],
         as_flat(dy),
         dy.shape,

@@ -6,6 +6,7 @@ batch norm's formula is applied while the operands of the two gradients are read
 gradient to the next convolution's input is still in cache.
 """
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm import BatchNormSaved, batch_norm_backward, batch_norm_summed
-from fastbn.functional.norm_sums import Sums
+from fastbn.functional.norm_sums import Sums, relu_operand
 from fastbn.kernels.channels import SCALE
 
 
@@ -29,13 +30,14 @@ from fastbn.kernels.channels import SCALE
 class Deferred:
     """A convolution's channels-last output ``z``, whose batch norm, and ReLU if ``relu``, whoever reads it applies.
 
-    stats, affine: as ``kernels.channels`` has them.
+    stats, affine: as ``kernels.channels`` has them. ceiling: what the ReLU cuts above.
     """
 
     z: np.ndarray
     stats: np.ndarray
     affine: np.ndarray
     relu: bool
+    ceiling: float = math.inf
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,7 +46,13 @@ class Deferred:
 
     def array(self) -> np.ndarray:
         """The array that it stands for."""
-        return norm_kernels.normalize(self.z, self.stats, self.affine, None, self.relu, False)[0]
+        y = norm_kernels.normalize(self.z, self.stats, self.affine, None, self.relu, False)[0]
+        return _cut(y, self.ceiling) if self.relu else y
+
+
+def _cut(y: np.ndarray, ceiling: float) -> np.ndarray:
+    """``y``, in place at most ``ceiling``."""
+    return y if ceiling == math.inf else np.minimum(y, ceiling, out=y)
 
 
 class Gradient(NamedTuple):
@@ -60,7 +68,10 @@ Gradients = tuple[np.ndarray | Gradient | None, np.ndarray, Maybe, Maybe, Maybe,
 
 @dataclass(slots=True, eq=False)
 class ConvBnSaved:
-    """What ``conv_bn_backward`` needs: x, as an array or before its batch norm ``normed``, and what batch norm kept."""
+    """What ``conv_bn_backward`` needs: x, as an array or before its batch norm ``normed``, and what batch norm kept.
+
+    y: the output, where a ReLU with a ceiling could not be made part of the unit.
+    """
 
     x: np.ndarray
     normed: Prologue | None
@@ -70,6 +81,8 @@ class ConvBnSaved:
     groups: int
     engine: ModuleType
     norm: BatchNormSaved
+    ceiling: float = math.inf
+    y: np.ndarray | None = None
 
 
 def conv_bn_forward(
@@ -90,17 +103,19 @@ def conv_bn_forward(
     training: bool = True,
     residual: np.ndarray | None = None,
     relu: bool = False,
+    ceiling: float = math.inf,
     defer: bool = False,
 ) -> tuple[np.ndarray | Deferred, ConvBnSaved]:
     """``batch_norm(conv2d(x), residual, relu)`` and what its backward pass needs: (y, saved).
 
     The convolution's arguments are those of ``conv2d``, the others those of ``batch_norm_forward``; training=False
-    normalises with the running statistics as constants. y is channels-last, whatever the order of x. defer: return a
-    ``Deferred`` instead, if there is no residual and the convolution has the channels for it.
+    normalises with the running statistics as constants. y is channels-last, whatever the order of x. ceiling: of the
+    ReLU, 6 for ReLU6; without a residual. defer: return a ``Deferred`` instead, if there is no residual and the
+    convolution has the channels for it.
     Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv_bn"
-    normed = Prologue(x.affine, x.relu) if isinstance(x, Deferred) else None
+    normed = Prologue(x.affine, x.relu, x.ceiling) if isinstance(x, Deferred) else None
     source = x.z if isinstance(x, Deferred) else dense(x)
     sizes, shape = check_convolution(who, 2, source, weight, stride, padding, dilation, groups)
     check_operands(who, source, weight, bias, residual, None, shape)
@@ -119,8 +134,13 @@ def conv_bn_forward(
     defer = defer and known and residual is None
     statistics = running_mean, running_var, momentum, eps
     y, norm = batch_norm_summed(who, z, sums, bn_weight, bn_bias, statistics, residual, relu, training, defer)
-    saved = ConvBnSaved(source, normed, weight, bias is not None, window, groups, engine, norm)
-    return Deferred(z, norm.stats, norm.affine, relu) if defer else y, saved
+    saved = ConvBnSaved(source, normed, weight, bias is not None, window, groups, engine, norm, ceiling)
+    if defer:
+        return Deferred(z, norm.stats, norm.affine, relu, ceiling), saved
+    if relu and ceiling < math.inf:
+        y = _cut(y, ceiling)
+        saved.y = None if known else y
+    return y, saved
 
 
 def _sums_output(weight: np.ndarray, groups: int) -> bool:
@@ -147,17 +167,20 @@ def conv_bn_backward(
     if residual is not None:
         check_shape(who, "residual", residual, saved.x.shape, "as x")
     grad = in_order_of(grad, z)
+    if saved.y is not None:
+        grad = np.where(saved.y < saved.ceiling, grad, 0).astype(grad.dtype, copy=False)
     if saved.engine is conv_planes or not z.size:
         return _backward_apart(grad, saved, need_dx, residual)
     dtype = grad.dtype if norm.weight is None else native(norm.weight)
     masked = norm.has_residual and norm.relu
+    relu = relu_operand(norm.relu, saved.ceiling)
     slopes, cut, gradients = norm_kernels.slopes_of(
-        grad, z, norm.relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
+        grad, z, relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
     )
     dresidual = None
     if norm.has_residual:
         grad = dresidual = grad if cut is None else cut
-    gradient = Prologue(norm.affine, norm.relu and cut is None, slopes, z)
+    gradient = Prologue(norm.affine, norm.relu and cut is None, saved.ceiling, slopes, z)
     options = saved.x, dense_c(saved.weight), saved.window, saved.groups, gradient
     dweight = saved.engine.backward_weight(grad, *options, saved.normed or PLAIN)
     dx: Any = None

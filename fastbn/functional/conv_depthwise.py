@@ -9,6 +9,7 @@ from fastbn.functional.conv_blocks import block_elements, blocks_of, planes_of, 
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
+from fastbn.kernels._simd import TILE_ROWS
 from fastbn.kernels.conv_depthwise import correlate_depthwise, correlate_weights_depthwise
 from fastbn.kernels.conv_panels import block_lanes
 
@@ -69,7 +70,9 @@ def backward_data(
     for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
         rows = rows_at_once(x.shape[0], phase.height, blocks_of(groups, x.itemsize) * whole.width)
         if normed is not None and len(whole.phases) == 1 and not whole.sparse:
-            sums = sums_for(dx, 1, rows)._replace(source=x, affine=normed.affine, relu=normed.relu)
+            sums = sums_for(dx, 1, rows)._replace(
+                source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
+            )
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
         plane_rows = rows + int(offsets.max()) // whole.width
         local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
@@ -106,6 +109,7 @@ def backward_weight(
         x.shape,
         element_strides(x),
         normed.affine,
+        normed.operands()[1],
         normed.operands()[-1],
         as_flat(dy),
         dy.shape,
@@ -146,7 +150,8 @@ def _correlate(
 ) -> None:
     """Launch ``correlate_depthwise``; geometry: planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
     lanes, channels = block_lanes(x.itemsize), x.shape[1]
-    depth, block = blocks_of(channels, x.itemsize), block_elements(geometry, block_lanes(x.itemsize))
+    depth, block = blocks_of(channels, x.itemsize), geometry.channel_size * lanes
+    room = depth * block + (TILE_ROWS + geometry.width + TILE_ROWS) * lanes  # a tile, and what tiles may read past
     weights = np.zeros((taps.size, depth * lanes), x.dtype)
     weights[:, :channels] = weight.reshape(channels, -1)[:, taps].T
     launch(
@@ -172,6 +177,6 @@ def _correlate(
         out_shape,
         out_strides,
         *(NOTHING if sums is None else sums.operands()),
-        empty((max_threads(), lanes + depth * block), x.dtype),
+        empty((max_threads(), room), x.dtype),
         work=out_shape[0] * out_shape[1] * out_shape[2] * out_shape[3],
     )

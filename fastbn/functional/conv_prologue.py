@@ -1,30 +1,34 @@
 """What happens to a convolution's operand before it is convolved: the batch norm of the layer before it, or behind."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn._views import as_flat
+from fastbn.functional.norm_sums import relu_operand
 
 
 class Prologue(NamedTuple):
     """What happens to a channels-last array before it is convolved; see ``kernels.conv_fill``.
 
-    affine (3, C): it is normalised, and cut by a ReLU if ``relu``. slopes (4, C): it is dy, and becomes the gradient
-    to ``partner``, the channels-last input of the batch norm and ReLU that ``affine`` stands for.
+    affine (3, C): it is normalised, and cut by a ReLU if ``relu``, at ``ceiling`` too. slopes (4, C): it is dy, and
+    becomes the gradient to ``partner``, the channels-last input of the batch norm and ReLU that ``affine`` stands for.
     """
 
     affine: np.ndarray | None = None
     relu: bool = False
+    ceiling: float = math.inf
     slopes: np.ndarray | None = None
     partner: np.ndarray | None = None
 
     def operands(self) -> tuple[Any, ...]:
         """Partner, relu, affine, slopes, floor, as kernels take them."""
         if self.slopes is None:
-            return None, None, self.affine, None, 0.0 if self.relu else -np.inf
+            ceiling = self.ceiling if self.relu and self.ceiling < math.inf else None
+            return None, ceiling, self.affine, None, 0.0 if self.relu else -math.inf
         assert self.partner is not None
-        return as_flat(self.partner), True if self.relu else None, self.affine, self.slopes, -np.inf
+        return as_flat(self.partner), relu_operand(self.relu, self.ceiling), self.affine, self.slopes, -math.inf
 
 
 PLAIN = Prologue()

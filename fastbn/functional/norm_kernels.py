@@ -352,7 +352,7 @@ def backward(
 def slopes_of(
     dy: np.ndarray,
     x: np.ndarray,
-    relu: bool,
+    relu: bool | float | None,
     signs: np.ndarray | None,
     stats: np.ndarray,
     affine: np.ndarray,
@@ -363,14 +363,14 @@ def slopes_of(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """The constants (4, C) of dx, as ``backward`` would apply them, in place of dx; for channels-last arrays.
 
-    sums: of dy for x, if they are known.
+    relu: None, True, or the number above which it cuts. sums: of dy for x, if they are known.
     """
     plan, dresidual = plan_for(x), None
     columns = plan.channels
     if sums is None:
         columns = plan.shape[1]
         dresidual = plan.empty(x.dtype) if masked else None
-        views = plan.view(dy), plan.view(x), signs, True if relu and signs is None else None
+        views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
         partials, wide = np.empty(plan.partials), np.tile(affine, (1, columns // plan.channels))
         cut = None if dresidual is None else plan.view(dresidual)
         launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)

@@ -1,5 +1,6 @@
 """Sums for a batch norm, made by whoever writes its input, or the gradient to its output."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +11,17 @@ from fastbn.kernels.conv_panels import block_lanes
 NOTHING = None, None, None, None, None  # the operands of no sums
 
 
+def relu_operand(relu: bool, ceiling: float = math.inf) -> bool | float | None:
+    """A ReLU as kernels take it: None for none, True, or the number above which it cuts."""
+    return None if not relu else True if ceiling == math.inf else ceiling
+
+
 class Sums(NamedTuple):
     """Sums of a convolution's channels-last output, for the batch norm that comes next.
 
     ``partials`` (2, pieces, C to a whole vector) float64, see ``kernels.conv_blocks``: of the output about ``shifts``,
-    ``counts`` values a piece; or with ``source``, whose batch norm and ReLU are ``affine`` and ``relu``, of the
-    output as a gradient.
+    ``counts`` values a piece; or with ``source``, whose batch norm and ReLU are ``affine``, ``relu`` and
+    ``ceiling``, of the output as a gradient.
     """
 
     partials: np.ndarray
@@ -24,11 +30,12 @@ class Sums(NamedTuple):
     source: np.ndarray | None = None
     affine: np.ndarray | None = None
     relu: bool = False
+    ceiling: float = math.inf
 
     def operands(self) -> tuple[Any, ...]:
         """Shifts, source, relu, affine, partials, as kernels take them."""
         source = None if self.source is None else as_flat(self.source)
-        return self.shifts, source, True if self.relu else None, self.affine, self.partials
+        return self.shifts, source, relu_operand(self.relu, self.ceiling), self.affine, self.partials
 
 
 def sums_for(out: np.ndarray, images: int, rows: int) -> Sums:

@@ -315,6 +315,40 @@ def where_positive(typingctx, sign, value):
     return value(value, value), codegen
 
 
+@intrinsic
+def where_passed(typingctx, sign, value, relu):
+    """``value`` where a ReLU lets ``sign`` pass: above 0, below ``relu`` if that is a number, or NaN; else 0."""
+
+    def codegen(context, builder, signature, arguments):
+        sign, value, relu = arguments
+        mask = _positive(builder, sign)
+        if isinstance(signature.args[2], types.Float):
+            mask = builder.and_(mask, builder.fcmp_unordered("<", sign, _ceiling(builder, sign, relu)))
+        return builder.select(mask, value, _constant(value.type, 0.0))
+
+    return value(value, value, relu), codegen
+
+
+@intrinsic
+def at_most(typingctx, value, ceiling):
+    """min(value, ceiling) in each lane, ``value`` if ``ceiling`` is no number; a NaN in ``value`` stays."""
+
+    def codegen(context, builder, signature, arguments):
+        value, ceiling = arguments
+        if not isinstance(signature.args[1], types.Float):
+            return value
+        limit = _ceiling(builder, value, ceiling)
+        return builder.select(builder.fcmp_ordered(">", value, limit), limit, value)
+
+    return value(value, ceiling), codegen
+
+
+def _ceiling(builder, vector, number):
+    """A float64 in every lane of a vector as ``vector``."""
+    element = vector.type.element
+    return _splat(builder, number if element == DOUBLE else builder.fptrunc(number, element), vector.type.count)
+
+
 def _word(context, builder, bits_type, bits, position, lanes):
     data = context.make_array(bits_type)(context, builder, bits).data
     return builder.gep(data, [position]), ir.IntType(bits_type.dtype.bitwidth), ir.IntType(lanes)

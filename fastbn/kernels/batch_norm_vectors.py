@@ -15,7 +15,7 @@ from fastbn.kernels._vector import (
     store_first,
     store_signs,
     where_bits,
-    where_positive,
+    where_passed,
 )
 
 
@@ -49,11 +49,14 @@ def words_of(bits):
 
 @inlined
 def passed(g, d, bits, word, relu, scale, shift):
-    """g where a ReLU let pass: by the signs in bits, else by d * scale + shift if relu is True; all if it is None."""
+    """g where a ReLU let pass: by the signs in bits, else by d * scale + shift unless ``relu`` is None.
+
+    relu: True, or the number above which it cuts.
+    """
     if bits is not None:
         return where_bits(bits, word, g)
     if relu is not None:
-        return where_positive(fma(d, scale, shift), g)
+        return where_passed(fma(d, scale, shift), g, relu)
     return g
 
 

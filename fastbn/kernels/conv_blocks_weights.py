@@ -11,9 +11,9 @@ from fastbn.kernels.conv_fill import fill_blocks
 
 @body
 def _weights_task(
-    task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_floor, dy, partner, relu, affine, slopes, starts_h,
-    starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, groups, runs_at_once, at_once,
-    panels, work,
+    task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes,
+    starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, groups, runs_at_once,
+    at_once, panels, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     breadth = TILE_VECTORS * lanes
@@ -44,7 +44,7 @@ def _weights_task(
         for image in range(count):
             origin = (first_image + image) * x_strides[0] + group * channels * x_strides[1]
             fill_blocks(
-                x, None, None, x_affine, None, x_floor, origin, group * channels, channels, x_shape[2], x_shape[3],
+                x, None, x_ceiling, x_affine, None, x_floor, origin, group * channels, channels, x_shape[2], x_shape[3],
                 x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns,
                 blocks[image * depth * block :], block,
             )  # fmt: skip
@@ -71,21 +71,21 @@ def _weights_task(
 
 @driver
 def correlate_weights_blocks(
-    x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes, starts_h,
-    starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, groups, runs_at_once, at_once,
-    panels, workspace, parallel,
+    x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
+    starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, groups, runs_at_once,
+    at_once, panels, workspace, parallel,
 ):  # fmt: skip
     """panels[split] = sum over the split's runs of x times dy, laid out as weights; see ``correlate_blocks``.
 
     A run has ``rows`` rows of dy of ``images`` images, several only if all rows; a split has ``runs_at_once`` of them.
-    x_affine and x_floor are the prologue of x; partner, relu, affine and slopes that of dy. workspace: (threads, the
-    blocks of x and of the dy of ``at_once`` panels).
+    x_affine, x_ceiling and x_floor are the prologue of x; partner, relu, affine and slopes that of dy.
+    workspace: (threads, the blocks of x and of the dy of ``at_once`` panels).
     """
     lanes = lanes_of(x)
     panel_count = -(-(dy_shape[1] // groups) // (TILE_VECTORS * lanes))
     runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
     tasks = -(-runs // runs_at_once) * groups * -(-panel_count // at_once)
-    operands = (x, x_affine, x_floor, dy, partner, relu, affine, slopes)
+    operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes)
     places = (starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets)
     share = (groups, runs_at_once, at_once, panels)
     if parallel:

@@ -7,6 +7,7 @@ import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._simd import TILE_ROWS, depthwise_tile
 from fastbn.kernels._vector import (
     add_to,
     at_least,
@@ -16,7 +17,6 @@ from fastbn.kernels._vector import (
     load_first,
     splat,
     store,
-    store_first,
     widen,
 )
 from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums
@@ -24,21 +24,25 @@ from fastbn.kernels.conv_fill import fill_blocks
 
 
 @inlined
-def _store_pixel(value, residual, low, out, at, stride, count, spare):
-    """The first ``count`` channels of one pixel, ``stride`` apart in the output."""
-    lanes = lanes_of(out)
-    if stride == 1:
-        if residual is not None:
-            value = value + load_first(residual, at, count, low)
-        store_first(out, at, at_least(value, low), count)
-    else:
-        store(spare, 0, value)
-        if residual is not None:
-            for lane in range(count):
-                spare[lane] += residual[at + lane * stride]
-        store(spare, 0, at_least(load(spare, 0), low))
-        for lane in range(min(count, lanes)):
-            out[at + lane * stride] = spare[lane]
+def _store_whole(tile, i, start, residual, low, out, at):
+    """Pixel i of a tile whose channels lie together."""
+    value = load(tile, i * lanes_of(tile)) + start
+    if residual is not None:
+        value = value + load(residual, at)
+    store(out, at, at_least(value, low))
+
+
+@inlined
+def _store_part(tile, i, count, start, residual, low, out, at, stride):
+    """The first ``count`` channels of pixel i of a tile, ``stride`` apart in the output."""
+    first = i * lanes_of(tile)
+    store(tile, first, load(tile, first) + start)
+    if residual is not None:
+        for lane in range(count):
+            tile[first + lane] += residual[at + lane * stride]
+    store(tile, first, at_least(load(tile, first), low))
+    for lane in range(count):
+        out[at + lane * stride] = tile[first + lane]
 
 
 @body
@@ -48,7 +52,7 @@ def _correlate_task(
     source, source_relu, source_affine, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
-    spare, blocks = work[:lanes], work[lanes:]
+    tile, blocks = work[: TILE_ROWS * lanes], work[TILE_ROWS * lanes :]
     channels, length = out_shape[1], out_shape[3]
     image, row_block = divmod(task, -(-out_shape[2] // rows))
     first_row = row_block * rows
@@ -62,33 +66,21 @@ def _correlate_task(
     begin = first + image * out_strides[0] + first_row * out_strides[2]
     for c in range(0, channels, lanes):
         count = min(lanes, channels - c)
+        whole = count == lanes and out_strides[1] == 1
         start = zero
         if bias is not None:
             start = load_first(bias, c, count, zero)
-        origin = c // lanes * block
         for row in range(lines):
-            place = origin + row * columns * lanes
+            place = c // lanes * block + row * columns * lanes
             at = begin + c * out_strides[1] + row * out_strides[2]
-            fours = length - length % 4
-            for column in range(0, fours, 4):
-                v0 = v1 = v2 = v3 = start
-                for tap in range(offsets.size):
-                    w = load(weights, tap * width + c)
-                    i = place + offsets[tap] + column * lanes
-                    v0, v1 = fma(load(blocks, i), w, v0), fma(load(blocks, i + lanes), w, v1)
-                    v2 = fma(load(blocks, i + 2 * lanes), w, v2)
-                    v3 = fma(load(blocks, i + 3 * lanes), w, v3)
-                j, step = at + column * out_strides[3], out_strides[3]
-                _store_pixel(v0, residual, low, out, j, out_strides[1], count, spare)
-                _store_pixel(v1, residual, low, out, j + step, out_strides[1], count, spare)
-                _store_pixel(v2, residual, low, out, j + 2 * step, out_strides[1], count, spare)
-                _store_pixel(v3, residual, low, out, j + 3 * step, out_strides[1], count, spare)
-            for column in range(fours, length):
-                v0 = start
-                for tap in range(offsets.size):
-                    i = place + offsets[tap] + column * lanes
-                    v0 = fma(load(blocks, i), load(weights, tap * width + c), v0)
-                _store_pixel(v0, residual, low, out, at + column * out_strides[3], out_strides[1], count, spare)
+            for column in range(0, length, TILE_ROWS):
+                depthwise_tile(blocks, place + column * lanes, weights, c, width, offsets, tile)
+                for i in range(min(TILE_ROWS, length - column)):
+                    pixel = at + (column + i) * out_strides[3]
+                    if whole:
+                        _store_whole(tile, i, start, residual, low, out, pixel)
+                    else:
+                        _store_part(tile, i, count, start, residual, low, out, pixel, out_strides[1])
     pixels = lines * length
     if shifts is not None:
         set_shift(out, begin, channels, 1, shifts[task])
@@ -108,7 +100,7 @@ def correlate_depthwise(
 ):  # fmt: skip
     """out = max(sum over t of weights * blocks + bias + residual, floor); see ``conv_blocks.correlate_blocks``.
 
-    workspace: (threads, a vector and the blocks).
+    workspace: (threads, TILE_ROWS vectors, the blocks and what tiles may read past them).
     """
     tasks = out_shape[0] * -(-out_shape[2] // rows)
     image = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w)
@@ -134,8 +126,8 @@ def correlate_depthwise(
 
 @body
 def _weights_task(
-    task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_floor, dy, partner, relu, affine, slopes, starts_h,
-    starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials, work,
+    task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes,
+    starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     channels = x_shape[1]
@@ -151,7 +143,7 @@ def _weights_task(
         image, row_block = divmod(run, row_blocks)
         first_row = row_block * rows
         fill_blocks(
-            x, None, None, x_affine, None, x_floor, image * x_strides[0], 0, channels, x_shape[2], x_shape[3],
+            x, None, x_ceiling, x_affine, None, x_floor, image * x_strides[0], 0, channels, x_shape[2], x_shape[3],
             x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns, blocks, block,
         )  # fmt: skip
         fill_blocks(
@@ -183,16 +175,16 @@ def _weights_task(
 
 @driver
 def correlate_weights_depthwise(
-    x, x_shape, x_strides, x_affine, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes, starts_h,
-    starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials, workspace,
-    parallel,
+    x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
+    starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials,
+    workspace, parallel,
 ):  # fmt: skip
     """partials (splits, taps, C to a whole vector) float64 = sums over a split's runs of x times dy.
 
     See ``conv_blocks_weights.correlate_weights_blocks``.
     """
     tasks = partials.shape[0]
-    operands = (x, x_affine, x_floor, dy, partner, relu, affine, slopes)
+    operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes)
     share = (starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials)
     if parallel:
         for task in prange(tasks):

@@ -5,13 +5,15 @@ kernel multiplies lie at constant distances, in the first and second cache, howe
 stride and dilation are places in the planes.
 
 A *prologue* changes channels-last values on their way:
-affine (3, C) alone: max((x - near) * scale + shift, floor), the batch norm and ReLU of the layer before;
+affine (3, C) alone: max((x - near) * scale + shift, floor), the batch norm and ReLU of the layer before, at most
+``relu`` if that is a number;
 slopes (4, C) as well: batch norm's gradient, where x is dy and ``partner`` the batch norm's input; dy passes where a
-ReLU did, if ``relu`` is True. Zeros outside the image stay zeros. What does not apply is None. See ``channels``.
+ReLU let it, unless ``relu`` is None: above 0, and below ``relu`` if that is a number.
+Zeros outside the image stay zeros. What does not apply is None. See ``channels``.
 """
 
 from fastbn.kernels._jit import body, inlined
-from fastbn.kernels._vector import lanes_of, load, load_first, splat, store
+from fastbn.kernels._vector import at_most, lanes_of, load, load_first, splat, store
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
 
@@ -26,7 +28,7 @@ def _value(x, partner, relu, affine, slopes, low, i, c):
         near, scale = load(affine, NEAR_MEAN * width + c), load(affine, SCALE * width + c)
         shift = load(affine, SHIFT * width + c)
         if slopes is None:
-            value = normalized(x, None, None, i, 0, near, scale, shift, low)
+            value = at_most(normalized(x, None, None, i, 0, near, scale, shift, low), relu)
         else:
             a, b, k = load(slopes, A * width + c), load(slopes, B * width + c), load(slopes, K * width + c)
             inv_std = load(slopes, NEAR_INV_STD * width + c)
@@ -48,7 +50,7 @@ def _value_first(x, partner, relu, affine, slopes, low, i, c, count, zero):
         near, scale = _first_of(affine, NEAR_MEAN, c, count, zero), _first_of(affine, SCALE, c, count, zero)
         shift = _first_of(affine, SHIFT, c, count, zero)
         if slopes is None:
-            value = normalized_first(x, None, None, i, count, 0, near, scale, shift, low)
+            value = at_most(normalized_first(x, None, None, i, count, 0, near, scale, shift, low), relu)
         else:
             a, b = _first_of(slopes, A, c, count, zero), _first_of(slopes, B, c, count, zero)
             k, inv_std = _first_of(slopes, K, c, count, zero), _first_of(slopes, NEAR_INV_STD, c, count, zero)

@@ -1,24 +1,29 @@
 """Convolution, batch norm, residual and ReLU of a chain of modules, trained as one unit."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
-from fastbn.nn.activation import ReLU
+from fastbn.nn.activation import ReLU, ReLU6
 from fastbn.nn.batchnorm import BatchNorm2d
 from fastbn.nn.conv import Conv2d
 from fastbn.nn.module import Module
 
 
 class Block:
-    """One pass through a convolution, the batch norm after it and, if ``relu``, a ReLU; it leaves them as they are."""
+    """One pass through a convolution, the batch norm after it and, if ``relu``, a ReLU; it leaves them as they are.
 
-    def __init__(self, conv: Conv2d, norm: BatchNorm2d, relu: bool = False) -> None:
+    ceiling: what the ReLU cuts above.
+    """
+
+    def __init__(self, conv: Conv2d, norm: BatchNorm2d) -> None:
         self.conv = conv
         self.norm = norm
-        self.relu = relu
+        self.relu = False
+        self.ceiling = math.inf
         self.saved: ConvBnSaved | None = None
 
     def forward(
@@ -44,6 +49,7 @@ class Block:
             training=training,
             residual=residual,
             relu=self.relu,
+            ceiling=self.ceiling,
             defer=defer,
         )
         if training and mean is not None and self.saved.norm.count:
@@ -74,8 +80,8 @@ def as_blocks(modules: Iterable[Module]) -> list[Step]:
         last = steps[-1] if steps else None
         if isinstance(module, BatchNorm2d) and isinstance(last, Conv2d) and _match(last, module):
             steps[-1] = Block(last, module)
-        elif isinstance(last, Block) and not last.relu and absorbs_relu(module):
-            last.relu = True
+        elif isinstance(last, Block) and not last.relu and (absorbs_relu(module) or _is(module, ReLU6)):
+            last.relu, last.ceiling = True, 6.0 if isinstance(module, ReLU6) else math.inf
         else:
             steps.append(module)
     return steps
