@@ -15,11 +15,12 @@ import numpy as np
 
 from fastbn._checks import check_same_dtype, check_shape
 from fastbn._memory import empty
-from fastbn._views import channels_second, dense, dense_c, in_order_of, native
-from fastbn.functional import conv_planes, norm_kernels
+from fastbn._views import channels_last, channels_second, dense, dense_c, in_order_of, native
+from fastbn.functional import conv_blocks, conv_gram, conv_planes, norm_kernels
 from fastbn.functional.conv import Pair, channel_sums, engine_for
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
+from fastbn.functional.conv_gram import GramSaved, Maybe
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm import BatchNormSaved, batch_norm_backward, batch_norm_summed
 from fastbn.functional.norm_sums import Sums, relu_operand
@@ -62,7 +63,6 @@ class Gradient(NamedTuple):
     sums: Sums | None
 
 
-Maybe = np.ndarray | None
 Gradients = tuple[np.ndarray | Gradient | None, np.ndarray, Maybe, Maybe, Maybe, Maybe]
 
 
@@ -105,13 +105,15 @@ def conv_bn_forward(
     relu: bool = False,
     ceiling: float = math.inf,
     defer: bool = False,
-) -> tuple[np.ndarray | Deferred, ConvBnSaved]:
+    gram: bool | None = None,
+) -> tuple[np.ndarray | Deferred, ConvBnSaved | GramSaved]:
     """``batch_norm(conv2d(x), residual, relu)`` and what its backward pass needs: (y, saved).
 
     The convolution's arguments are those of ``conv2d``, the others those of ``batch_norm_forward``; training=False
     normalises with the running statistics as constants. y is channels-last, whatever the order of x. ceiling: of the
     ReLU, 6 for ReLU6; without a residual. defer: return a ``Deferred`` instead, if there is no residual and the
-    convolution has the channels for it.
+    convolution has the channels for it. gram: take the statistics from those of x, see ``conv_gram``, where that is
+    possible; None: where it is faster.
     Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv_bn"
@@ -121,8 +123,17 @@ def conv_bn_forward(
     check_operands(who, source, weight, bias, residual, None, shape)
     window, groups = Window(*sizes), int(groups)
     engine = engine_for(weight.shape, groups, source.itemsize)
-    if engine is conv_planes and isinstance(x, Deferred):
+    if isinstance(x, Deferred) and engine is conv_planes:
         source, normed = x.array(), None
+    statistics = running_mean, running_var, momentum, eps
+    pixels = shape[0] * shape[2] * shape[3]
+    if gram is None:
+        gram = conv_gram.pays(weight.shape, window, groups, pixels)
+    if gram and training and pixels > 1 and ceiling == math.inf and engine is conv_blocks:
+        point = in_channels_last(source if normed is None else x.array())  # type: ignore[union-attr]
+        unit = conv_gram.forward(who, point, dense_c(weight), bias, bn_weight, bn_bias, statistics, residual, relu)
+        if unit is not None:
+            return unit
     z = channels_second(empty((shape[0], *shape[2:], shape[1]), source.dtype))
     sums, known = None, engine is not conv_planes and z.size > 0 and _sums_output(weight, groups)
     if engine is conv_planes and z.size:
@@ -132,7 +143,6 @@ def conv_bn_forward(
             source, dense_c(weight), bias, window, groups, None, False, z, normed or PLAIN, known and training
         )
     defer = defer and known and residual is None
-    statistics = running_mean, running_var, momentum, eps
     y, norm = batch_norm_summed(who, z, sums, bn_weight, bn_bias, statistics, residual, relu, training, defer)
     saved = ConvBnSaved(source, normed, weight, bias is not None, window, groups, engine, norm, ceiling)
     if defer:
@@ -143,13 +153,22 @@ def conv_bn_forward(
     return y, saved
 
 
+def in_channels_last(x: np.ndarray) -> np.ndarray:
+    """A dense ``x``, copied unless it is channels-last."""
+    return channels_second(np.ascontiguousarray(channels_last(x)))
+
+
 def _sums_output(weight: np.ndarray, groups: int) -> bool:
     """Whether the convolution can sum its output: one group, or one a channel."""
     return groups == 1 or weight.shape[:2] == (groups, 1)
 
 
 def conv_bn_backward(
-    dy: np.ndarray | Gradient, saved: ConvBnSaved, *, need_dx: bool = True, residual: np.ndarray | None = None
+    dy: np.ndarray | Gradient,
+    saved: ConvBnSaved | GramSaved,
+    *,
+    need_dx: bool = True,
+    residual: np.ndarray | None = None,
 ) -> Gradients:
     """Gradients of ``conv_bn_forward``, None where they do not apply.
 
@@ -160,6 +179,12 @@ def conv_bn_backward(
     """
     who = "conv_bn_backward"
     grad, sums = dy if isinstance(dy, Gradient) else (dy, None)
+    if isinstance(saved, GramSaved):
+        check_same_dtype(who, "dy", grad, "x", saved.y)
+        check_shape(who, "dy", grad, saved.y.shape, "as the output")
+        if residual is not None:
+            check_shape(who, "residual", residual, saved.x.shape, "as x")
+        return conv_gram.backward(in_order_of(grad, saved.y), saved, need_dx, residual)
     norm = saved.norm
     z = norm.x
     check_same_dtype(who, "dy", grad, "x", z)

@@ -308,12 +308,45 @@ def _check_forward(
     check_float(who, "x", x, STORED)
     check_rank(who, "x", x, RANKS, AXES)
     channels = x.shape[1]
+    check_parameters(who, channels, weight, bias, running_mean, running_var, momentum, eps)
+    if residual is not None:
+        check_same_dtype(who, "residual", residual, "x", x)
+        check_shape(who, "residual", residual, x.shape)
+    return channels
+
+
+def check_parameters(
+    who: str,
+    channels: int,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    momentum: float,
+    eps: float,
+) -> None:
+    """What a batch norm over ``channels`` is given besides x."""
     check_per_channel(who, "weight", weight, channels)
     check_per_channel(who, "bias", bias, channels)
     check_running_pair(who, running_mean, running_var, channels)
     check_number(who, "momentum", momentum, 0.0, 1.0)
     check_number(who, "eps", eps, 0.0)
-    if residual is not None:
-        check_same_dtype(who, "residual", residual, "x", x)
-        check_shape(who, "residual", residual, x.shape)
-    return channels
+
+
+def move_running_stats(
+    who: str,
+    running_mean: np.ndarray | None,
+    running_var: np.ndarray | None,
+    momentum: float,
+    mean: np.ndarray,
+    var: np.ndarray,
+    count: int,
+) -> None:
+    """Move both, in place, towards a batch's mean and biased variance over ``count`` values a channel."""
+    if running_mean is None or running_var is None:
+        return
+    check_running_stats(who, running_mean, running_var, len(mean))
+    check_writable(who, "running_mean", running_mean)
+    check_writable(who, "running_var", running_var)
+    running_mean[...] = (1.0 - momentum) * running_mean + momentum * mean
+    running_var[...] = (1.0 - momentum) * running_var + momentum * var * (count / (count - 1))

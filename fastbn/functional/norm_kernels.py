@@ -379,3 +379,24 @@ def slopes_of(
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
     finish_products(columns, x.size // plan.channels, partials, batch_stats, stats, affine, slopes, gradients)
     return slopes, dresidual, gradients
+
+
+def channel_sums(x: np.ndarray) -> np.ndarray:
+    """(C,) float64 of a channels-last ``x``."""
+    return passed_sums(x, None, False)[0]
+
+
+def passed_sums(dy: np.ndarray, y: np.ndarray | None, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """(C,) float64: the sums of dy where the ReLU whose output is ``y`` let it pass, or of all of it; channels-last.
+
+    keep: also dy where it passed, 0 elsewhere.
+    """
+    plan = plan_for(dy)
+    columns = plan.shape[1]
+    passed = plan.empty(dy.dtype) if keep else None
+    partials, identity = np.empty(plan.partials), np.zeros((3, columns), plan.computed)
+    identity[1] = 1
+    views = plan.view(dy), plan.view(dy if y is None else y), None, None if y is None else True
+    cut = None if passed is None else plan.view(passed)
+    launch(products_matrix, *views, *plan.chunk, identity, partials, cut, work=dy.size)
+    return partials[0].sum(axis=0)[:columns].reshape(-1, plan.channels).sum(axis=0), passed

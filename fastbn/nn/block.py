@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
+from fastbn.functional.conv_gram import GramSaved
 from fastbn.nn.activation import ReLU, ReLU6
 from fastbn.nn.batchnorm import BatchNorm2d
 from fastbn.nn.conv import Conv2d
@@ -24,7 +25,7 @@ class Block:
         self.norm = norm
         self.relu = False
         self.ceiling = math.inf
-        self.saved: ConvBnSaved | None = None
+        self.saved: ConvBnSaved | GramSaved | None = None
 
     def forward(
         self, x: np.ndarray | Deferred, residual: np.ndarray | None = None, defer: bool = False
@@ -52,7 +53,7 @@ class Block:
             ceiling=self.ceiling,
             defer=defer,
         )
-        if training and mean is not None and self.saved.norm.count:
+        if training and mean is not None and y.shape[0]:
             norm.num_batches_tracked += 1
         return y
 
