@@ -8,8 +8,12 @@ from helpers import ORDERS, channels_last
 import fastbn
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional.conv_bn import Deferred, Gradient, conv_bn_backward, conv_bn_forward
+from fastbn.functional.conv_gram import GramSaved
 
 TOL = {np.float32: {"rtol": 3e-4, "atol": 3e-4}, np.float64: {"rtol": 1e-10, "atol": 1e-10}}
+ENDS = ("plain", "relu", "relu6", "residual", "residual, relu")
+# Every version of a kernel takes seconds to compile: float32 goes through one of them.
+KINDS = [(np.float64, end) for end in ENDS] + [(np.float32, "residual, relu")]
 CASES = {
     "3x3": ((2, 16, 7, 6), (32, 16, 3, 3), {"padding": 1}),
     "stride 2": ((4, 20, 9, 8), (40, 20, 3, 3), {"stride": 2, "padding": 1}),
@@ -22,7 +26,6 @@ CASES = {
     "groups": ((2, 32, 6, 6), (64, 16, 3, 3), {"padding": 1, "groups": 2}),
     "few channels": ((2, 3, 9, 8), (8, 3, 3, 3), {"stride": 2}),
 }
-FROZEN = {"momentum": 0.0, "training": False}
 
 
 def operands(case, dtype):
@@ -40,48 +43,130 @@ def close(got, want, dtype):
     np.testing.assert_allclose(got, want, **TOL[dtype])
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("end", ["plain", "relu", "residual", "residual, relu"])
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", TOL)
-@pytest.mark.parametrize("case", CASES)
-def test_the_unit_is_the_two(case, dtype, order, end, frozen):
-    x, w, gamma, beta, mean, var, z, dy, residual, options = operands(case, dtype)
-    lie, relu = ORDERS[order], "relu" in end
-    added = residual if "residual" in end else None
-    running = {"running_mean": mean.copy(), "running_var": var.copy(), "momentum": 0.1, "training": not frozen}
-    unit = {"bn_weight": gamma, "bn_bias": beta, "residual": None if added is None else lie(added), "relu": relu}
-    y, saved = conv_bn_forward(lie(x), w, None, **options, **running, **unit)
-    dx, dw, dbias, dgamma, dbeta, dresidual = conv_bn_backward(lie(dy), saved)
+def by_the_twin(x, w, gamma, beta, z, dy, options, end, known=None):
+    """y, running statistics from 0 and 1 or ``known`` ones, dx, dw, dgamma, dbeta, dresidual."""
+    relu, residual = "relu" in end, x_residual(z) if "residual" in end else None
+    running = (np.zeros(len(w)), np.ones(len(w))) if known is None else known
+    constants = {} if known is None else {"running_mean": known[0], "running_var": known[1]}
+    y, mean, var = reference.batch_norm(z, *running, gamma, beta, known is None, residual=residual, relu=relu)
+    if end == "relu6":
+        dy, y = np.where(y < 6, dy, 0), np.minimum(y, 6)
+    dz, *rest = reference.batch_norm_backward(dy, z, gamma, beta, residual=residual, relu=relu, **constants)
+    dx, dw, _ = reference.conv2d_backward(dz, x, w, **options)
+    return y, mean, var, dx, dw, *rest
 
-    known = {"running_mean": mean, "running_var": var}
-    want, new_mean, new_var = reference.batch_norm(z, mean, var, gamma, beta, not frozen, residual=added, relu=relu)
-    backward = {"residual": added, "relu": relu, **(known if frozen else {})}
-    dz, want_dgamma, want_dbeta, want_dresidual = reference.batch_norm_backward(dy, z, gamma, beta, **backward)
-    want_dx, want_dw, _ = reference.conv2d_backward(dz, x, w, **options)
-    close(y, want, dtype)
-    close(running["running_mean"], new_mean, dtype)
-    close(running["running_var"], new_var, dtype)
-    for got, right in ((dx, want_dx), (dw, want_dw), (dgamma, want_dgamma), (dbeta, want_dbeta)):
-        close(got, right, dtype)
+
+def x_residual(z):
+    return np.random.default_rng(5).standard_normal(z.shape)
+
+
+def by_the_unit(x, w, gamma, beta, z, dy, options, end, known=None, lie=np.asarray, **more):
+    """As ``by_the_twin``."""
+    mean, var = (np.zeros(len(w)), np.ones(len(w))) if known is None else known
+    running = {"running_mean": mean.astype(w.dtype), "running_var": var.astype(w.dtype), "training": known is None}
+    residual = lie(x_residual(z).astype(x.dtype)) if "residual" in end else None
+    cut = {"relu": "relu" in end, "ceiling": 6.0 if end == "relu6" else np.inf}
+    norm = {"bn_weight": gamma, "bn_bias": beta, "residual": residual, **running, **cut}
+    y, saved = conv_bn_forward(lie(x), w, **options, **norm, **more)
+    dx, dw, dbias, *rest = conv_bn_backward(lie(dy), saved)
     assert dbias is None
-    if added is None:
-        assert dresidual is None
-    else:
-        close(dresidual, want_dresidual, dtype)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous
+    return y, running["running_mean"], running["running_var"], dx, dw, *rest
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("dtype", TOL)
+def all_close(got, want, dtype):
+    for one, right in zip(got, want, strict=True):
+        assert (one is None) == (right is None)
+        if right is not None:
+            close(one, right, dtype)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("dtype", "end"), KINDS)
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_deferred_is_applied_by_the_reader(case, dtype, relu):
+def test_the_unit_is_the_two(case, dtype, end, order, frozen):
+    x, w, gamma, beta, mean, var, z, dy, _, options = operands(case, dtype)
+    gamma *= 4  # so that ReLU6 cuts
+    known = (mean, var) if frozen else None
+    got = by_the_unit(x, w, gamma, beta, z, dy, options, end, known, ORDERS[order])
+    want = by_the_twin(x, w, gamma, beta, z, dy, options, end, known)
+    all_close(got, want, dtype)
+
+
+@pytest.mark.parametrize("end", ["plain", "relu", "residual", "residual, relu"])
+@pytest.mark.parametrize("dtype", TOL)
+@pytest.mark.parametrize("order", ORDERS)
+def test_gram_folding_is_the_two(order, dtype, end):
+    x, w, gamma, beta, _, _, z, dy, _, options = operands("1x1", dtype)
+    got = by_the_unit(x, w, gamma, beta, z, dy, options, end, lie=ORDERS[order], gram=True)
+    all_close(got, by_the_twin(x, w, gamma, beta, z, dy, options, end), dtype)
+    y, saved = conv_bn_forward(x, w, gram=True)
+    assert isinstance(saved, GramSaved)
+    assert saved.y is y
+
+
+def test_gram_folding_of_a_deferred_input_and_a_gradient_that_joins():
+    x, w, gamma, beta, _, _, _, dy, _, _ = operands("1x1", np.float64)
+    first = np.random.default_rng(6).standard_normal((64, 64, 1, 1)) / 8
+    other = np.random.default_rng(7).standard_normal(x.shape)
+    found = []
+    for gram in (False, True):
+        deferred, saved_first = conv_bn_forward(x, first, relu=True, defer=True)
+        y, saved = conv_bn_forward(deferred, w, bn_weight=gamma, bn_bias=beta, relu=True, gram=gram)
+        dx, *gradients = conv_bn_backward(dy, saved, residual=other)
+        found.append((y, *gradients[:2], *conv_bn_backward(dx, saved_first)[:2]))
+    all_close(found[1], found[0], np.float64)
+
+
+def test_gram_folding_gives_way_where_a_variance_cannot_be_trusted():
+    rng = np.random.default_rng(8)
+    x = channels_last(np.repeat(rng.standard_normal((4, 1, 9, 9)), 16, axis=1).astype(np.float32))
+    x += 1e-4 * rng.standard_normal(x.shape).astype(np.float32)
+    w = np.tile([1.0, -1.0], 8).astype(np.float32) * np.ones((32, 1), np.float32)  # what x has in common cancels
+    _, saved = conv_bn_forward(x, w[:, :, None, None], gram=True)
+    assert not isinstance(saved, GramSaved)
+    z = reference.conv2d(x, w[:, :, None, None], None)
+    np.testing.assert_allclose(saved.norm.var, z.var((0, 2, 3)), rtol=1e-3)
+
+
+def test_gram_folding_far_from_the_origin_is_the_more_accurate():
+    rng = np.random.default_rng(9)
+    x = (100 + rng.standard_normal((4, 32, 20, 20))).astype(np.float32)
+    w, dy = rng.standard_normal((64, 32, 1, 1)), rng.standard_normal((4, 64, 20, 20)).astype(np.float32)
+    w = w.astype(np.float32)
+    z = reference.conv2d(x, w, None)
+    want = reference.conv2d_backward(reference.batch_norm_backward(dy, z)[0], x, w)[1]
+    errors = []
+    for gram in (False, True):
+        _, saved = conv_bn_forward(x, w, gram=gram)
+        errors.append(np.abs(conv_bn_backward(dy, saved)[1] - want).max())
+    assert errors[1] < errors[0] / 5
+
+
+def test_where_gram_folding_pays():
+    rng = np.random.default_rng(0)
+    many, few = rng.standard_normal((4, 32, 16, 16)), rng.standard_normal((4, 32, 8, 8))
+    for x, shape, taken in (
+        (many, (64, 32, 1, 1), True),
+        (few, (64, 32, 1, 1), False),
+        (many, (32, 32, 1, 1), False),
+        (many, (64, 32, 3, 3), False),
+    ):
+        saved = conv_bn_forward(x, rng.standard_normal(shape))[1]
+        assert isinstance(saved, GramSaved) == taken
+
+
+@pytest.mark.parametrize("cut", [{}, {"relu": True}, {"relu": True, "ceiling": 6.0}])
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_deferred_is_applied_by_the_reader(case, cut):
+    dtype = np.float64
     x, w, gamma, beta, *_, dy, _, options = operands(case, dtype)
     rng = np.random.default_rng(1)
     channels = x.shape[1]
     before = (rng.standard_normal((channels, channels, 1, 1)) / channels).astype(dtype)
-    norm = rng.standard_normal((2, channels)).astype(dtype)
-    first = {"bn_weight": norm[0], "bn_bias": norm[1], "relu": relu}
+    norm = 4 * rng.standard_normal((2, channels)).astype(dtype)
+    first = {"bn_weight": norm[0], "bn_bias": norm[1], **cut}
     second = {"bn_weight": gamma, "bn_bias": beta, "relu": True}
     kept = conv_bn_forward(x, before, **first)
     deferred = conv_bn_forward(x, before, **first, defer=True)
@@ -102,10 +187,10 @@ def test_what_is_deferred_is_applied_by_the_reader(case, dtype, relu):
 
 @pytest.mark.parametrize("case", ["3x3", "1x1", "depthwise"])
 def test_sums_of_a_gradient_are_made_on_its_way(case):
-    x, w, gamma, beta, *_, dy, _, options = operands(case, np.float32)
+    x, w, gamma, beta, *_, dy, _, options = operands(case, np.float64)
     channels = x.shape[1]
-    square = np.eye(channels, dtype=np.float32)[:, :, None, None]
-    norm = {"bn_weight": np.ones(channels, np.float32), "bn_bias": np.zeros(channels, np.float32), "defer": True}
+    square = np.eye(channels)[:, :, None, None]
+    norm = {"bn_weight": np.ones(channels), "bn_bias": np.zeros(channels), "defer": True, "relu": True}
     deferred, saved_before = conv_bn_forward(x, square, **norm)
     _, saved = conv_bn_forward(deferred, w, **options, bn_weight=gamma, bn_bias=beta)
     dx = conv_bn_backward(dy, saved)[0]
@@ -115,18 +200,18 @@ def test_sums_of_a_gradient_are_made_on_its_way(case):
     without = conv_bn_backward(Gradient(dx.dy, None), saved_before)
     for one, other in zip(with_sums, without, strict=True):
         if one is not None:
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_gradient_that_joins_is_added(case):
-    x, w, gamma, beta, *_, dy, _, options = operands(case, np.float32)
-    other = np.random.default_rng(2).standard_normal(x.shape).astype(np.float32)
+    x, w, gamma, beta, *_, dy, _, options = operands(case, np.float64)
+    other = np.random.default_rng(2).standard_normal(x.shape)
     for lie in ORDERS.values():
         _, saved = conv_bn_forward(lie(x), w, **options, bn_weight=gamma, bn_bias=beta)
         alone = conv_bn_backward(dy, saved)[0]
         joined = conv_bn_backward(dy, saved, residual=lie(other))[0]
-        np.testing.assert_allclose(joined, alone + other, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(joined, alone + other, rtol=1e-10, atol=1e-10)
         assert conv_bn_backward(dy, saved, need_dx=False)[0] is None
 
 

@@ -12,6 +12,7 @@ and backward, with g = dL/dy where the ReLU let it pass, h = sum g_i, G = sum g_
 
 It costs K / C of the layer's multiply-adds forward and as much backward, and saves the pre-activation tensor: writing
 it, reading it three times, and keeping it. For expansions, where K is much below C.
+The algebra on weights goes through ``linear``: the threads of a BLAS would spin beside the kernels' own.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from fastbn._views import channels_second, native
 from fastbn.functional import conv_blocks, norm_kernels
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import Prologue
+from fastbn.functional.linear import linear
 from fastbn.functional.norm import Statistics, check_parameters, move_running_stats
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
@@ -97,11 +99,11 @@ def forward(
     gram = conv_blocks.backward_weight(x, x, square, POINT, 1, centre, centre).astype(np.float64)
     gram = gram.reshape(channels, channels) / count
     w = weight.reshape(channels_out, channels).astype(np.float64)
-    var = np.einsum("ck,ck->c", w @ gram, w)
-    most = (np.abs(w) @ np.sqrt(np.diag(gram))) ** 2
+    var = np.einsum("ck,ck->c", linear(w, gram), w)
+    most = np.einsum("ck,k->c", np.abs(w), np.sqrt(np.diag(gram))) ** 2
     if not (var > LEAST_VARIANCE * most).all():
         return None
-    mean = w @ mu + (0.0 if bias is None else bias)
+    mean = np.einsum("ck,k->c", w, mu) + (0.0 if bias is None else bias)
     move_running_stats(who, running_mean, running_var, momentum, mean, var, count)
     inv_std = 1.0 / np.sqrt(var + eps)
     scale = inv_std if gamma is None else gamma * inv_std
@@ -148,11 +150,11 @@ def backward(
     w, products = weight.reshape(channels_out, channels).astype(np.float64), products.reshape(channels_out, channels)
     dscale = np.einsum("ck,ck->c", w, products)
     dvar = -0.5 * dscale * scale * inv_std * inv_std
-    dweight = scale[:, None] * products + 2 * dvar[:, None] * (w @ saved.gram)
+    dweight = scale[:, None] * products + 2 * dvar[:, None] * linear(w, saved.gram)
     dx = None
     if need_dx:
-        curvature = (w.T * dvar) @ w * (2 / count)
-        level = -(sums @ (scale[:, None] * w)) / count
+        curvature = linear(w.T * dvar, w.T) * (2 / count)
+        level = -np.einsum("c,ck->k", sums * scale, w) / count
         part = channels_second(empty((x.shape[0], *x.shape[2:], channels), dtype))
         around = curvature.astype(dtype).reshape(channels, channels, 1, 1)
         conv_blocks.forward(x, around, level.astype(dtype), POINT, 1, residual, False, part, saved.centre)

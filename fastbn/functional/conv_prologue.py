@@ -25,7 +25,7 @@ class Prologue(NamedTuple):
     def operands(self) -> tuple[Any, ...]:
         """Partner, relu, affine, slopes, floor, as kernels take them."""
         if self.slopes is None:
-            ceiling = self.ceiling if self.relu and self.ceiling < math.inf else None
+            ceiling = None if self.affine is None else self.ceiling if self.relu else math.inf
             return None, ceiling, self.affine, None, 0.0 if self.relu else -math.inf
         assert self.partner is not None
         return as_flat(self.partner), relu_operand(self.relu, self.ceiling), self.affine, self.slopes, -math.inf

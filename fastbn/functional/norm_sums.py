@@ -11,9 +11,9 @@ from fastbn.kernels.conv_panels import block_lanes
 NOTHING = None, None, None, None, None  # the operands of no sums
 
 
-def relu_operand(relu: bool, ceiling: float = math.inf) -> bool | float | None:
-    """A ReLU as kernels take it: None for none, True, or the number above which it cuts."""
-    return None if not relu else True if ceiling == math.inf else ceiling
+def relu_operand(relu: bool, ceiling: float = math.inf) -> float | None:
+    """A ReLU as convolutions take it: the number above which it cuts, or None for no ReLU."""
+    return float(ceiling) if relu else None
 
 
 class Sums(NamedTuple):
