@@ -25,6 +25,7 @@ COLOURS = {
     "onnxruntime": "#2ca02c",
     "NumPy": "#7f7f7f",
 }
+ROWS = ("network", "convolution", "block")  # what tells their rows apart
 # Our row and the rival's, for the ratios that are claimed: (operation, mode, ours, theirs).
 CLAIMS = [
     ("training", "as called", "fastbn", "PyTorch"),
@@ -42,13 +43,14 @@ CLAIMS = [
 ]
 
 
-def read(path: Path) -> tuple[list[dict], list[dict]]:
-    """Rows of batch norm and of convolutions, flat: what it was, its median and minimum in seconds."""
+def read(path: Path) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of batch norm, convolutions and blocks, flat: what it was, its median and minimum in seconds."""
     rows = []
     for entry in json.loads(path.read_text())["benchmarks"]:
         row = {**entry["extra_info"], "median": entry["stats"]["median"], "min": entry["stats"]["min"]}
         rows.append({**row, "shape": tuple(row.get("shape", ()))})
-    return [row for row in rows if "network" in row], [row for row in rows if "convolution" in row]
+    batch_norms, convolutions, blocks = ([row for row in rows if kind in row] for kind in ROWS)
+    return batch_norms, convolutions, blocks
 
 
 def by_group(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
@@ -121,6 +123,32 @@ def convolutions(rows: list[dict]) -> str:
         texts = {name: f"**{speed:.0f}**" if speed == best else f"{speed:.0f}" for name, speed in group.items()}
         cells = [texts.get(name, "-") for name in names]
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def training_blocks(rows: list[dict]) -> str:
+    """Milliseconds of every block's training step, and how many times faster than the best of PyTorch."""
+    names = list(dict.fromkeys(row["rival"] for row in rows))
+    theirs = [name for name in names if name.startswith("PyTorch")]
+    machine = f"the machine's {rows[0]['peak'] / 1e9:.0f} GFLOP/s and {rows[0]['bandwidth'] / 1e9:.0f} GB/s"
+    lines = ["# Training steps of convolution, batch norm and ReLU", ""]
+    lines += [f"Median milliseconds, batch 16; the limit is that of {machine}.", ""]
+    lines += [f"| block | {' | '.join(names)} | limit | against PyTorch's best | batch norm and ReLU add |"]
+    lines += ["|---" * (len(names) + 4) + "|"]
+    groups: dict[str, dict[str, dict]] = defaultdict(dict)
+    for row in rows:
+        groups[row["block"]][row["rival"]] = row
+    ratios, added = [], []
+    for block, group in groups.items():
+        cells = [milliseconds(group[name]["median"]) if name in group else "-" for name in names]
+        own = group["fastbn"]["median"]
+        ratios.append(min(group[name]["median"] for name in theirs if name in group) / own)
+        added.append(own / group["fastbn convolution"]["median"])
+        limit = milliseconds(group["fastbn"]["limit"])
+        lines.append(f"| {block} | {' | '.join(cells)} | {limit} | {ratios[-1]:.2f} | {100 * added[-1] - 100:.0f} % |")
+    blanks = " | ".join([""] * (len(names) + 1))
+    means = geometric_mean(ratios), 100 * geometric_mean(added) - 100
+    lines.append(f"| geometric mean | {blanks} | {means[0]:.2f} | {means[1]:.0f} % |")
     return "\n".join(lines) + "\n"
 
 
@@ -243,7 +271,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder to write into; that of the results otherwise")
     options = parser.parse_args()
     try:
-        rows, convolution_rows = read(options.results)
+        rows, convolution_rows, block_rows = read(options.results)
     except (OSError, ValueError, KeyError) as error:
         parser.exit(2, f"bench.report: results must be a file of pytest bench --benchmark-json, got {error!r}\n")
     folder = options.output or options.results.parent
@@ -256,6 +284,8 @@ def main() -> None:
         written += ["scaling.png"] if draw_scaling(rows, folder / "scaling.png") else []
     if convolution_rows:
         text += convolutions(convolution_rows)
+    if block_rows:
+        text += training_blocks(block_rows)
     (folder / "report.md").write_text(text)
     print("written", *(folder / name for name in written))
 

@@ -1,11 +1,16 @@
-"""The roof: the fastest copy of an array to another, by streaming stores or by ordinary ones."""
+"""The roofs: the fastest copy of an array, by streaming stores or by ordinary ones, and the most multiply-adds."""
+
+import time
 
 import numpy as np
 from numba import int64, prange
 
+from fastbn._memory import empty
 from fastbn._threads import launch
 from fastbn.kernels._jit import body, driver
+from fastbn.kernels._simd import TILE_ROWS, block_tile
 from fastbn.kernels._vector import fence, lanes_of, load, store, stream
+from fastbn.kernels.conv_panels import block_lanes, panel_columns
 
 BLOCK = 1 << 14  # elements of a task
 
@@ -38,3 +43,46 @@ def copy_to(x: np.ndarray, out: np.ndarray, streaming: bool) -> None:
     """Copy the whole vectors of a C-contiguous array."""
     whole = x.size // 64 * 64
     launch(copy, x.reshape(-1)[:whole], out.reshape(-1)[:whole], streaming, work=x.size)
+
+
+@body
+def _multiply_task(task, a, b, offsets, repeats, tiles):
+    for _ in range(repeats):
+        block_tile(a, 0, 0, b, 0, 0, offsets, 1, tiles[task])
+
+
+@driver
+def multiply(a, b, offsets, repeats, tiles, parallel):
+    """Register tiles of operands that stay in the first cache: ``repeats`` in each task."""
+    if parallel:
+        for task in prange(tiles.shape[0]):
+            _multiply_task(int64(task), a, b, offsets, repeats, tiles)
+    else:
+        for task in range(tiles.shape[0]):
+            _multiply_task(task, a, b, offsets, repeats, tiles)
+
+
+def peak() -> float:
+    """Float32 multiply-adds a second, times two, of all threads: the fastest of some runs."""
+    lanes, columns, repeats, tasks, taps = block_lanes(4), panel_columns(4), 500, 64, 8
+    a, b = np.ones(TILE_ROWS * lanes * 2, np.float32), np.ones(taps * lanes * columns, np.float32)
+    tiles, offsets = np.empty((tasks, TILE_ROWS * columns), np.float32), np.zeros(taps, np.int64)
+    best = 0.0
+    for _ in range(12):
+        begun = time.perf_counter()
+        launch(multiply, a, b, offsets, repeats, tiles, work=1 << 30)
+        done = 2 * tasks * repeats * taps * lanes * TILE_ROWS * columns
+        best = max(best, done / (time.perf_counter() - begun))
+    return best
+
+
+def bandwidth(size: int = 1 << 26) -> float:
+    """Bytes a second, read and written, of the best copy of ``size`` bytes."""
+    x, out = np.ones(size // 4, np.float32), empty((size // 4,), np.float32)
+    best = 0.0
+    for streaming in (False, True):
+        for _ in range(6):
+            begun = time.perf_counter()
+            copy_to(x, out, streaming)
+            best = max(best, 2 * size / (time.perf_counter() - begun))
+    return best

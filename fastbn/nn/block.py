@@ -103,7 +103,7 @@ def absorbs_relu(module: Module) -> bool:
 
 def forward(steps: list[Step], x: Any, then: Step | None = None) -> Any:
     """Each step's output is the next one's input, the last one's that of ``then``. Blocks defer to blocks."""
-    for step, after in zip(steps, [*steps[1:], then], strict=True):
+    for step, after in zip(steps, [*steps, then][1:], strict=True):
         if isinstance(step, Block):
             x = step.forward(x, defer=isinstance(after, Block))
         else:

@@ -1,0 +1,136 @@
+"""``python -m bench.networks``: training steps of whole networks beside PyTorch's, batch 16, 3 x 96 x 96; and memory.
+
+The same weights, inputs and gradients; answers checked. The networks take turns, some steps each, and a step is
+forward, backward and no optimiser. Memory: of a process of its own for each, by what it may claim at most (VmHWM)
+beyond what it held before the step; fastbn keeps no idle memory there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+import fastbn
+from bench.torch_models import MODELS
+from fastbn import models
+
+OURS = {"ResNet-18": models.resnet18, "ResNet-50": models.resnet50, "MobileNetV2": models.mobilenet_v2}
+RIVALS = ("fastbn", "fastbn unfused", "PyTorch", "PyTorch channels-last")
+SHAPE = (16, 3, 96, 96)
+
+
+def build(network: str, rival: str):
+    """(forward, step), both on fixed data; a step returns the output and the first convolution's gradient."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal(SHAPE, np.float32), rng.standard_normal((SHAPE[0], 1000), np.float32)
+    fastbn.manual_seed(0)
+    model = OURS[network]()
+    for module in model.modules():
+        if isinstance(module, fastbn.nn.Dropout):
+            module.p = 0.0
+    if rival.startswith("fastbn"):
+        fastbn.fuse(model, rival == "fastbn")
+        first = next(model.parameters())
+
+        def forward():
+            return model(x)
+
+        def step():
+            model.zero_grad()
+            y = forward()
+            model.backward(dy, need_dx=False)
+            return y, first.grad
+
+        return forward, step
+    net = MODELS[network]()
+    net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in model.state_dict().items()})
+    order = torch.channels_last if rival.endswith("last") else torch.contiguous_format
+    net, tx, tdy = net.to(memory_format=order), torch.from_numpy(x).to(memory_format=order), torch.from_numpy(dy)
+    first_weight = next(net.parameters())
+
+    def their_forward():
+        return net(tx)
+
+    def their_step():
+        net.zero_grad()
+        y = their_forward()
+        y.backward(tdy)
+        return y.detach().numpy(), first_weight.grad.numpy()
+
+    return their_forward, their_step
+
+
+def times(network: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of steps, ``rounds`` turns of three steps each."""
+    steps = {rival: build(network, rival)[1] for rival in RIVALS}
+    want = None
+    for rival, step in steps.items():
+        found = [array.astype(np.float64) for array in (step(), step())[1]]
+        want = want or found
+        for got, right in zip(found, want, strict=True):
+            if not np.abs(got - right).mean() < 1e-2 * np.abs(right).mean():
+                raise SystemExit(f"bench.networks: {rival} must give {network}'s answers, got others")
+    spent: dict[str, list[float]] = {rival: [] for rival in RIVALS}
+    for _ in range(rounds):
+        for rival, step in steps.items():
+            step()
+            for _ in range(3):
+                begun = time.perf_counter()
+                step()
+                spent[rival].append(1e3 * (time.perf_counter() - begun))
+    return spent
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def memory(network: str, rival: str) -> dict[str, int]:
+    """Bytes, in this process: held after a forward pass in training mode, and the most that a step claims."""
+    torch.set_num_threads(fastbn.get_num_threads())
+    fastbn.set_cache_limit(0)
+    forward, step = build(network, rival)
+    step()  # kernels are compiled, gradients are there
+    before = _status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # VmHWM anew
+    kept = forward()
+    held = _status("VmRSS") - before
+    del kept
+    step()
+    return {"held": held, "peak": _status("VmHWM") - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("networks", nargs="*", default=list(OURS), help=f"of {', '.join(OURS)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", metavar="RIVAL", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(memory(options.networks[0], options.memory)))
+        return
+    torch.set_num_threads(fastbn.get_num_threads())
+    print(f"batch {SHAPE[0]}, 3 x 96 x 96, {fastbn.get_num_threads()} threads; median (minimum) milliseconds of a step")
+    for network in options.networks:
+        spent = times(network, options.rounds)
+        best = min(np.median(spent[rival]) for rival in RIVALS[2:])
+        for rival in RIVALS:
+            median, least = np.median(spent[rival]), min(spent[rival])
+            command = [sys.executable, "-m", "bench.networks", network, "--memory", rival]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            held, peak = found["held"] / 1e6, found["peak"] / 1e6
+            print(
+                f"{network:12} {rival:22} {median:6.0f} ({least:.0f})   {best / median:5.2f} x PyTorch's best   "
+                f"held after forward {held:5.0f} MB, peak {peak:5.0f} MB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
