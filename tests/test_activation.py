@@ -7,6 +7,7 @@ from helpers import ORDERS, assert_close
 from layouts import LAYOUTS
 
 import fastbn.functional as F
+from fastbn.kernels import activation as kernels
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(), (1,), (0,), (3, 0, 2), (7,), (4, 5), (2, 3, 4), (2, 3, 4, 5), (2, 3, 2, 2, 2), (40000,)]
@@ -51,6 +52,23 @@ def test_outputs_lie_as_the_input(rng, operation, order, dy_order):
     dx = backward(ORDERS[dy_order](dy), y)
     assert y.strides == dx.strides == ORDERS[order](x).strides
     assert_close(dx, want_backward(dy, x), np.float64)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 33, kernels.BLOCK + 5])
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_write_over_their_input_and_nothing_beyond_it(rng, dtype, operation, size):
+    forward, backward, _, _ = OPERATIONS[operation]
+    memory = (4 * rng.standard_normal(size + 1)).astype(dtype)
+    x, end = memory[:size].copy(), memory[size]
+    y = forward(x)
+    getattr(kernels, operation).serial(memory[:size], memory[:size], None)
+    np.testing.assert_array_equal(memory[:size], y)
+    dx = backward(x, y)
+    memory[:size] = x
+    getattr(kernels, f"{operation}_backward").serial(memory[:size], y, memory[:size], None)
+    np.testing.assert_array_equal(memory[:size], dx)
+    assert memory[size] == end
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

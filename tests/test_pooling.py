@@ -24,6 +24,8 @@ MAX_CASES = {
     "everything": {"kernel_size": SHAPE[2:]},
     "ceil, larger than x": {"kernel_size": 12, "padding": 1, "ceil_mode": True},
 }
+# One, less than a vector, several and a rest, and more than a backward task has.
+CHANNELS = [1, 3, 21, 70]
 AVG_CASES = {name: options for name, options in MAX_CASES.items() if "dilation" not in options}
 
 
@@ -100,6 +102,46 @@ def test_finite_differences_of_avg(rng):
 # Memory
 
 
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("case", MAX_CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_orders_give_the_same_bits_of_max(rng, dtype, case, channels):
+    x = rng.standard_normal((2, channels, 9, 8)).astype(dtype)
+    x[rng.random(x.shape) < 0.02] = np.nan
+    (y, indices), (other, places) = (F.max_pool2d_forward(lie(x), **MAX_CASES[case]) for lie in ORDERS.values())
+    np.testing.assert_array_equal(other, y)
+    np.testing.assert_array_equal(places, indices)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    dx, other = (F.max_pool2d_backward(dy, chosen, x.shape) for chosen in (indices, places))
+    np.testing.assert_array_equal(other, dx)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("case", AVG_CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_orders_give_the_same_bits_of_avg(rng, dtype, case, count_include_pad, channels):
+    x = rng.standard_normal((2, channels, 9, 8)).astype(dtype)
+    options = {**AVG_CASES[case], "count_include_pad": count_include_pad}
+    y, other = (F.avg_pool2d(lie(x), **options) for lie in ORDERS.values())
+    np.testing.assert_array_equal(other, y)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    dx, other = (F.avg_pool2d_backward(dy, lie(x), **options) for lie in ORDERS.values())
+    np.testing.assert_array_equal(other, dx)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 8, 8), (2, 2, 8, 9), (2, 2, 9, 9), (2, 2, 40, 70)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_of_two_by_two_side_by_side(rng, dtype, shape):
+    x = rng.integers(-2, 3, shape).astype(dtype)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    y, dy, dx = maximum(x, {"kernel_size": 2}, "nchw")
+    np.testing.assert_array_equal(y, reference.max_pool2d(x, 2))
+    np.testing.assert_array_equal(dx, reference.max_pool2d_backward(dy, x, 2))
+    assert_close(F.avg_pool2d(x, 2), reference.avg_pool2d(x, 2), dtype)
+    assert_close(F.avg_pool2d_backward(dy, x, 2), reference.avg_pool2d_backward(dy, x.shape, 2), dtype)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_gives_the_same_values(rng, layout):
     x = rng.standard_normal(SHAPE).astype(np.float32)
@@ -170,39 +212,58 @@ def test_a_nan_wins_and_gets_the_gradient(rng, order):
     np.testing.assert_array_equal(dx, reference.max_pool2d_backward(dy, x, 2))
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_overlapping_windows_share_a_nan_and_equals_at_the_edge(rng, dtype, channels, order):
+    x = rng.integers(-2, 3, (2, channels, 7, 6)).astype(dtype)  # few values: most windows hold equals
+    x[rng.random(x.shape) < 0.1] = np.nan
+    x[rng.random(x.shape) < 0.1] = -np.inf
+    options = {"kernel_size": 3, "stride": 2, "padding": 1}
+    y, dy, dx = maximum(x, options, order)
+    np.testing.assert_array_equal(y, reference.max_pool2d(x, **options))
+    np.testing.assert_array_equal(dx, reference.max_pool2d_backward(dy, x, **options))
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_inf_reach_the_averages_that_hold_them_only(rng, bad):
+def test_nan_and_inf_reach_the_averages_that_hold_them_only(rng, bad, order):
     x = rng.standard_normal((1, 2, 6, 6))
     x[0, 1, 2, 3] = bad
     touched = np.zeros((1, 2, 3, 3), bool)
     touched[0, 1, 1, 1] = True
-    np.testing.assert_array_equal(np.isfinite(F.avg_pool2d(x, 2)), ~touched)
+    np.testing.assert_array_equal(np.isfinite(F.avg_pool2d(ORDERS[order](x), 2)), ~touched)
 
 
-def test_minus_infinity_is_a_value():
-    x = np.full((1, 1, 2, 2), -np.inf)
+@pytest.mark.parametrize("order", ORDERS)
+def test_minus_infinity_is_a_value(order):
+    x = ORDERS[order](np.full((1, 3, 2, 2), -np.inf))
     y, indices = F.max_pool2d_forward(x, 2, padding=1)
-    np.testing.assert_array_equal(y, np.full((1, 1, 2, 2), -np.inf))
-    np.testing.assert_array_equal(indices, [[[[0, 1], [2, 3]]]])
+    np.testing.assert_array_equal(y, np.full((1, 3, 2, 2), -np.inf))
+    np.testing.assert_array_equal(indices, np.broadcast_to([[0, 1], [2, 3]], (1, 3, 2, 2)))
 
 
-def test_padding_never_wins(rng):
-    x = -1 - rng.random((1, 1, 4, 4))
+@pytest.mark.parametrize("order", ORDERS)
+def test_padding_never_wins(rng, order):
+    x = ORDERS[order](-1 - rng.random((1, 3, 4, 4)))
     assert F.max_pool2d(x, 3, 1, padding=1).max() < 0
 
 
-def test_a_window_of_padding_alone(rng):
-    x = rng.standard_normal((1, 1, 2, 2))
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_window_of_padding_alone(rng, order):
+    x = rng.standard_normal((1, 3, 2, 3))
     options = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3}
-    y, _, dx = maximum(x, options, "nchw")
-    np.testing.assert_array_equal(y, [[[[-np.inf]]]])
-    np.testing.assert_array_equal(dx, np.zeros_like(x))
+    y, indices = F.max_pool2d_forward(ORDERS[order](x), **options)
+    np.testing.assert_array_equal(y, np.full((1, 3, 1, 2), -np.inf))
+    np.testing.assert_array_equal(indices, np.full((1, 3, 1, 2), -1))
+    np.testing.assert_array_equal(F.max_pool2d_backward(y, indices, x.shape), np.zeros_like(x))
 
 
-def test_the_divisor_counts_padding_or_not():
-    x = np.ones((1, 1, 2, 2))
-    np.testing.assert_array_equal(F.avg_pool2d(x, 2, padding=1), np.full((1, 1, 2, 2), 0.25))
-    np.testing.assert_array_equal(F.avg_pool2d(x, 2, padding=1, count_include_pad=False), np.ones((1, 1, 2, 2)))
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_divisor_counts_padding_or_not(order):
+    x = ORDERS[order](np.ones((1, 3, 2, 2)))
+    np.testing.assert_array_equal(F.avg_pool2d(x, 2, padding=1), np.full(x.shape, 0.25))
+    np.testing.assert_array_equal(F.avg_pool2d(x, 2, padding=1, count_include_pad=False), np.ones(x.shape))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from fastbn._views import as_flat, dense, element_strides, empty_like, in_order_
 from fastbn.errors import ArgumentError, DtypeError, ShapeError
 from fastbn.functional.conv import Pair
 from fastbn.functional.conv_arguments import IMAGE_AXES
-from fastbn.kernels import pooling as kernels
+from fastbn.kernels.avg_pool import avg_pool, avg_pool_backward
+from fastbn.kernels.max_pool import max_pool, max_pool_backward
 
 
 def max_pool2d(
@@ -45,7 +46,7 @@ def max_pool2d_forward(
     indices = empty_like(source, y_shape, np.int32)
     if y.size:
         launch(
-            kernels.max_pool,
+            max_pool,
             as_flat(source),
             source.shape,
             element_strides(source),
@@ -69,7 +70,7 @@ def max_pool2d_backward(dy: np.ndarray, indices: np.ndarray, x_shape: tuple[int,
     dx = empty_like(indices, tuple(x_shape), grad.dtype)
     if dx.size:
         launch(
-            kernels.max_pool_backward,
+            max_pool_backward,
             as_flat(grad),
             as_flat(indices),
             dy.shape,
@@ -115,7 +116,7 @@ def avg_pool2d(
     y = empty_like(source, y_shape)
     if y.size:
         launch(
-            kernels.avg_pool,
+            avg_pool,
             as_flat(source),
             source.shape,
             element_strides(source),
@@ -151,7 +152,7 @@ def avg_pool2d_backward(
     dx = empty_like(source)
     if dx.size:
         launch(
-            kernels.avg_pool_backward,
+            avg_pool_backward,
             as_flat(grad),
             y_shape,
             element_strides(grad),

@@ -37,7 +37,7 @@ class Vector(types.Type):
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, vector):
-        element = FLOAT if vector.dtype == types.float32 else DOUBLE
+        element = {types.float32: FLOAT, types.int32: I32}.get(vector.dtype, DOUBLE)
         super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
 
 
@@ -166,6 +166,28 @@ def widen(typingctx, value):
 
 
 @intrinsic
+def narrow(typingctx, array, value):
+    """What ``widen`` made, rounded to what ``array`` computes in."""
+    vector = _vector_of(array)
+
+    def codegen(context, builder, signature, arguments):
+        return builder.fptrunc(arguments[1], context.get_value_type(vector)) if vector == SINGLES else arguments[1]
+
+    return vector(array, value), codegen
+
+
+@intrinsic
+def quotient(typingctx, value, divisor):
+    """Each lane divided by one number."""
+
+    def codegen(context, builder, signature, arguments):
+        number = context.cast(builder, arguments[1], divisor, value.dtype)
+        return builder.fdiv(arguments[0], _splat(builder, number, value.lanes))
+
+    return value(value, divisor), codegen
+
+
+@intrinsic
 def load(typingctx, array, offset):
     """The vector at ``offset``."""
 
@@ -252,6 +274,23 @@ def store_first(typingctx, array, offset, value, count):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, _vector_of(array), types.int64), codegen
+
+
+@inlined
+def load_part(array, offset, count, fill):
+    """``load``, or ``load_first`` where ``count`` is less than a vector."""
+    if count == lanes_of(array):
+        return load(array, offset)
+    return load_first(array, offset, count, fill)
+
+
+@inlined
+def store_part(array, offset, value, count):
+    """``store``, or ``store_first`` where ``count`` is less than a vector."""
+    if count == lanes_of(array):
+        store(array, offset, value)
+    else:
+        store_first(array, offset, value, count)
 
 
 @intrinsic
@@ -347,6 +386,61 @@ def _ceiling(builder, vector, number):
     """A float64 in every lane of a vector as ``vector``."""
     element = vector.type.element
     return _splat(builder, number if element == DOUBLE else builder.fptrunc(number, element), vector.type.count)
+
+
+@intrinsic
+def places(typingctx, array, place):
+    """An int32 for each lane of a vector of ``array``."""
+    vector = Vector(types.int32, _vector_of(array).lanes)
+
+    def codegen(context, builder, signature, arguments):
+        return _splat(builder, builder.trunc(arguments[1], I32), vector.lanes)
+
+    return vector(array, types.int64), codegen
+
+
+def _is_larger(builder, best, value):
+    """The mask of what replaces the best so far: a larger value, or the first NaN."""
+    number = builder.fcmp_ordered("ord", best, best)
+    return builder.and_(number, builder.fcmp_unordered(">", value, best))
+
+
+@intrinsic
+def larger(typingctx, best, value):
+    """max(best, value) in each lane; a NaN wins."""
+
+    def codegen(context, builder, signature, arguments):
+        best, value = arguments
+        return builder.select(_is_larger(builder, best, value), value, best)
+
+    return best(best, best), codegen
+
+
+@intrinsic
+def place_of_larger(typingctx, best, index, value, place):
+    """``place`` where ``larger(best, value)`` takes ``value``, else ``index``."""
+
+    def codegen(context, builder, signature, arguments):
+        best, index, value, place = arguments
+        here = _splat(builder, builder.trunc(place, I32), index.type.count)
+        return builder.select(_is_larger(builder, best, value), here, index)
+
+    return index(best, index, best, types.int64), codegen
+
+
+@intrinsic
+def store_places(typingctx, indices, offset, index, count):
+    """Write the first ``count`` of a vector of ``places`` at ``offset`` and nothing beyond them."""
+
+    def codegen(context, builder, signature, arguments):
+        value = arguments[2]
+        data = context.make_array(indices)(context, builder, arguments[0]).data
+        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), value.type.as_pointer())
+        operands = [value, pointer, ir.Constant(I32, 4), _below(builder, arguments[3], index.lanes)]
+        _call(builder, f"llvm.masked.store.v{index.lanes}i32.p0", ir.VoidType(), operands)
+        return context.get_dummy_value()
+
+    return types.void(indices, types.int64, index, types.int64), codegen
 
 
 def _word(context, builder, bits_type, bits, position, lanes):

@@ -1,17 +1,33 @@
-"""Elementwise activations over flat arrays."""
+"""Elementwise activations over flat arrays.
+
+Vectors are explicit where one line can say them: LLVM makes them only where it sees that ``out`` is apart from ``x``,
+and falls back to branches, taken at random, where they are one array or neighbours in memory.
+"""
 
 from numba import int64, prange
 
 from fastbn.kernels._exp import exp_nonpositive
 from fastbn.kernels._jit import body, driver
+from fastbn.kernels._vector import (
+    at_least,
+    at_most,
+    lanes_of,
+    load_part,
+    splat,
+    store_part,
+    where_passed,
+    where_positive,
+)
 
 BLOCK = 16384
 
 
 @body
 def _relu_task(block, x, out):
-    for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
-        out[i] = 0 if x[i] < 0 else x[i]
+    lanes, zero, last = lanes_of(x), splat(x, 0.0), min(x.size, (block + 1) * BLOCK)
+    for i in range(block * BLOCK, last, lanes):
+        count = min(lanes, last - i)
+        store_part(out, i, at_least(load_part(x, i, count, zero), zero), count)
 
 
 @driver
@@ -28,9 +44,11 @@ def relu(x, out, parallel):
 
 @body
 def _relu_backward_task(block, dy, y, dx):
-    for i in range(block * BLOCK, min(y.size, (block + 1) * BLOCK)):
-        g = dy[i]  # read in any case, or the loop does not vectorise
-        dx[i] = 0 if y[i] <= 0 else g
+    lanes, zero, last = lanes_of(y), splat(y, 0.0), min(y.size, (block + 1) * BLOCK)
+    for i in range(block * BLOCK, last, lanes):
+        count = min(lanes, last - i)
+        g, value = load_part(dy, i, count, zero), load_part(y, i, count, zero)
+        store_part(dx, i, where_positive(value, g), count)
 
 
 @driver
@@ -47,8 +65,10 @@ def relu_backward(dy, y, dx, parallel):
 
 @body
 def _relu6_task(block, x, out):
-    for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
-        out[i] = 0 if x[i] < 0 else (6 if x[i] > 6 else x[i])
+    lanes, zero, last = lanes_of(x), splat(x, 0.0), min(x.size, (block + 1) * BLOCK)
+    for i in range(block * BLOCK, last, lanes):
+        count = min(lanes, last - i)
+        store_part(out, i, at_most(at_least(load_part(x, i, count, zero), zero), 6.0), count)
 
 
 @driver
@@ -65,9 +85,11 @@ def relu6(x, out, parallel):
 
 @body
 def _relu6_backward_task(block, dy, y, dx):
-    for i in range(block * BLOCK, min(y.size, (block + 1) * BLOCK)):
-        g = dy[i]
-        dx[i] = 0 if (y[i] <= 0) | (y[i] >= 6) else g
+    lanes, zero, last = lanes_of(y), splat(y, 0.0), min(y.size, (block + 1) * BLOCK)
+    for i in range(block * BLOCK, last, lanes):
+        count = min(lanes, last - i)
+        g, value = load_part(dy, i, count, zero), load_part(y, i, count, zero)
+        store_part(dx, i, where_passed(value, g, 6.0), count)
 
 
 @driver
@@ -84,9 +106,11 @@ def relu6_backward(dy, y, dx, parallel):
 
 @body
 def _sigmoid_task(block, x, out):
-    for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
-        e = exp_nonpositive(-abs(x[i]))
-        out[i] = (1 if x[i] >= 0 else e) / (1 + e)
+    values, results = x[block * BLOCK : (block + 1) * BLOCK], out[block * BLOCK : (block + 1) * BLOCK]
+    for i in range(values.size):
+        value = values[i]
+        e = exp_nonpositive(-abs(value))
+        results[i] = (1 if value >= 0 else e) / (1 + e)
 
 
 @driver
@@ -103,8 +127,11 @@ def sigmoid(x, out, parallel):
 
 @body
 def _sigmoid_backward_task(block, dy, y, dx):
-    for i in range(block * BLOCK, min(y.size, (block + 1) * BLOCK)):
-        dx[i] = dy[i] * y[i] * (1 - y[i])
+    lanes, zero, one, last = lanes_of(y), splat(y, 0.0), splat(y, 1.0), min(y.size, (block + 1) * BLOCK)
+    for i in range(block * BLOCK, last, lanes):
+        count = min(lanes, last - i)
+        g, value = load_part(dy, i, count, zero), load_part(y, i, count, zero)
+        store_part(dx, i, g * value * (one - value), count)
 
 
 @driver
