@@ -83,6 +83,10 @@ def test_a_step_is_the_same(network, need_dx):
             np.testing.assert_allclose(dx, want_dx, rtol=1e-8, atol=1e-8)
         assert_same_state(plain, fused)
     np.testing.assert_allclose(fused.eval()(x), plain.eval()(x), rtol=1e-9, atol=1e-9)
+    folded = fastbn.fold(plain)
+    assert folded.fused
+    np.testing.assert_allclose(folded(x), plain(x), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(fastbn.fuse(folded, False)(x), plain(x), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("build", [models.resnet18, models.resnet50, models.mobilenet_v2])
@@ -97,8 +101,9 @@ def test_whole_networks(build):
     want, _ = step(plain, x, need_dx=False)
     y, _ = step(fused, x, need_dx=False)
     np.testing.assert_allclose(y, want, rtol=1e-7, atol=1e-9)
+    largest = max(np.abs(parameter.grad).max() for parameter in plain.parameters())
     for (name, a), (_, b) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
-        assert np.abs(a.grad - b.grad).max() <= 1e-6 * np.abs(a.grad).max(), name
+        assert np.abs(a.grad - b.grad).max() <= 1e-6 * np.abs(a.grad).max() + 1e-9 * largest, name
 
 
 def kept(value, found):
@@ -120,7 +125,7 @@ def test_a_chain_keeps_one_tensor_a_unit():
     for fused in (False, True):
         fastbn.manual_seed(0)
         model = fastbn.fuse(nn.Sequential(*(unit(32, 32) for _ in range(4))), fused)
-        x = np.zeros((4, 32, 16, 16), np.float32) + np.random.default_rng(0).random((4, 32, 1, 1), np.float32)
+        x = np.random.default_rng(0).random((16, 32, 16, 16), np.float32)
         y = model(x)
         found = {}
         for module in model.modules():
@@ -128,7 +133,7 @@ def test_a_chain_keeps_one_tensor_a_unit():
         held.append(sum(found.values()) / x.nbytes)
     assert y.shape == x.shape
     assert held[0] > 8.9  # the x of every convolution and batch norm, and the y of the last ReLU
-    assert held[1] < 5.2  # x of the first, and every convolution's output
+    assert held[1] < 5.4  # the x of the first and the z of all, and small things
 
 
 def test_a_module_with_a_hook_runs_by_itself():

@@ -25,7 +25,7 @@ def test_the_first_program_prints_what_the_readme_says(tmp_path, monkeypatch, ca
 def test_ci_calls_the_readmes_test_command():
     pattern = re.search(r"grep -m 1 '(.*)' README.md", (ROOT / ".ci" / "run").read_text())[1]
     commands = [line for line in README.splitlines() if re.match(pattern, line)]
-    assert commands[0].endswith("-m pytest -q")
+    assert "-m pytest -q" in commands[0]
 
 
 def test_every_file_has_its_place_in_the_code_organisation():

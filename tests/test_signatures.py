@@ -21,6 +21,7 @@ sys.path.insert(0, "tests")
 import fastbn, fastbn.kernels, fastbn.functional as F
 from helpers import ORDERS
 from layouts import LAYOUTS
+from fastbn.functional.conv_bn import conv_bn_backward, conv_bn_forward
 from fastbn.kernels._jit import Kernel
 
 def doors(image, matrix, relu, groups, count_include_pad):
@@ -44,6 +45,11 @@ def doors(image, matrix, relu, groups, count_include_pad):
         y = F.conv2d(many, square, bias, groups=groups, relu=relu)
         F.conv2d(many, square, bias, groups=groups, relu=relu, residual=y)
     F.conv2d_backward(y, many, square, groups=groups)
+    each = np.ones((32, 1, 2, 2), image.dtype)
+    F.conv2d_backward(F.conv2d(many, each, groups=32, relu=relu), many, each, groups=32)
+    conv_bn_backward(*conv_bn_forward(many, square, groups=groups, relu=bool(relu)))
+    whole = np.repeat(square, groups, axis=1)
+    conv_bn_backward(*conv_bn_forward(many, whole, relu=bool(relu)))
     for bias in None, np.ones(5, matrix.dtype):
         y = F.linear(matrix, np.ones((5, matrix.shape[1]), matrix.dtype), bias, relu=relu)
     F.linear_backward(y, matrix, np.ones((5, matrix.shape[1]), matrix.dtype))
@@ -85,7 +91,7 @@ print(json.dumps([after_layouts, signatures()]))
 @pytest.fixture(scope="module")
 def counts():
     command = [sys.executable, "-c", CALLS]
-    done = subprocess.run(command, cwd=TESTS.parent, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=TESTS.parent, timeout=400, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -98,8 +104,12 @@ def test_one_version_for_each_dtype_in_every_layout(counts):
 
 def versions(name):
     """What is compiled apart for operands that may be absent."""
-    if name == "conv_blocks.correlate_blocks":  # bias, residual
-        return 4
+    if name == "conv_blocks.correlate_blocks":  # bias, residual; sums of the output; the gradient of a batch norm
+        return 6
+    if name == "conv_blocks_weights.correlate_weights_blocks":
+        return 2
+    if name == "batch_norm_partials.products_matrix":
+        return 1
     if name in ("batch_norm_rows.moments_rows", "batch_norm_columns.normalize_columns"):
         return 1
     return 2 if name.startswith("batch_norm") else 1  # residual

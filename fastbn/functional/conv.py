@@ -5,9 +5,11 @@ from types import ModuleType
 import numpy as np
 
 from fastbn._checks import check_same_dtype, check_shape
+from fastbn._memory import empty
 from fastbn._threads import launch
 from fastbn._views import (
     as_ncs,
+    channels_second,
     dense,
     dense_c,
     empty_like,
@@ -54,6 +56,29 @@ def conv2d(
         return y
     engine = engine_for(weight.shape, groups, y.itemsize)
     engine.forward(source, dense_c(weight), bias, window, groups, residual, bool(relu), y)
+    return y
+
+
+def conv2d_channels_last(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    residual: np.ndarray | None = None,
+    relu: bool = False,
+) -> np.ndarray:
+    """``conv2d`` with a channels-last output, the fast one, whatever the order of ``x``."""
+    who = "conv2d"
+    sizes, y_shape = check_convolution(who, 2, x, weight, stride, padding, dilation, groups)
+    check_operands(who, x, weight, bias, residual, None, y_shape)
+    y = channels_second(empty((y_shape[0], *y_shape[2:], y_shape[1]), native(x)))
+    if y.size:
+        engine = engine_for(weight.shape, int(groups), y.itemsize)
+        engine.forward(dense(x), dense_c(weight), bias, Window(*sizes), int(groups), residual, bool(relu), y)
     return y
 
 

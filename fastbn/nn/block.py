@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fastbn.functional.conv import conv2d_channels_last
 from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
 from fastbn.functional.conv_gram import GramSaved
 from fastbn.nn.activation import ReLU, ReLU6
@@ -99,6 +100,39 @@ def _is(module: Module, kind: type[Module]) -> bool:
 def absorbs_relu(module: Module) -> bool:
     """Whether a block may do what ``module`` does at its end."""
     return _is(module, ReLU)
+
+
+def infer(
+    modules: list[Module], x: np.ndarray, residual: np.ndarray | None = None, relu: bool = False
+) -> tuple[np.ndarray, bool]:
+    """The output in eval mode, every convolution with the ReLU after it in one pass; nothing is kept.
+
+    residual: added by the last convolution, and then the ReLU if ``relu``, in the same pass, if nothing comes after it;
+    also returned is whether it was.
+    """
+    joined = False
+    position = 0
+    while position < len(modules):
+        module = modules[position]
+        position += 1
+        if isinstance(module, Conv2d) and _is(module, Conv2d):
+            cut = position < len(modules) and absorbs_relu(modules[position])
+            position += cut
+            joined = residual is not None and not cut and position == len(modules)
+            x = conv2d_channels_last(
+                x,
+                module.weight.data,
+                None if module.bias is None else module.bias.data,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+                residual=residual if joined else None,
+                relu=cut or (joined and relu),
+            )
+        else:
+            x = module(x)
+    return x, joined
 
 
 def forward(steps: list[Step], x: Any, then: Step | None = None) -> Any:

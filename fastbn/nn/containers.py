@@ -46,6 +46,8 @@ class Sequential(Module):
             steps = as_blocks(_leaves(self))
             self._keep(steps)
             return block.forward(steps, x)
+        if self.fused:
+            return block.infer(list(_leaves(self)), x)[0]
         for _, module in self.chain():
             x = module(x)
         return x
@@ -107,8 +109,8 @@ class Residual(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """An array like body(x)."""
-        if self.fused and self.training:
-            return self._forward_fused(x)
+        if self.fused:
+            return self._forward_fused(x) if self.training else self._infer_fused(x)
         y = x
         for _, module in self.chain():
             y = module(y)
@@ -146,6 +148,17 @@ class Residual(Module):
             y = y + shortcut
         self._keep((body, last, activation))
         return y if activation is None else activation(y)
+
+    def _infer_fused(self, x: np.ndarray) -> np.ndarray:
+        """The last convolution, if nothing comes after it, adds the shortcut and does the ReLU."""
+        shortcut = self.downsample(x) if "downsample" in self._modules else x
+        activation = self._modules.get("activation")
+        cut = activation is not None and absorbs_relu(activation)
+        y, joined = block.infer(list(_leaves(self)), x, shortcut, cut)
+        if not joined:
+            check_shape("Residual", "the shortcut", shortcut, y.shape, "as the body's output")
+            y = y + shortcut
+        return y if activation is None or (joined and cut) else activation(y)
 
     def _backward_fused(self, dy: np.ndarray, need_dx: bool) -> np.ndarray | None:
         body, last, activation = self._take()

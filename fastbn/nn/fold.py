@@ -23,6 +23,8 @@ NORMS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}  # by the axes of the c
 def fold(model: Module) -> Module:
     """A copy of ``model`` in eval mode, with every batch norm that follows a convolution or linear layer folded away.
 
+    It is fused, see ``fuse``: a convolution, its bias, the shortcut of a Residual and the ReLU run in one pass.
+
     Looks inside Sequential and Residual, and puts convolutions and linear layers (with their quantised weights) in the
     place of ``LayerBn``. A batch norm stays where it has no running statistics, where it or its
     neighbour occurs twice in the model, or where nothing before it can take it. ``model`` is left as it is.
@@ -37,6 +39,9 @@ def fold(model: Module) -> Module:
     for prefix, module in list(folded.named_modules()):
         if isinstance(module, (Sequential, Residual)) and type(module).forward in CHAINS:
             _fold_chain(module, prefix, uses)
+    for module in folded.modules():
+        if isinstance(module, (Sequential, Residual)):
+            module.fused = True
     return folded
 
 

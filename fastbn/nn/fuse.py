@@ -15,9 +15,10 @@ from fastbn.nn.module import Module
 def fuse(model: Module, fused: bool = True) -> Module:
     """Let ``model`` train every Conv2d with the BatchNorm2d, the sum and the ReLU after it as one unit; in place.
 
-    Looks inside Sequential and Residual. Parameters, names and ``state_dict`` are as before, and so is eval mode; in
-    training mode such a unit keeps one tensor for the backward pass instead of two or three, and its output is
-    channels-last. A module with a forward hook stays by itself. fused=False undoes it. Returns ``model``.
+    Looks inside Sequential and Residual. Parameters, names and ``state_dict`` are as before. In training mode such a
+    unit keeps one tensor for the backward pass instead of two or three; in eval mode a convolution and the ReLU after
+    it are one pass. Their outputs are channels-last. A module with a forward hook stays by itself. fused=False undoes
+    it. Returns ``model``.
     Raises DtypeError.
     """
     if not isinstance(model, Module):

@@ -17,8 +17,9 @@ SHORT_ROWS = (8, 3, 4)
 
 
 def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = None, *, training: bool = True) -> None:
-    """Compile, or load from the cache, what ``model`` needs for ``input_shape``; every float32 kernel without a model.
+    """Compile, or load from the cache, what ``model`` needs for ``input_shape``.
 
+    Without a model: what the doors of ``fastbn.functional`` need for float32; not the units of ``fuse``.
     training: also what the backward pass needs. The model is left as it is.
     """
     if model is None or input_shape is None:
@@ -55,6 +56,8 @@ def _all_doors() -> None:
         F.conv2d_backward(F.conv2d(pixels, kernel), pixels, kernel)
         F.conv2d(pixels, kernel, np.zeros(channels, np.float32))
         F.conv2d(pixels, kernel, residual=pixels)  # as conv3d adds up
+    each = np.zeros((16, 1, 1, 1), np.float32)
+    F.conv2d_backward(F.conv2d(pixels, each, groups=16), pixels, each, groups=16)
     weight = np.zeros((3, 3), np.float32)
     F.linear_backward(F.linear(matrix, weight), matrix, weight)
     y, indices = F.max_pool2d_forward(image, 2)
