@@ -78,7 +78,7 @@ def peak() -> float:
 
 def bandwidth(size: int = 1 << 26) -> float:
     """Bytes a second, read and written, of the best copy of ``size`` bytes."""
-    x, out = np.ones(size // 4, np.float32), empty((size // 4,), np.float32)
+    x, out = np.ones(size // 4, np.float32), empty((size // 4,), np.dtype(np.float32))
     best = 0.0
     for streaming in (False, True):
         for _ in range(6):
