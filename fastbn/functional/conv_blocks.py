@@ -10,7 +10,14 @@ import numpy as np
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
-from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.functional.conv_geometry import (
+    Planes,
+    Window,
+    backward_patches,
+    backward_planes,
+    forward_patches,
+    forward_planes,
+)
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
 from fastbn.kernels import conv_panels
@@ -20,6 +27,9 @@ from fastbn.kernels.conv_blocks_weights import correlate_weights_blocks
 
 BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
 TASKS = 16  # wanted at least
+# Planes hold only what a tap meets, a plane for each, where padding would take tiles so many times as large, and each
+# pixel serves so many outputs that copying it for every tap does not show.
+WASTE, GATHERED = 1.3, 64
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -49,6 +59,9 @@ def forward(
     by_channel = channels_out * weight[0].size, weight[0].size, taps
     depth = blocks_of(channels, x.itemsize)
     whole = forward_planes(1, y.shape[2:], window)
+    gathered = channels_out >= GATHERED and _wastes(y.shape[2], y.shape[3], whole.width)
+    if gathered:
+        whole = forward_patches(y.shape[2:], window)
     vectors = depth * planes_of(whole) * whole.width
     if moments:  # the output stays in cache until it is summed
         vectors = max(vectors, blocks_of(channels_out, x.itemsize) * y.shape[3])
@@ -58,7 +71,8 @@ def forward(
     if moments:
         sums = sums_for(y, images, rows)
         sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
-    geometry = forward_planes(1, (rows, y.shape[3]), window)
+    size = rows, y.shape[3]
+    geometry = forward_patches(size, window) if gathered else forward_planes(1, size, window)
     _correlate(
         x,
         prologue,
@@ -106,27 +120,35 @@ def backward_data(
     by_channel = channels_out * weight[0].size, weight[0, 0].size, weight[0].size
     depth = blocks_of(channels_out, x.itemsize)
     for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
-        vectors = depth * whole.width
+        gathered = channels >= GATHERED and _wastes(phase.height, phase.width, whole.width)
+        planes = whole
+        if gathered:
+            planes = backward_patches(whole, offsets, phase, (phase.height, phase.width))
+        vectors = depth * planes_of(planes) * planes.width
         summed = normed is not None and groups == 1 and len(whole.phases) == 1 and not whole.sparse
         if summed:
             vectors = max(vectors, blocks_of(channels, x.itemsize) * phase.width)
         rows = rows_at_once(x.shape[0] * groups, phase.height, vectors)
-        images = _images_at_once(x.shape[0], rows < phase.height, depth * whole.channel_size, groups, weight)
+        images = _images_at_once(x.shape[0], rows < phase.height, depth * planes.channel_size, groups, weight)
         if summed:
             assert normed is not None
             sums = sums_for(dx, images, rows)._replace(
                 source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
             )
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
-        plane_rows = rows + int(offsets.max()) // whole.width
-        local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
+        if gathered:
+            local = backward_patches(whole, offsets, phase, (rows, phase.width))
+        else:
+            plane_rows = rows + int(offsets.max()) // whole.width
+            plane = plane_rows * whole.width
+            local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane, (offsets,))
         _correlate(
             dy,
             prologue,
             local,
             images,
             rows,
-            offsets,
+            local.offsets[0],
             _panels(weight, by_channel, taps, groups, channels, channels_out),
             None,
             dx if whole.sparse and residual is not None else residual,
@@ -159,18 +181,23 @@ def backward_weight(
     lanes, columns = conv_panels.block_lanes(itemsize), conv_panels.panel_columns(itemsize)
     depth, panel_count = blocks_of(channels, itemsize), -(-channels_out // columns)
     whole = forward_planes(1, dy.shape[2:], window)
+    gathered = channels_out >= 2 * GATHERED and whole.width > WASTE * dy.shape[3]
+    if gathered:
+        whole = forward_patches(dy.shape[2:], window)
     rows = rows_at_once(x.shape[0] * groups, dy.shape[2], depth * planes_of(whole) * whole.width)
-    geometry = forward_planes(1, (rows, dy.shape[3]), window)
+    size = rows, dy.shape[3]
+    geometry = forward_patches(size, window) if gathered else forward_planes(1, size, window)
     images = _images_at_once(x.shape[0], rows < dy.shape[2], depth * whole.channel_size, groups, weight)
-    block = block_elements(geometry, lanes)
+    block = images * geometry.channel_size * lanes
     shape = groups, panel_count, taps, depth, lanes, columns
-    size = itemsize * int(np.prod(shape))
+    gradient = itemsize * int(np.prod(shape))
     runs = -(-x.shape[0] // images) * -(-dy.shape[2] // rows)
     # Few and small gradients are summed apart; where they are large, tasks share out their panels instead.
-    runs_at_once = -(-runs // max(1, min(runs, TASKS, -(-TASKS * BLOCKS // size))))
+    runs_at_once = -(-runs // max(1, min(runs, TASKS, -(-TASKS * BLOCKS // gradient))))
     splits = -(-runs // runs_at_once)
     at_once = -(-panel_count // min(panel_count, -(-TASKS // (splits * groups))))
     panels = empty((splits * int(np.prod(shape)),), x.dtype)
+    room = rows * geometry.width
     launch(
         correlate_weights_blocks,
         as_flat(x),
@@ -191,12 +218,12 @@ def backward_weight(
         geometry.height,
         geometry.width,
         block,
-        geometry.offsets[0] * lanes,
+        _in_blocks(geometry.offsets[0], geometry, images) * lanes,
         groups,
         runs_at_once,
         at_once,
         panels,
-        empty((max_threads(), images * (depth * block + at_once * columns * rows * geometry.width)), x.dtype),
+        empty((max_threads(), depth * block + geometry.width * lanes + at_once * columns * images * room), x.dtype),
         work=dy.size * weight[0].size // 16,
     )
     dweight = empty(weight.shape, x.dtype)
@@ -227,7 +254,7 @@ def _correlate(
     """Launch ``correlate_blocks``; geometry: the planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
     lanes, columns = conv_panels.block_lanes(x.itemsize), conv_panels.panel_columns(x.itemsize)
     depth = blocks_of(x.shape[1] // groups, x.itemsize)
-    block = geometry.channel_size * lanes
+    block = images * geometry.channel_size * lanes
     panel_count = -(-(out_shape[1] // groups) // columns)
     tasks = -(-x.shape[0] // images) * groups * -(-out_shape[2] // rows)
     at_once = -(-panel_count // min(panel_count, -(-TASKS // tasks)))
@@ -248,7 +275,7 @@ def _correlate(
         geometry.height,
         geometry.width,
         block,
-        offsets * lanes,
+        _in_blocks(offsets, geometry, images) * lanes,
         panels,
         at_once,
         None if bias is None else as_flat(dense_c(bias)),
@@ -260,7 +287,7 @@ def _correlate(
         out_strides,
         groups,
         *(NOTHING if sums is None else sums.operands()),
-        empty((max_threads(), conv_panels.tile_elements(x.itemsize) + images * depth * block + slack), x.dtype),
+        empty((max_threads(), conv_panels.tile_elements(x.itemsize) + depth * block + slack), x.dtype),
         work=out_shape[0] * out_shape[2] * out_shape[3] * panels.size // (16 * groups),
     )
 
@@ -275,9 +302,17 @@ def planes_of(geometry: Planes) -> int:
     return len(geometry.starts_h) * len(geometry.starts_w)
 
 
-def block_elements(geometry: Planes, lanes: int) -> int:
-    """Elements of a block's planes, and of the pixels past them that taps may read."""
-    return (geometry.channel_size + geometry.width) * lanes
+def _in_blocks(offsets: np.ndarray, geometry: Planes, images: int) -> np.ndarray:
+    """Offsets in planes that hold so many images one after the other, in pixels."""
+    plane = geometry.height * geometry.width
+    return offsets // plane * images * plane + offsets % plane
+
+
+def _wastes(rows: int, length: int, columns: int) -> bool:
+    """Whether the tiles of an image in planes of ``columns`` hold too many pixels that are none of the output's."""
+    height = TILE_ROWS // 2 if length <= TILE_ROWS // 2 else TILE_ROWS
+    by_row, run_on = rows * -(-length // height), -(-((rows - 1) * columns + length) // height)
+    return height * min(by_row, run_on) > WASTE * rows * length
 
 
 def rows_at_once(images: int, rows: int, vectors: int) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
-from fastbn.functional.conv_blocks import block_elements, blocks_of, planes_of, rows_at_once
+from fastbn.functional.conv_blocks import blocks_of, planes_of, rows_at_once
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
@@ -99,7 +99,7 @@ def backward_weight(
     whole = forward_planes(1, dy.shape[2:], window)
     rows = rows_at_once(x.shape[0], dy.shape[2], depth * (planes_of(whole) + 1) * whole.width)
     geometry = forward_planes(1, (rows, dy.shape[3]), window)
-    block = block_elements(geometry, lanes)
+    block = geometry.channel_size * lanes
     runs = x.shape[0] * -(-dy.shape[2] // rows)
     runs_at_once = -(-runs // SPLITS)
     partials = np.empty((-(-runs // runs_at_once), weight[0].size, depth * lanes))
@@ -125,7 +125,9 @@ def backward_weight(
         geometry.offsets[0] * lanes,
         runs_at_once,
         partials,
-        empty((max_threads(), depth * (block + rows * geometry.width * lanes)), x.dtype),
+        empty(
+            (max_threads(), (depth * (geometry.channel_size + rows * geometry.width) + geometry.width) * lanes), x.dtype
+        ),
         work=dy.size,
     )
     return partials.sum(axis=0)[:, :groups].T.astype(x.dtype, order="C").reshape(weight.shape)

@@ -69,27 +69,34 @@ def _correlate_task(
     first_image, first_row = image_block * images, row_block * rows
     last_image = min(x_shape[0], first_image + images)
     count, length = min(rows, out_shape[2] - first_row), out_shape[3]
-    for image in range(first_image, last_image):
-        origin = image * x_strides[0] + group * channels * x_strides[1]
+    pixels_apart = plane_rows * columns  # from image to image, in a plane
+    for image in range(last_image - first_image):
+        origin = (first_image + image) * x_strides[0] + group * channels * x_strides[1]
         fill_blocks(
             x, partner, relu, affine, slopes, x_floor, origin, group * channels, channels, x_shape[2], x_shape[3],
             x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns,
-            blocks[(image - first_image) * depth * block :], block,
+            blocks[image * pixels_apart * lanes :], block, images * pixels_apart * lanes,
         )  # fmt: skip
     low = splat(x, floor)
     first_panel, last_panel = panel_block * at_once, min(panel_count, (panel_block + 1) * at_once)
+    dense = columns == length and plane_rows == rows
     panel = first_panel
     while panel < last_panel:
-        wide = length <= TILE_ROWS // 2 and panel + 1 < last_panel
+        wide = length <= TILE_ROWS // 2 and not dense and panel + 1 < last_panel
         height, parts = (TILE_ROWS // 2, 2) if wide else (TILE_ROWS, 1)
-        by_row = _tiles_by_row(count, length, columns, height)
-        runs = count if by_row else 1
+        # A run: all pixels where none is padding; else an image with the padding between its rows, or one row.
+        by_row = not dense and _tiles_by_row(count, length, columns, height)
+        runs_of_image = count if by_row else 1
+        run_count = 1 if dense else (last_image - first_image) * runs_of_image
         run_length = length if by_row else (count - 1) * columns + length
+        if dense:
+            run_length += (last_image - first_image - 1) * pixels_apart
         b_start = (group * panel_count + panel) * panel_size
-        for index in range((last_image - first_image) * runs):
-            image, run = divmod(index, runs)
+        for run in range(run_count):
+            run_image, run_row = divmod(run, runs_of_image)
+            run_start = run_image * pixels_apart + run_row * columns
             for q in range(0, run_length, height):
-                a_start = image * depth * block + (run * columns + q) * lanes
+                a_start = (run_start + q) * lanes
                 if wide:
                     wide_block_tile(blocks, a_start, block, panels, b_start, panel_size, offsets, depth, tile)
                 else:
@@ -97,12 +104,13 @@ def _correlate_task(
                 for part in range(parts):
                     stored = min(breadth, channels_out - (panel + part) * breadth)
                     channel = group * channels_out + (panel + part) * breadth
-                    target = first + (first_image + image) * out_strides[0] + channel * out_strides[1]
                     whole = out_strides[1] == 1 and stored == breadth
-                    row, column = (run, q) if by_row else divmod(q, columns)
+                    image, rest = divmod(run_start + q, pixels_apart)
+                    row, column = divmod(rest, columns)
+                    origin = first + (first_image + image) * out_strides[0] + channel * out_strides[1]
                     for i in range(part * height, part * height + min(height, run_length - q)):
                         if column < length:
-                            at = target + (first_row + row) * out_strides[2] + column * out_strides[3]
+                            at = origin + (first_row + row) * out_strides[2] + column * out_strides[3]
                             if whole:
                                 _store_whole(tile, i, bias, channel, residual, low, out, at)
                             else:
@@ -110,6 +118,9 @@ def _correlate_task(
                         column += 1
                         if column == columns:
                             row, column = row + 1, 0
+                            if row == plane_rows:
+                                row = 0
+                                origin += out_strides[0]
         panel += parts
     begin = first + first_image * out_strides[0] + first_row * out_strides[2]
     pixels, width = (last_image - first_image) * count * length, out_shape[1]
@@ -137,10 +148,11 @@ def correlate_blocks(
     """out = max(sum over t, c of panels * blocks + bias + residual, floor).
 
     A task has ``rows`` rows of ``images`` images, several only if all rows, and ``at_once`` panels.
-    x: flat; partner, relu, affine, slopes, x_floor: its prologue. plane_rows, columns: of a plane for so many rows;
-    block: elements of a block's planes. offsets: of the taps, in elements. bias, residual: flat, or None; residual
-    lies as out. first: the element of ``out`` at its logical origin; out_shape (N, C, H, W) and out_strides may name a
-    part of it. workspace: (threads, a tile, the blocks of a task and what tiles may read past them).
+    x: flat; partner, relu, affine, slopes, x_floor: its prologue. plane_rows, columns: of an image in a plane; a plane
+    has the images of a task one after the other. block: elements of a block's planes. offsets: of the taps, in
+    elements. bias, residual: flat, or None; residual lies as out. first: the element of ``out`` at its logical origin;
+    out_shape (N, C, H, W) and out_strides may name a part of it. workspace: (threads, a tile, the blocks of a task and
+    what tiles may read past them).
     Sums of a dense channels-last output of one group, made while it is in cache: partials (2, pieces, channels to a
     whole vector), float64; a piece has the rows and images of a task. Of d and d d, where d = out - its row of shifts,
     which is written too; or, with ``source``, of g and g (source - near), where g is out as it passed source's ReLU.

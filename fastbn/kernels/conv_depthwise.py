@@ -60,6 +60,7 @@ def _correlate_task(
     fill_blocks(
         x, partner, relu, affine, slopes, x_floor, image * x_strides[0], 0, channels, x_shape[2], x_shape[3],
         x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns, blocks, block,
+        plane_rows * columns * lanes,
     )  # fmt: skip
     zero, low = splat(x, 0.0), splat(x, floor)
     width = weights.shape[1]
@@ -133,8 +134,12 @@ def _weights_task(
     channels = x_shape[1]
     row_blocks = -(-dy_shape[2] // rows)
     depth = -(-channels // lanes)
-    blocks, dy_blocks = work[: depth * block], work[depth * block :]
+    # Past the last block lies as much as taps may read there, against zeros of dy: it must not be NaN.
+    room = depth * block + columns * lanes
+    blocks, dy_blocks = work[:room], work[room:]
     dy_block = rows * columns * lanes
+    for index in range(depth * block, room):
+        work[index] = 0
     nothing = starts_h[:1] * 0
     zero = splat(x, 0.0)
     taps, width = offsets.size, partials.shape[2]
@@ -145,10 +150,11 @@ def _weights_task(
         fill_blocks(
             x, None, x_ceiling, x_affine, None, x_floor, image * x_strides[0], 0, channels, x_shape[2], x_shape[3],
             x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns, blocks, block,
+            plane_rows * columns * lanes,
         )  # fmt: skip
         fill_blocks(
             dy, partner, relu, affine, slopes, -np.inf, image * dy_strides[0], 0, channels, dy_shape[2], dy_shape[3],
-            dy_strides[1:], nothing, nothing, first_row, 1, 1, rows, columns, dy_blocks, dy_block,
+            dy_strides[1:], nothing, nothing, first_row, 1, 1, rows, columns, dy_blocks, dy_block, dy_block,
         )  # fmt: skip
         pixels = min(rows, dy_shape[2] - first_row) * columns
         for c in range(depth):

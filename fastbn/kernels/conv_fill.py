@@ -61,20 +61,22 @@ def _value_first(x, partner, relu, affine, slopes, low, i, c, count, zero):
 @body
 def fill_blocks(
     x, partner, relu, affine, slopes, floor, origin, channel, channels, height, width, strides, starts_h, starts_w,
-    first_row, stride_h, stride_w, rows, columns, blocks, block,
+    first_row, stride_h, stride_w, rows, columns, blocks, block, plane,
 ):  # fmt: skip
     """blocks[c, i, j, row, column, lane] = x[c lanes + lane, starts_h[i] + (first_row + row) stride_h, ...].
 
     Zero outside the image and its channels. origin: the offset of the first channel, which is ``channel`` of the
-    prologue's. strides: of x along channel, row and column. block: elements of a c.
+    prologue's. strides: of x along channel, row and column. block, plane: elements from one c, or (i, j), to the next.
     """
     lanes = lanes_of(x)
     zero, low = splat(x, 0.0), splat(x, floor)
     step = stride_w * strides[2]
     depth, whole = -(-channels // lanes), channels // lanes
-    at = 0
+    first = 0
     for start_h in starts_h:
         for start_w in starts_w:
+            at = first
+            first += plane
             # Columns whose pixel start_w + column * stride_w lies in the image.
             left = min(columns, max(0, -(start_w // stride_w)))
             right = max(left, min(columns, (width - 1 - start_w) // stride_w + 1))
@@ -91,13 +93,14 @@ def fill_blocks(
                     for column in range(left, right):
                         place, target = source + column * step, at + column * lanes
                         for c in range(whole):
-                            i, first = place + c * lanes, channel + c * lanes
-                            value = _value(x, partner, relu, affine, slopes, low, i, first)
+                            value = _value(
+                                x, partner, relu, affine, slopes, low, place + c * lanes, channel + c * lanes
+                            )  # fmt: skip
                             store(blocks, target + c * block, value)
                         if whole < depth:
-                            i, first = place + whole * lanes, channel + whole * lanes
+                            i, last = place + whole * lanes, channel + whole * lanes
                             count = channels - whole * lanes
-                            rest = _value_first(x, partner, relu, affine, slopes, low, i, first, count, zero)
+                            rest = _value_first(x, partner, relu, affine, slopes, low, i, last, count, zero)
                             store(blocks, target + whole * block, rest)
                 elif inside:
                     for c in range(depth * lanes):
@@ -110,6 +113,3 @@ def fill_blocks(
                             for column in range(left, right):
                                 blocks[target + column * lanes] = 0
                 at += columns * lanes
-    for c in range(depth):
-        for index in range(at, block):
-            blocks[c * block + index] = 0
