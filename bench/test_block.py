@@ -90,6 +90,7 @@ def theirs(case, rival, x, dy):
     return step
 
 
+@pytest.mark.filterwarnings("ignore")  # of the rivals
 @pytest.mark.parametrize("rival", RIVALS)
 @pytest.mark.parametrize("case", CASES)
 def test_block(benchmark, case, rival):

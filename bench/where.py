@@ -22,7 +22,7 @@ from bench.test_conv import in_order
 from fastbn.kernels._jit import Kernel
 
 ROLES = {
-    "convolution": ("correlate", "correlate_blocks", "correlate_depthwise", "split_planes"),
+    "convolution, gradient to x": ("correlate", "correlate_blocks", "correlate_depthwise", "split_planes"),
     "gradient to the weights": ("correlate_weights", "correlate_weights_blocks", "correlate_weights_depthwise"),
     "weights packed": ("pack_panels", "add_panels"),
     "batch norm": ("forward_matrix", "normalize_matrix", "backward_matrix", "products_matrix"),
