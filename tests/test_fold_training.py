@@ -499,7 +499,7 @@ def test_fold_leaves_plain_layers(quantizer, in_place, rng):
     folded = fastbn.fold(model)
     kinds = {type(module).__name__ for module in folded.modules()}
     assert kinds == {"Sequential", "Residual", "Conv2d", "Linear", "ReLU", "MaxPool2d", "Flatten"}
-    np.testing.assert_array_equal(folded(x), want)
+    np.testing.assert_allclose(folded(x), want, rtol=1e-5, atol=1e-6)  # fused: other sums, in another memory order
     assert "0.conv.weight" in folded.state_dict()
     assert "2.a.weight" in folded.state_dict()
     folded[0][0].weight.data[...] = 0
@@ -599,7 +599,7 @@ def test_checkpoints(mode, tmp_path, rng):
     fastbn.save(model, tmp_path / "folded.safetensors")
     folded = fastbn.load(tmp_path / "folded.safetensors")
     assert list(folded.state_dict()) == list(model.state_dict())
-    np.testing.assert_array_equal(folded(x), want)
+    np.testing.assert_allclose(folded(x), want, rtol=1e-5, atol=1e-6)  # fused: other sums, in another memory order
 
 
 def test_a_checkpoint_of_other_children_is_refused(tmp_path, monkeypatch):

@@ -1,8 +1,7 @@
-"""Convolution by ``conv_panels.conv_blocks``: which one, in what portions, with weights as panels.
+"""Convolution by ``kernels.conv_blocks``: in what portions, with weights as panels.
 
-Channels-last operands may pass through a batch norm on their way in and be summed for one on their way out, see
-``conv_prologue`` and
-``norm_sums``.
+Channels-last operands may pass through a batch norm on their way in, see ``conv_prologue``, and be summed for one on
+their way out, see ``norm_sums``.
 """
 
 import numpy as np
@@ -79,7 +78,6 @@ def forward(
         geometry,
         images,
         rows,
-        geometry.offsets[0],
         _panels(weight, by_channel, np.arange(taps), groups, channels_out, channels),
         bias,
         residual,
@@ -148,7 +146,6 @@ def backward_data(
             local,
             images,
             rows,
-            local.offsets[0],
             _panels(weight, by_channel, taps, groups, channels, channels_out),
             None,
             dx if whole.sparse and residual is not None else residual,
@@ -218,7 +215,7 @@ def backward_weight(
         geometry.height,
         geometry.width,
         block,
-        _in_blocks(geometry.offsets[0], geometry, images) * lanes,
+        _in_blocks(geometry, images) * lanes,
         groups,
         runs_at_once,
         at_once,
@@ -239,7 +236,6 @@ def _correlate(
     geometry: Planes,
     images: int,
     rows: int,
-    offsets: np.ndarray,
     panels: np.ndarray,
     bias: np.ndarray | None,
     residual: np.ndarray | None,
@@ -251,7 +247,7 @@ def _correlate(
     groups: int,
     sums: Sums | None,
 ) -> None:
-    """Launch ``correlate_blocks``; geometry: the planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
+    """Launch ``correlate_blocks``; geometry: the planes of ``rows`` rows of the output."""
     lanes, columns = conv_panels.block_lanes(x.itemsize), conv_panels.panel_columns(x.itemsize)
     depth = blocks_of(x.shape[1] // groups, x.itemsize)
     block = images * geometry.channel_size * lanes
@@ -275,7 +271,7 @@ def _correlate(
         geometry.height,
         geometry.width,
         block,
-        _in_blocks(offsets, geometry, images) * lanes,
+        _in_blocks(geometry, images) * lanes,
         panels,
         at_once,
         None if bias is None else as_flat(dense_c(bias)),
@@ -302,9 +298,9 @@ def planes_of(geometry: Planes) -> int:
     return len(geometry.starts_h) * len(geometry.starts_w)
 
 
-def _in_blocks(offsets: np.ndarray, geometry: Planes, images: int) -> np.ndarray:
-    """Offsets in planes that hold so many images one after the other, in pixels."""
-    plane = geometry.height * geometry.width
+def _in_blocks(geometry: Planes, images: int) -> np.ndarray:
+    """The taps' offsets in planes that hold so many images one after the other, in pixels."""
+    offsets, plane = geometry.offsets[0], geometry.height * geometry.width
     return offsets // plane * images * plane + offsets % plane
 
 

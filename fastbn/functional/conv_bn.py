@@ -70,7 +70,7 @@ Gradients = tuple[np.ndarray | Gradient | None, np.ndarray, Maybe, Maybe, Maybe,
 class ConvBnSaved:
     """What ``conv_bn_backward`` needs: x, as an array or before its batch norm ``normed``, and what batch norm kept.
 
-    y: the output, where a ReLU with a ceiling could not be made part of the unit.
+    y: the output, where a ReLU's ceiling is not part of the unit.
     """
 
     x: np.ndarray
@@ -111,7 +111,7 @@ def conv_bn_forward(
 
     The convolution's arguments are those of ``conv2d``, the others those of ``batch_norm_forward``; training=False
     normalises with the running statistics as constants. y is channels-last, whatever the order of x. ceiling: of the
-    ReLU, 6 for ReLU6; without a residual. defer: return a ``Deferred`` instead, if there is no residual and the
+    ReLU, 6 for ReLU6. defer: return a ``Deferred`` instead, if there is no residual and the
     convolution has the channels for it. gram: take the statistics from those of x, see ``conv_gram``, where that is
     possible; None: where it is faster.
     Raises ShapeError, DtypeError, ArgumentError.
@@ -149,7 +149,7 @@ def conv_bn_forward(
         return Deferred(z, norm.stats, norm.affine, relu, ceiling), saved
     if relu and ceiling < math.inf:
         y = _cut(y, ceiling)
-        saved.y = None if known else y
+        saved.y = None if known and residual is None else y
     return y, saved
 
 
