@@ -16,7 +16,7 @@ import numpy as np
 from fastbn._checks import check_same_dtype, check_shape
 from fastbn._memory import empty
 from fastbn._views import channels_last, channels_second, dense, dense_c, in_order_of, native
-from fastbn.functional import conv_blocks, conv_gram, conv_planes, norm_kernels
+from fastbn.functional import conv_blocks, conv_gram, conv_planes, norm_parts
 from fastbn.functional.conv import Pair, channel_sums, engine_for
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
@@ -47,7 +47,7 @@ class Deferred:
 
     def array(self) -> np.ndarray:
         """The array that it stands for."""
-        y = norm_kernels.normalize(self.z, self.stats, self.affine, None, self.relu, False)[0]
+        y = norm_parts.normalize(self.z, self.stats, self.affine, None, self.relu, False)[0]
         return _cut(y, self.ceiling) if self.relu else y
 
 
@@ -199,7 +199,7 @@ def conv_bn_backward(
     dtype = grad.dtype if norm.weight is None else native(norm.weight)
     masked = norm.has_residual and norm.relu
     relu = relu_operand(norm.relu, saved.ceiling)
-    slopes, cut, gradients = norm_kernels.slopes_of(
+    slopes, cut, gradients = norm_parts.slopes_of(
         grad, z, relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
     )
     dresidual = None

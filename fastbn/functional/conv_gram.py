@@ -21,7 +21,7 @@ import numpy as np
 
 from fastbn._memory import empty
 from fastbn._views import channels_second, native
-from fastbn.functional import conv_blocks, norm_kernels
+from fastbn.functional import conv_blocks, norm_parts
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import Prologue
 from fastbn.functional.linear import linear
@@ -92,7 +92,7 @@ def forward(
     running_mean, running_var, momentum, eps = statistics
     check_parameters(who, channels_out, gamma, beta, *statistics)
     count = x.size // channels
-    mu = norm_kernels.channel_sums(x) / count
+    mu = norm_parts.channel_sums(x) / count
     near = mu.astype(x.dtype)
     centre = Prologue(np.stack([near, np.ones_like(near), (near - mu).astype(x.dtype)]))
     square = np.empty((channels, channels, 1, 1), x.dtype)
@@ -140,7 +140,7 @@ def backward(
     channels_out, channels = weight.shape[:2]
     count = x.size // channels
     masked = saved.relu and saved.has_residual
-    sums, cut = norm_kernels.passed_sums(dy, saved.y if saved.relu else None, masked)
+    sums, cut = norm_parts.passed_sums(dy, saved.y if saved.relu else None, masked)
     g = dy if cut is None else cut
     passing = Prologue()
     if saved.relu and cut is None:

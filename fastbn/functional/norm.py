@@ -20,7 +20,7 @@ from fastbn._checks import (
 )
 from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, is_channels_last, native
 from fastbn.errors import ArgumentError, ShapeError
-from fastbn.functional import norm_kernels
+from fastbn.functional import norm_kernels, norm_parts
 from fastbn.functional.norm_sums import Sums
 from fastbn.kernels.channels import INV_STD, MEAN, VAR
 
@@ -191,9 +191,11 @@ def _forward(
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
     if count:
         keep_signs = keep and relu and added is not None
-        negative, y, stats, affine, signs = norm_kernels.forward(
-            source, added, relu, parameters, momentum, eps, training, keep_signs, out, sums, defer
-        )
+        operands = source, added, relu, parameters, momentum, eps, training, keep_signs
+        if defer or sums is not None:
+            negative, y, stats, affine, signs = norm_parts.forward(*operands, sums, defer)
+        else:
+            negative, y, stats, affine, signs = norm_kernels.forward(*operands, out)
     else:
         negative, y, signs = -1, empty_like(source) if out is None else out, None
         stats, affine = np.zeros((3, features)), np.zeros((3, features), compute_dtype(x.dtype))

@@ -14,11 +14,9 @@ from fastbn._cache import beyond_cache
 from fastbn._memory import empty
 from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, launch
 from fastbn._views import as_flat, channels_second, compute_dtype, is_channels_last, storage
-from fastbn.functional.norm_sums import Sums
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
-from fastbn.kernels.batch_norm_partials import finish_moments, finish_products, finish_running, products_matrix
 from fastbn.kernels.batch_norm_rows import forward_rows, moments_rows, normalize_rows
 from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows, products_rows
 from fastbn.kernels.sums import chunk_count, chunk_grid
@@ -204,16 +202,9 @@ def forward(
     training: bool,
     keep_signs: bool,
     out: np.ndarray | None,
-    sums: Sums | None = None,
-    defer: bool = False,
 ) -> Found:
-    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``.
-
-    sums: of x, if they are known. defer: y is not computed, and x comes in its place.
-    """
+    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``."""
     plan = plan_for(x)
-    if defer or sums is not None:
-        return _forward_known(plan, x, residual, relu, parameters, momentum, eps, training, keep_signs, sums, defer)
     y = plan.empty(x.dtype) if out is None else out
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
     signs = plan.signs() if keep_signs else None
@@ -223,47 +214,8 @@ def forward(
     if training:
         negative = _train(plan, given, momentum, eps, results, x.size)
     else:
-        negative = _infer(plan, given, eps, results, x.size)
+        negative = normalize_by(plan, given, eps, results, x.size)
     return negative, y, stats, affine, signs
-
-
-def _forward_known(
-    plan: Plan,
-    x: np.ndarray,
-    residual: np.ndarray | None,
-    relu: bool,
-    parameters: Parameters,
-    momentum: float,
-    eps: float,
-    training: bool,
-    keep_signs: bool,
-    sums: Sums | None,
-    defer: bool,
-) -> Found:
-    """``forward`` where ``x`` need not be read for the statistics."""
-    stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
-    if training:
-        assert sums is not None
-        negative = finish_moments(sums.counts, sums.shifts, sums.partials, *parameters, momentum, eps, stats, affine)
-    else:
-        negative = finish_running(*parameters, eps, stats, affine)
-    if negative >= 0 or defer:
-        return negative, x, stats, affine, None
-    y, signs = normalize(x, stats, affine, residual, relu, keep_signs)
-    return negative, y, stats, affine, signs
-
-
-def normalize(
-    x: np.ndarray, stats: np.ndarray, affine: np.ndarray, residual: np.ndarray | None, relu: bool, keep_signs: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """y by known statistics, and the signs of a ReLU's operand where they are to be kept."""
-    plan = plan_for(x)
-    y, signs = plan.empty(x.dtype), plan.signs() if keep_signs else None
-    nothing = np.empty(0, plan.computed)
-    given = plan.view(x), None if residual is None else plan.view(residual), nothing, nothing, nothing, nothing
-    stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
-    _infer(plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)), x.size)
-    return y, signs
 
 
 def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | None:
@@ -274,7 +226,7 @@ def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | Non
     plan = plan_for(x)
     y, stats, affine = plan.empty(x.dtype), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
     results = -math.inf, *plan.stores(y, 2, False), stats, affine, None, plan.view(y)
-    negative = _infer(plan, (plan.view(x), None, *parameters), eps, results, x.size)
+    negative = normalize_by(plan, (plan.view(x), None, *parameters), eps, results, x.size)
     return y if negative < 0 else None
 
 
@@ -292,11 +244,12 @@ def _train(plan: Plan, given: tuple[Any, ...], momentum: float, eps: float, resu
     _, _, _, stats, affine, _, _ = results
     negative = launch(moments_rows, x, *parameters, *plan.chunk, partials, stats, affine, work=work)
     if negative < 0:
-        _infer(plan, (x, residual, weight, bias, mean[:0], var[:0]), eps, results, work)
+        normalize_by(plan, (x, residual, weight, bias, mean[:0], var[:0]), eps, results, work)
     return negative
 
 
-def _infer(plan: Plan, given: tuple[Any, ...], eps: float, results: tuple[Any, ...], work: int) -> int:
+def normalize_by(plan: Plan, given: tuple[Any, ...], eps: float, results: tuple[Any, ...], work: int) -> int:
+    """The map by the running statistics in ``given``, or by ready ones if those are empty."""
     if plan.kind == "matrix":
         return launch(normalize_matrix, *given, eps, plan.portion, *results, work=work)
     *_, signs, _ = results
@@ -347,56 +300,3 @@ def backward(
         share = plan.portion, lead, streaming
         launch(gradient_rows, *given, *share, affine, slopes, *outputs, work=x.size)
     return dx, dresidual, gradients
-
-
-def slopes_of(
-    dy: np.ndarray,
-    x: np.ndarray,
-    relu: bool | float | None,
-    signs: np.ndarray | None,
-    stats: np.ndarray,
-    affine: np.ndarray,
-    batch_stats: bool,
-    masked: bool,
-    dtype: np.dtype,
-    sums: Sums | None,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """The constants (4, C) of dx, as ``backward`` would apply them, in place of dx; for channels-last arrays.
-
-    relu: None, True, or the number above which it cuts. sums: of dy for x, if they are known.
-    """
-    plan, dresidual = plan_for(x), None
-    columns = plan.channels
-    if sums is None:
-        columns = plan.shape[1]
-        dresidual = plan.empty(x.dtype) if masked else None
-        views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
-        partials, wide = np.empty(plan.partials), np.tile(affine, (1, columns // plan.channels))
-        cut = None if dresidual is None else plan.view(dresidual)
-        launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)
-    else:
-        partials = sums.partials
-    slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
-    finish_products(columns, x.size // plan.channels, partials, batch_stats, stats, affine, slopes, gradients)
-    return slopes, dresidual, gradients
-
-
-def channel_sums(x: np.ndarray) -> np.ndarray:
-    """(C,) float64 of a channels-last ``x``."""
-    return passed_sums(x, None, False)[0]
-
-
-def passed_sums(dy: np.ndarray, y: np.ndarray | None, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """(C,) float64: the sums of dy where the ReLU whose output is ``y`` let it pass, or of all of it; channels-last.
-
-    keep: also dy where it passed, 0 elsewhere.
-    """
-    plan = plan_for(dy)
-    columns = plan.shape[1]
-    passed = plan.empty(dy.dtype) if keep else None
-    partials, identity = np.empty(plan.partials), np.zeros((3, columns), plan.computed)
-    identity[1] = 1
-    views = plan.view(dy), plan.view(dy if y is None else y), None, None if y is None else True
-    cut = None if passed is None else plan.view(passed)
-    launch(products_matrix, *views, *plan.chunk, identity, partials, cut, work=dy.size)
-    return partials[0].sum(axis=0)[:columns].reshape(-1, plan.channels).sum(axis=0), passed

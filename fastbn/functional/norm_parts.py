@@ -1,0 +1,110 @@
+"""Batch norm in parts: the statistics from sums that others made, the map by known ones, the sums of a gradient.
+
+For units with convolutions, whose arrays are channels-last.
+"""
+
+import math
+
+import numpy as np
+
+from fastbn._threads import launch
+from fastbn.functional.norm_kernels import Found, Parameters, normalize_by, plan_for
+from fastbn.functional.norm_sums import Sums
+from fastbn.kernels.batch_norm_partials import finish_moments, finish_products, finish_running, products_matrix
+
+
+def forward(
+    x: np.ndarray,
+    residual: np.ndarray | None,
+    relu: bool,
+    parameters: Parameters,
+    momentum: float,
+    eps: float,
+    training: bool,
+    keep_signs: bool,
+    sums: Sums | None,
+    defer: bool,
+) -> Found:
+    """``norm_kernels.forward`` where ``x`` need not be read for its statistics.
+
+    sums: of x, for training. defer: y is not computed, and x comes in its place.
+    """
+    plan = plan_for(x)
+    stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
+    if training:
+        assert sums is not None
+        negative = finish_moments(sums.counts, sums.shifts, sums.partials, *parameters, momentum, eps, stats, affine)
+    else:
+        negative = finish_running(*parameters, eps, stats, affine)
+    if negative >= 0 or defer:
+        return negative, x, stats, affine, None
+    y, signs = normalize(x, stats, affine, residual, relu, keep_signs)
+    return negative, y, stats, affine, signs
+
+
+def normalize(
+    x: np.ndarray, stats: np.ndarray, affine: np.ndarray, residual: np.ndarray | None, relu: bool, keep_signs: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """y by known statistics, and the signs of a ReLU's operand where they are to be kept."""
+    plan = plan_for(x)
+    y, signs = plan.empty(x.dtype), plan.signs() if keep_signs else None
+    nothing = np.empty(0, plan.computed)
+    given = plan.view(x), None if residual is None else plan.view(residual), nothing, nothing, nothing, nothing
+    stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
+    normalize_by(
+        plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)), x.size
+    )
+    return y, signs
+
+
+def slopes_of(
+    dy: np.ndarray,
+    x: np.ndarray,
+    relu: bool | float | None,
+    signs: np.ndarray | None,
+    stats: np.ndarray,
+    affine: np.ndarray,
+    batch_stats: bool,
+    masked: bool,
+    dtype: np.dtype,
+    sums: Sums | None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """As ``norm_kernels.backward`` of channels-last arrays, with the constants (4, C) of dx in the place of dx.
+
+    relu: None, True, or the number above which it cuts. sums: of dy for x, if they are known.
+    """
+    plan, dresidual = plan_for(x), None
+    columns = plan.channels
+    if sums is None:
+        columns = plan.shape[1]
+        dresidual = plan.empty(x.dtype) if masked else None
+        views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
+        partials, wide = np.empty(plan.partials), np.tile(affine, (1, columns // plan.channels))
+        cut = None if dresidual is None else plan.view(dresidual)
+        launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)
+    else:
+        partials = sums.partials
+    slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
+    finish_products(columns, x.size // plan.channels, partials, batch_stats, stats, affine, slopes, gradients)
+    return slopes, dresidual, gradients
+
+
+def channel_sums(x: np.ndarray) -> np.ndarray:
+    """(C,) float64 of a channels-last ``x``."""
+    return passed_sums(x, None, False)[0]
+
+
+def passed_sums(dy: np.ndarray, y: np.ndarray | None, keep: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """(C,) float64: the sums of dy where the ReLU whose output is ``y`` let it pass, or of all of it; channels-last.
+
+    keep: also dy where it passed, 0 elsewhere.
+    """
+    plan = plan_for(dy)
+    columns = plan.shape[1]
+    passed = plan.empty(dy.dtype) if keep else None
+    partials, identity = np.empty(plan.partials), np.zeros((3, columns), plan.computed)
+    identity[1] = 1
+    views = plan.view(dy), plan.view(dy if y is None else y), None, None if y is None else True
+    cut = None if passed is None else plan.view(passed)
+    launch(products_matrix, *views, *plan.chunk, identity, partials, cut, work=dy.size)
+    return partials[0].sum(axis=0)[:columns].reshape(-1, plan.channels).sum(axis=0), passed
