@@ -96,4 +96,5 @@ def test_every_kernel_is_ready_afterwards():
     done = subprocess.run(
         [sys.executable, "-c", AFTER_WARMUP], capture_output=True, text=True, check=True, env=environment
     )
-    assert done.stdout.split() == []
+    units = ["fastbn.kernels.batch_norm_partials.products_matrix"]  # of ``fuse``: compiled for a model only
+    assert done.stdout.split() == units

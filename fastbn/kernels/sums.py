@@ -5,7 +5,8 @@ n_block, s_block: images and positions of a chunk; chunks are n-major.
 
 from numba import int64, prange
 
-from fastbn.kernels._jit import driver, inlined, sum_body
+from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._vector import lanes_of, load, load_first, splat, total, widen
 
 CHUNK = 8192  # elements of one channel in one chunk
 
@@ -35,15 +36,21 @@ def chunk_bounds(chunk, x, n_block, s_block):
     return i * n_block, n_last, j * s_block, s_last
 
 
-@sum_body
+@body
 def _sums_task(task, x, n_block, s_block, sums):
     chunk, c = divmod(task, x.shape[1])
     n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
-    total = 0.0
+    lanes = lanes_of(x)
+    whole = (s_last - s_first) // lanes * lanes
+    zero = splat(x, 0.0)
+    wide = widen(zero)
     for n in range(n_first, n_last):
-        for s in range(s_first, s_last):
-            total += x[n, c, s]
-    sums[chunk, c] = total
+        row = (n * x.shape[1] + c) * x.shape[2]
+        for i in range(row + s_first, row + s_first + whole, lanes):
+            wide = wide + widen(load(x, i))
+        if s_first + whole < s_last:
+            wide = wide + widen(load_first(x, row + s_first + whole, s_last - s_first - whole, zero))
+    sums[chunk, c] = total(wide)
 
 
 @driver
