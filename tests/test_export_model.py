@@ -146,7 +146,7 @@ NETWORKS = {
     "Linear on (N, L, C)": (
         lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2, bias=False)),
         (4, 5),
-        {"1": "MatMul 0: its 4 features are on axis 2, the batch norm has 4 channels on axis 1"},
+        {"1": "Add 0.add before it acts on another axis"},
     ),
     "Flatten to Linear": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3)),
