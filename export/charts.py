@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 900
+LEFT, RIGHT, THICK = 190, 260, 22  # bars: room for their labels and for their figures; a bar and the gap below it
+KINDS = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -23,33 +25,24 @@ def bars(title: str, groups: Sequence[Group], *, shared: bool) -> str:
 
     shared: one scale for all groups; otherwise each group has its own.
     """
-    left, right, height, gap = 190, 240, 22, 22
-    top = max((max(group.before, group.after or 0) for group in groups), default=0)
-    marks, y = [], 8.0
-    for group in groups:
-        scale = top if shared else max(group.before, group.after or 0)
-        marks.append(
-            f'<text class="label" x="{left - 14}" y="{y + height}" text-anchor="end">{escape(group.label)}</text>'
-        )
+    largest = [max(group.before, group.after or 0) for group in groups]
+    marks, said, y = [], [], 8
+    for group, own in zip(groups, largest, strict=True):
+        scale = max(largest) if shared else own
+        marks.append(f'<text x="{LEFT - 14}" y="{y + THICK}" text-anchor="end">{escape(group.label)}</text>')
         for kind, value in (("before", group.before), ("after", group.after)):
             if value is None:
                 continue
-            length = max(1.0, (WIDTH - left - right) * value / scale) if scale else 1.0
             note = f"{kind} {group.text(value)}"
             if kind == "after" and group.before:
-                note += f" ({value / group.before - 1:+.0%})"
-            marks.append(
-                f'<rect class="bar {kind}" x="{left}" y="{y:.0f}" width="{length:.1f}" height="{height - 4}"/>'
-            )
-            marks.append(f'<text x="{left + length + 8:.1f}" y="{y + height - 8:.0f}">{escape(note)}</text>')
-            y += height
-        y += gap
-    said = "; ".join(f"{g.label}: {g.text(g.before)}" + _then(g) for g in groups)
-    return _svg(title, said, y - gap + 8, marks)
-
-
-def _then(group: Group) -> str:
-    return "" if group.after is None else f" before, {group.text(group.after)} after"
+                note += f" ({value / group.before - 1:+.1%})"
+            length = max(1.0, (WIDTH - LEFT - RIGHT) * value / scale) if scale else 1.0
+            marks.append(f'<rect class="bar {kind}" x="{LEFT}" y="{y}" width="{length:.1f}" height="{THICK - 4}"/>')
+            marks.append(f'<text x="{LEFT + length + 8:.1f}" y="{y + THICK - 8}">{escape(note)}</text>')
+            said.append(f"{group.label} {note}")
+            y += THICK
+        y += THICK
+    return _svg(title, "; ".join(said), y - THICK + 8, marks)
 
 
 @dataclass(frozen=True)
@@ -68,11 +61,11 @@ def errors_by_layer(title: str, points: Sequence[Point]) -> str:
     pointed at.
     """
     values = [v for p in points for v in (p.before, p.after) if v is not None and math.isfinite(v) and v > 0]
-    low = math.floor(math.log10(min(values))) - 1 if values else -9
-    high = max(math.ceil(math.log10(max(values))) if values else -6, low + 2)
-    axis = _Axis(low, high)
+    zero = any(v == 0 for p in points for v in (p.before, p.after))
+    low = (math.floor(math.log10(min(values))) if values else -8) - zero
+    axis = _Axis(low, max(math.ceil(math.log10(max(values))) if values else -6, low + 2))
     size = 5 if len(points) <= 60 else 3.5 if len(points) <= 200 else 2.5
-    marks = axis.lines(any(v == 0 for p in points for v in (p.before, p.after)))
+    marks = axis.lines(zero)
     for index, point in enumerate(points):
         x = axis.left + (WIDTH - axis.left - 20) * (index + 0.5) / len(points)
         for kind, value in (("before", point.before), ("after", point.after)):
@@ -87,9 +80,6 @@ def errors_by_layer(title: str, points: Sequence[Point]) -> str:
     }
     said = "; ".join(f"largest error {kind}: {value:.1e}" for kind, value in worst.items() if value is not None)
     return _svg(title, said, axis.bottom + 40, marks)
-
-
-KINDS = ("before", "after")
 
 
 class _Axis:
@@ -129,4 +119,4 @@ def _mark(kind: str, x: float, y: float, size: float, label: str) -> str:
 
 def _svg(title: str, said: str, height: float, marks: Sequence[str]) -> str:
     head = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(f"{title}. {said}")}">'
-    return "\n".join([head, *marks, "</svg>"])
+    return "\n".join(['<div class="wide">', head, *marks, "</svg></div>"])

@@ -1,7 +1,7 @@
 """The report of ``python -m export`` as one HTML file that needs nothing else: no script, no network."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -60,17 +60,22 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
     fold = report["fold"]
     if fold is not None:
         gone = sum(site["into"] is not None for site in fold["sites"])
-        cards.append(("batch norms folded", f"{gone:,} of {len(fold['sites']):,}"))
-        cards += [(key, f"{fold['after'][key]:,}") for key in ("nodes", "parameters")]
-        cards.append(("size", _bytes(fold["after"]["bytes"])))
+        cards.append(("batch norms folded", f"{gone:,} of {len(fold['sites']):,}" if fold["sites"] else "none to fold"))
+        before, after = fold["before"], fold["after"]
+        cards += [(key, _change(before[key], after[key], "{:,}".format)) for key in ("nodes", "parameters")]
+        cards.append(("size of the weights", _change(before["bytes"], after["bytes"], _bytes)))
     for name, figures in report["verify"].items():
         if figures is not None:
             cards.append((f"largest error relative to {AGAINST[name]}", error_text(figures["max_rel"])))
     if len(report["latency_ms"]) == 2:
-        before, after = report["latency_ms"].values()
-        cards.append(("faster in onnxruntime", f"{before / after:.2f}\N{MULTIPLICATION SIGN}"))
+        slow, fast = report["latency_ms"].values()
+        cards.append(("speed-up in onnxruntime as it comes", f"{slow / fast:.2f}\N{MULTIPLICATION SIGN}"))
     items = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in cards)
     yield f'<dl class="cards">{items}</dl>'
+
+
+def _change(before: float, after: float, text: Callable[[float], str]) -> str:
+    return text(after) if before == after else f"{text(before)} \N{RIGHTWARDS ARROW} {text(after)}"
 
 
 def _kept(report: dict[str, Any]) -> Iterator[str]:
@@ -133,7 +138,7 @@ def _sites(report: dict[str, Any]) -> Iterator[str]:
     if not sites:
         yield "<section><h2>Batch norms</h2><p>The model has none.</p></section>"
         return
-    columns = ("batch norm", "operators", "fate", "where, or why not", "how", "error before", "error after")
+    columns = ("batch norm", "operators", "fate", "where, or why not", "how", "error, source", "error, folded")
     decomposed = any(site.get("operators", "BatchNormalization") != "BatchNormalization" for site in sites)
     rows = [_site(site, layers.get(site["batch_norm"], {}), decomposed) for site in sites]
     yield _section("Batch norms", "", _table(columns, rows, kept=[site["into"] is None for site in sites]))

@@ -4,7 +4,7 @@ from typing import Any, TextIO
 
 from export.table import Row, print_line, print_table
 
-COLUMNS = ("batch norm", "channels", "eps", "reads", "read by", "gamma", "beta", "mean", "variance", "warnings")
+COLUMNS = ("batch norm", "channels", "eps", "reads", "read by", "gamma", "beta", "mean", "variance")
 
 
 def print_inspection(listing: dict[str, Any], file: TextIO | None = None) -> None:
@@ -18,12 +18,15 @@ def print_inspection(listing: dict[str, Any], file: TextIO | None = None) -> Non
         lines += [(label if index == 0 else "", port) for index, port in enumerate(ports)]
     lines += [(key, f"{listing[key]:,}") for key in ("nodes", "parameters", "bytes")]
     norms = listing["batch_norms"]
-    suspicious = {index for index, norm in enumerate(norms) if norm["warnings"]}
+    suspicious = [index for index, norm in enumerate(norms) if norm["warnings"]]
     lines.append(("batch norms", f"{len(norms):,}, {len(suspicious):,} with warnings" if norms else "none"))
     for label, text in lines:
         print_line(f"{label:<14}{text}", file)
     if norms:
         print_table(COLUMNS, [_row(norm) for norm in norms], file, marked=suspicious)
+    for norm in norms:
+        for warning in norm["warnings"]:
+            print_line(f"{'warning':<14}{norm['batch_norm']}: {warning}", file)
 
 
 def _row(norm: dict[str, Any]) -> Row:
@@ -34,7 +37,6 @@ def _row(norm: dict[str, Any]) -> Row:
         norm["producer"],
         ", ".join(norm["consumers"]),
         *(_range(norm[role]) for role in ("gamma", "beta", "mean", "variance")),
-        "; ".join(norm["warnings"]),
     )
 
 

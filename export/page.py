@@ -7,8 +7,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ground: #14171b; --card: #1e2329; --ink: #e8eaed; --soft: #a3adb8;
   --line: #39414a; --before: #e69f00; --after: #56b4e9; --good: #6fd08c; --bad: #ff9a6b; } }
 @media print { :root { --ground: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb; --before: #d98e00;
-  --after: #0072b2; --good: #000; --bad: #000; } section, .cards div { break-inside: avoid; }
-  section.long { break-inside: auto; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  --after: #0072b2; --good: #000; --bad: #000; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
@@ -17,7 +16,7 @@ h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; }
 .verdict { font-size: 1.1rem; margin: 0 0 1.5rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
 .note, .legend, footer, dt { color: var(--soft); font-size: .875rem; margin: 0 0 .5rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .75rem; margin: 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .75rem; margin: 0; }
 .cards div { display: flex; flex-direction: column-reverse; justify-content: flex-end; background: var(--card);
   border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem; }
 dt { margin: 0; line-height: 1.3; } dd { margin: 0; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
@@ -36,6 +35,8 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem .5
 thead th { border-top: 0; color: var(--soft); white-space: nowrap; }
 tbody th { font-weight: 400; font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 10rem; }
 .kept th { box-shadow: inset .2rem 0 var(--before); }
+@media print { body { padding: 0; } .wide { overflow-x: visible; } svg, thead th, tbody th { min-width: 0; }
+  table { font-size: .7rem; } svg, tr, .cards div { break-inside: avoid; } h2, .note, .legend { break-after: avoid; } }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .75rem; }
 """
 

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from export.table import Row, print_line, print_table
 
 LONG = 40  # batch norms; of more, those that were folded are counted, not named
-COLUMNS = ("batch norm", "where", "how", "error before", "error after")
+COLUMNS = ("batch norm", "where", "how", "error, source", "error, folded")
 MODELS = {"fastbn": "the fastbn model", "unfolded": "the unfolded ONNX"}
 Line = tuple[str, str]
 
@@ -21,7 +21,7 @@ def print_report(report: dict[str, Any], file: TextIO | None = None, *, verbose:
     _print_lines(_origin(report), file)
     fold = report["fold"]
     if fold is not None:
-        _print_lines(_block("folded", [_verdict(report)]), file)
+        _print_lines(_block("folded", [_verdict(report, verbose=verbose)]), file)
         if fold["sites"]:
             rows, kept = site_rows(report, verbose=verbose)
             print_table(COLUMNS, rows, file, marked=kept)
@@ -62,13 +62,14 @@ def _row(site: dict[str, Any], errors: dict[str, float | None]) -> Row:
     return name, where, site.get("how") or "", error_text(errors.get("source")), error_text(errors.get("folded"))
 
 
-def _verdict(report: dict[str, Any]) -> str:
+def _verdict(report: dict[str, Any], *, verbose: bool) -> str:
     sites = report["fold"]["sites"]
     if not sites:
         written = "" if report["output"] or report.get("dry_run") else "; no file is written, --copy writes one"
         return f"nothing: the model has no batch norm{written}"
+    hint = " (--verbose names each)" if len(sites) > LONG and not verbose else ""
     gone = sum(site["into"] is not None for site in sites)
-    return f"{gone:,} of {len(sites):,} batch norms"
+    return f"{gone:,} of {len(sites):,} batch norms{hint}"
 
 
 def _origin(report: dict[str, Any]) -> list[Line]:
@@ -79,7 +80,9 @@ def _origin(report: dict[str, Any]) -> list[Line]:
         lines.append(("trained", f"LeNet-BN on {training['data']}, {how}"))
     if report.get("source"):
         lines.append(("read", report["source"]))
-    written = [f"{report['output']} ({'batch norms kept' if report['fold'] is None else 'folded'})"]
+    fold = report["fold"]
+    state = "batch norms kept" if fold is None else "folded" if fold["sites"] else "as it was"
+    written = [f"{report['output']} ({state})"]
     written += [f"{report['unfolded']} (unfolded)"] if report.get("unfolded") else []
     written += [report["checkpoint"]] if report.get("checkpoint") else []
     if report.get("dry_run"):

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import TextIO
 
 Row = Sequence[str]
+FOLDABLE = 1.6  # a table of so many times the terminal's width can still be read when its cells are folded
 
 
 def printable(text: str) -> str:
@@ -24,14 +25,14 @@ def print_table(
 ) -> None:
     """``rows`` under ``columns``, columns without any text left out; the rows numbered in ``marked`` stand out.
 
-    At a terminal long cells are folded to its width; elsewhere every row is one indented line and nothing stands out.
+    At a terminal that is wide enough for it to look like one, long cells are folded to its width; elsewhere every row
+    is one indented line and nothing stands out.
     """
     file = file or sys.stdout
     used = [index for index in range(len(columns)) if any(row[index] for row in rows)]
     head = [columns[index] for index in used]
     body = [[printable(row[index]) for index in used] for row in rows]
-    if file.isatty():
-        _print_rich(head, body, file, marked)
+    if file.isatty() and _print_rich(head, body, file, marked):
         return
     widths = [max(map(len, cells)) for cells in zip(head, *body, strict=True)]
     for row in (head, *body):
@@ -39,7 +40,8 @@ def print_table(
         print_line(f"  {cells}".rstrip(), file)
 
 
-def _print_rich(head: Row, body: Sequence[Row], file: TextIO, marked: Collection[int]) -> None:
+def _print_rich(head: Row, body: Sequence[Row], file: TextIO, marked: Collection[int]) -> bool:
+    """Whether it was printed: not where it is far too wide for the terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -49,4 +51,8 @@ def _print_rich(head: Row, body: Sequence[Row], file: TextIO, marked: Collection
         column.overflow = "fold"
     for number, row in enumerate(body):
         table.add_row(*row, style="yellow" if number in marked else None)
-    Console(file=file, markup=False, emoji=False, highlight=False).print(table)
+    console = Console(file=file, markup=False, emoji=False, highlight=False)
+    if console.measure(table, options=console.options.update(max_width=100_000)).maximum > FOLDABLE * console.width:
+        return False
+    console.print(table)
+    return True
