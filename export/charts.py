@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import ClassVar, Self
 
 WIDTH = 900
 LEFT, RIGHT, THICK = 190, 260, 22  # bars: room for their labels and for their figures; a bar and the gap below it
@@ -60,53 +61,59 @@ def errors_by_layer(title: str, points: Sequence[Point]) -> str:
     Errors of zero lie on the lowest line; those that are not finite, on the uppermost. Each mark names its site when
     pointed at.
     """
-    values = [v for p in points for v in (p.before, p.after) if v is not None and math.isfinite(v) and v > 0]
-    zero = any(v == 0 for p in points for v in (p.before, p.after))
-    low = (math.floor(math.log10(min(values))) if values else -8) - zero
-    axis = _Axis(low, max(math.ceil(math.log10(max(values))) if values else -6, low + 2))
+    axis = _Axis.of([value for point in points for value in (point.before, point.after) if value is not None])
     size = 5 if len(points) <= 60 else 3.5 if len(points) <= 200 else 2.5
-    marks = axis.lines(zero)
-    for index, point in enumerate(points):
-        x = axis.left + (WIDTH - axis.left - 20) * (index + 0.5) / len(points)
-        for kind, value in (("before", point.before), ("after", point.after)):
-            if value is not None:
-                marks.append(_mark(kind, x, axis.y(value), size, f"{point.label}, {kind}: {value:.2e}"))
-    middle = (axis.left + WIDTH - 20) / 2
-    marks.append(
-        f'<text x="{middle:.0f}" y="{axis.bottom + 28}" text-anchor="middle">batch norms, in graph order</text>'
-    )
-    worst = {
-        kind: max((getattr(p, kind) for p in points if getattr(p, kind) is not None), default=None) for kind in KINDS
-    }
-    said = "; ".join(f"largest error {kind}: {value:.1e}" for kind, value in worst.items() if value is not None)
-    return _svg(title, said, axis.bottom + 40, marks)
+    marks, said = axis.lines(), []
+    for kind in KINDS:
+        column = [(index, getattr(point, kind)) for index, point in enumerate(points)]
+        measured = [(index, value) for index, value in column if value is not None]
+        for index, value in measured:
+            x = axis.left + (axis.right - axis.left) * (index + 0.5) / len(points)
+            marks.append(_mark(kind, x, axis.y(value), size, f"{points[index].label}, {kind}: {value:.2e}"))
+        if measured:
+            said.append(f"largest {kind}: {max(value for _, value in measured):.1e}")
+    middle, low = (axis.left + axis.right) / 2, axis.bottom + 28
+    marks.append(f'<text x="{middle:.0f}" y="{low}" text-anchor="middle">batch norms, in graph order</text>')
+    return _svg(title, "; ".join(said), axis.bottom + 40, marks)
 
 
+@dataclass(frozen=True)
 class _Axis:
-    left, top, bottom = 70, 12, 300
+    """A logarithmic axis over the decades from ``low`` to ``high``; with ``zero``, 0 stands in place of ``low``."""
 
-    def __init__(self, low: int, high: int) -> None:
-        self.low, self.high = low, high
+    low: int
+    high: int
+    zero: bool
+    left: ClassVar = 70
+    right: ClassVar = WIDTH - 20
+    top: ClassVar = 12
+    bottom: ClassVar = 300
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        decades = [math.log10(value) for value in values if math.isfinite(value) and value > 0] or [-8.0, -6.0]
+        zero = 0 in values
+        low = math.floor(min(decades)) - zero
+        return cls(low, max(math.ceil(max(decades)), low + 2), zero)
 
     def y(self, value: float) -> float:
-        if value == 0:
-            return self.bottom
         if not math.isfinite(value):
             return self.top
-        share = (math.log10(value) - self.low) / (self.high - self.low)
-        return self.bottom - (self.bottom - self.top) * share
+        return self._height(math.log10(value) if value else self.low)
 
-    def lines(self, zero: bool) -> list[str]:
-        step = math.ceil((self.high - self.low) / 8)
-        decades = range(self.low + 1 if zero else self.low, self.high + 1, step)
-        ticks = [(self.y(10.0**decade), f"1e{decade}") for decade in decades]
-        if zero:
+    def lines(self) -> list[str]:
+        decades = range(self.low + self.zero, self.high + 1, math.ceil((self.high - self.low) / 8))
+        ticks = [(self._height(decade), f"1e{decade}") for decade in decades]
+        if self.zero:
             ticks.append((self.bottom, "0"))
         return [
-            f'<line class="grid" x1="{self.left}" x2="{WIDTH - 20}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{self.left - 10}" y="{y + 5:.1f}" text-anchor="end">{text}</text>'
             for y, text in ticks
         ]
+
+    def _height(self, decade: float) -> float:
+        return self.bottom - (self.bottom - self.top) * (decade - self.low) / (self.high - self.low)
 
 
 def _mark(kind: str, x: float, y: float, size: float, label: str) -> str:
