@@ -14,6 +14,8 @@ from export.table import printable
 from fastbn._files import replacing
 
 AGAINST = {"fastbn": "the fastbn model", "unfolded": "the unfolded model"}
+RUNTIMES = {"latency_ms": "onnxruntime as it comes", "latency_unoptimised_ms": "optimisations off"}
+REASONS = 10  # listed of why batch norms stayed, the commonest first
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -67,9 +69,11 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
     for name, figures in report["verify"].items():
         if figures is not None:
             cards.append((f"largest error relative to {AGAINST[name]}", error_text(figures["max_rel"])))
-    if len(report["latency_ms"]) == 2:
-        slow, fast = report["latency_ms"].values()
-        cards.append(("speed-up in onnxruntime as it comes", f"{slow / fast:.2f}\N{MULTIPLICATION SIGN}"))
+    cards += [
+        (f"speed-up, {label}", f"{figures['unfolded'] / figures['folded']:.2f}\N{MULTIPLICATION SIGN}")
+        for key, label in RUNTIMES.items()
+        if "folded" in (figures := report.get(key) or {})
+    ]
     items = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in cards)
     yield f'<dl class="cards">{items}</dl>'
 
@@ -82,7 +86,10 @@ def _kept(report: dict[str, Any]) -> Iterator[str]:
     sites = [] if report["fold"] is None else report["fold"]["sites"]
     reasons = Counter(site["reason"] for site in sites if site["into"] is None)
     if reasons:
-        items = "".join(f"<li><b>{count:,}</b> {_text(reason)}</li>" for reason, count in reasons.most_common())
+        common = reasons.most_common(REASONS)
+        items = "".join(f"<li><b>{count:,}</b> {_text(reason)}</li>" for reason, count in common)
+        if len(reasons) > REASONS:
+            items += f"<li>and {len(reasons) - REASONS:,} reasons more, in the table of batch norms</li>"
         yield f"<section><h2>Why {sum(reasons.values()):,} stayed</h2><ul>{items}</ul></section>"
 
 
@@ -104,8 +111,7 @@ def _errors(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _latency(report: dict[str, Any]) -> Iterator[str]:
-    kinds = {"latency_ms": "onnxruntime as it comes", "latency_unoptimised_ms": "optimisations off"}
-    groups = [_group(label, report[key]) for key, label in kinds.items() if report.get(key)]
+    groups = [_group(label, report[key]) for key, label in RUNTIMES.items() if report.get(key)]
     if groups:
         title = "Latency"
         yield _section(

@@ -260,6 +260,14 @@ def test_hostile_names_stay_text():
     assert "".join(page.texts).count("<script>alert('x')</script>") >= 7  # the name is there, as text
 
 
+def test_the_commonest_reasons_come_first():
+    sites = [site(f"bn{i}", kept="common" if i < 5 else f"rare{i:02}") for i in range(30)]
+    text = html_page(make_report(sites))
+    assert "Why 30 stayed" in text
+    assert [reason for reason in re.findall(r"<li><b>\d+</b> (\w+)", text)][:2] == ["common", "rare05"]
+    assert "and 16 reasons more" in text
+
+
 def test_page_of_outputs_that_differ():
     text = html_page(make_report(many(2), ok=False))
     assert "The outputs differ by more than 0.0001" in text
