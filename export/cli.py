@@ -260,13 +260,7 @@ def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str
 
 
 def _figures(report: VerifyReport) -> dict[str, Any]:
-    return {
-        "max_abs": report.max_abs,
-        "max_rel": report.max_rel,
-        "tolerance": report.tolerance,
-        "ok": report.ok,
-        "outputs": [asdict(output) for output in report.outputs],
-    }
+    return {"max_abs": report.max_abs, "max_rel": report.max_rel, "ok": report.ok, **asdict(report)}
 
 
 def _latencies(options: argparse.Namespace, before: Path, after: Path, *, folded: bool) -> dict[str, Any]:

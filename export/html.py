@@ -9,7 +9,7 @@ from typing import Any
 
 from export.charts import Group, Point, bars, errors_by_layer
 from export.page import page
-from export.report import error_text, site_errors
+from export.report import ERRORS, SiteErrors, error_texts, remarks, site_errors
 from export.table import printable
 from fastbn._files import replacing
 
@@ -33,6 +33,7 @@ def html_page(report: dict[str, Any]) -> str:
     title = f"{_name(report.get('source')) or 'fastbn'} \N{RIGHTWARDS ARROW} {_name(report['output']) or 'not written'}"
     sections = [
         *_heading(title, report),
+        *_remarks(report),
         *_figures(report),
         *_kept(report),
         *_errors(report),
@@ -57,6 +58,13 @@ def _heading(title: str, report: dict[str, Any]) -> Iterator[str]:
         yield f'<p class="verdict bad">\N{BALLOT X} The outputs differ by more than {tolerance}.</p></header>'
 
 
+def _remarks(report: dict[str, Any]) -> Iterator[str]:
+    found = remarks(report)
+    if found:
+        items = "".join(f"<li><b>{_text(label)}</b> {_text(said)}</li>" for label, said in found)
+        yield f'<ul class="remarks">{items}</ul>'
+
+
 def _figures(report: dict[str, Any]) -> Iterator[str]:
     cards = []
     fold = report["fold"]
@@ -68,7 +76,7 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
         cards.append(("size of the weights", _change(before["bytes"], after["bytes"], _bytes)))
     for name, figures in report["verify"].items():
         if figures is not None:
-            cards.append((f"largest error relative to {AGAINST[name]}", error_text(figures["max_rel"])))
+            cards.append((f"largest relative difference from {AGAINST[name]}", f"{figures['max_rel']:.1e}"))
     cards += [
         (f"speed-up, {label}", f"{figures['unfolded'] / figures['folded']:.2f}\N{MULTIPLICATION SIGN}")
         for key, label in RUNTIMES.items()
@@ -96,18 +104,26 @@ def _kept(report: dict[str, Any]) -> Iterator[str]:
 def _errors(report: dict[str, Any]) -> Iterator[str]:
     layers = site_errors(report)
     if layers:
-        points = [Point(printable(name), errors.get("source"), errors.get("folded")) for name, errors in layers.items()]
+        judged = any(source is not None for _, source, _ in layers.values())
+        points = [
+            Point(printable(name), source, folded if judged else difference)
+            for name, (difference, source, folded) in layers.items()
+        ]
         title = "Error at each batch norm"
-        note = "Largest difference from float64, relative to the largest value there. Lower is better."
-        yield _section(title, note, LEGEND_MARKS + errors_by_layer(title, points))
+        note = f"Largest difference from {'float64' if judged else 'the source'}, relative to the largest value there."
+        yield _section(title, note, (LEGEND_MARKS if judged else "") + errors_by_layer(title, points))
     rows = [
-        (output["output"], AGAINST[name], error_text(output["max_abs"]), error_text(output["max_rel"]))
+        (output["output"], AGAINST[name], f"{output['max_abs']:.1e}", *error_texts(_errors_of(output)))
         for name, figures in report["verify"].items()
         if figures is not None
         for output in figures["outputs"]
     ]
     if rows:
-        yield _section("Outputs", "", _table(("output", "against", "absolute error", "relative error"), rows))
+        yield _section("Outputs", "", _table(("output", "against", "absolute difference", *ERRORS), rows))
+
+
+def _errors_of(output: dict[str, Any]) -> SiteErrors:
+    return output["max_rel"], output.get("reference_error"), output.get("candidate_error")
 
 
 def _latency(report: dict[str, Any]) -> Iterator[str]:
@@ -144,13 +160,13 @@ def _sites(report: dict[str, Any]) -> Iterator[str]:
     if not sites:
         yield "<section><h2>Batch norms</h2><p>The model has none.</p></section>"
         return
-    columns = ("batch norm", "operators", "fate", "where, or why not", "how", "error, source", "error, folded")
+    columns = ("batch norm", "operators", "fate", "where, or why not", "how", *ERRORS)
     decomposed = any(site.get("operators", "BatchNormalization") != "BatchNormalization" for site in sites)
-    rows = [_site(site, layers.get(site["batch_norm"], {}), decomposed) for site in sites]
+    rows = [_site(site, layers.get(site["batch_norm"]), decomposed) for site in sites]
     yield _section("Batch norms", "", _table(columns, rows, kept=[site["into"] is None for site in sites]))
 
 
-def _site(site: dict[str, Any], errors: dict[str, float | None], decomposed: bool) -> tuple[str, ...]:
+def _site(site: dict[str, Any], errors: SiteErrors | None, decomposed: bool) -> tuple[str, ...]:
     gone = site["into"] is not None
     return (
         site["batch_norm"],
@@ -158,8 +174,7 @@ def _site(site: dict[str, Any], errors: dict[str, float | None], decomposed: boo
         "folded" if gone else "kept",
         site["into"] if gone else site["reason"],
         site.get("how") or "",
-        error_text(errors.get("source")),
-        error_text(errors.get("folded")),
+        *error_texts(errors),
     )
 
 

@@ -15,6 +15,8 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: any
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; }
 .verdict { font-size: 1.1rem; margin: 0 0 1.5rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
+.remarks { list-style: none; margin: 0 0 1.5rem; padding: .6rem 1rem; border-left: .25rem solid var(--before);
+  background: var(--card); }
 .note, .legend, footer, dt { color: var(--soft); font-size: .875rem; margin: 0 0 .5rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .75rem; margin: 0; }
 dd { white-space: nowrap; }

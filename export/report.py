@@ -7,9 +7,11 @@ from typing import Any, TextIO
 from export.table import Row, print_line, print_table
 
 LONG = 40  # batch norms; of more, those that were folded are counted, not named
-COLUMNS = ("batch norm", "where", "how", "error, source", "error, folded")
+ERRORS = ("difference", "error, source", "error, folded")  # between both models; of each from float64
+COLUMNS = ("batch norm", "where", "how", *ERRORS)
 MODELS = {"fastbn": "the fastbn model", "unfolded": "the unfolded ONNX"}
 Line = tuple[str, str]
+SiteErrors = tuple[float | None, ...]  # as in ERRORS, None where not measured
 
 
 def print_report(report: dict[str, Any], file: TextIO | None = None, *, verbose: bool = False) -> None:
@@ -38,28 +40,60 @@ def site_rows(report: dict[str, Any], *, verbose: bool) -> tuple[list[Row], set[
     gone = [site for site in sites if site["into"] is not None]
     counted = gone if len(sites) > LONG and not verbose else []
     groups = Counter((site["into"].split(" ", 1)[0], site.get("how") or "") for site in counted)
-    rows: list[Row] = [(f"{count:,} batch norms", f"into {into}", how, "", "") for (into, how), count in groups.items()]
+    rows: list[Row] = [
+        (f"{count:,} batch norms", f"into {into}", how, "", "", "") for (into, how), count in groups.items()
+    ]
     listed = [site for site in sites if site["into"] is None] if counted else sites
     kept = {len(rows) + index for index, site in enumerate(listed) if site["into"] is None}
     errors = site_errors(report)
-    return rows + [_row(site, errors.get(site["batch_norm"], {})) for site in listed], kept
+    return rows + [_row(site, errors.get(site["batch_norm"])) for site in listed], kept
 
 
-def site_errors(report: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """By batch norm, the largest error at its site relative to float64: of the "source", and of the "folded" model."""
-    return {layer["batch_norm"]: layer for layer in report.get("layers") or ()}
+def site_errors(report: dict[str, Any]) -> dict[str, SiteErrors]:
+    """By batch norm the largest of what the proof measured at its site, in the proof's order."""
+    found: dict[str, SiteErrors] = {}
+    for figures in report["verify"].values():
+        for site in (figures or {}).get("sites", ()):
+            here = (site["max_rel"], site.get("reference_error"), site.get("candidate_error"))
+            pairs = zip(found.get(site["layer"], (None, None, None)), here, strict=True)
+            found[site["layer"]] = tuple(max((v for v in pair if v is not None), default=None) for pair in pairs)
+    return found
 
 
-def error_text(error: float | None) -> str:
-    """An error in two digits; nothing where it was not measured."""
-    return "" if error is None else f"{error:.1e}"
+def error_texts(errors: SiteErrors | None) -> tuple[str, ...]:
+    """A cell in two digits for each of ERRORS; nothing where it was not measured."""
+    return tuple("" if error is None else f"{error:.1e}" for error in errors or (None, None, None))
 
 
-def _row(site: dict[str, Any], errors: dict[str, float | None]) -> Row:
+def against_float64(figures: dict[str, Any]) -> tuple[str, ...]:
+    """The largest relative errors of both models' outputs from float64; nothing where it was not measured."""
+    keys = ("reference_error", "candidate_error")
+    found = [[o[key] for o in figures["outputs"] if o.get(key) is not None] for key in keys]
+    return tuple(f"{max(errors):.1e}" if errors else "" for errors in found)
+
+
+def remarks(report: dict[str, Any]) -> list[Line]:
+    """What the proof found beside the outputs: where the models part, and what onnxruntime's optimiser does to them."""
+    lines: list[Line] = []
+    for figures in report["verify"].values():
+        if figures is None:
+            continue
+        if figures.get("first_difference"):
+            lines.append(("differs at", figures["first_difference"]))
+        for run in figures.get("optimised", ()):
+            if not run["ok"]:
+                model = "the source" if run["model"] == "reference" else "the written model"
+                error = "it fails" if run["error"] is None else f"its outputs are off by {run['error']:.1e}"
+                lines.append(("warning", f"onnxruntime's own optimiser changes {model}: {error}"))
+        lines += [("note", note) for note in figures.get("notes", ())]
+    return lines
+
+
+def _row(site: dict[str, Any], errors: SiteErrors | None) -> Row:
     operators = site.get("operators", "BatchNormalization")
     name = site["batch_norm"] if operators == "BatchNormalization" else f"{site['batch_norm']} ({operators})"
     where = f"kept: {site['reason']}" if site["into"] is None else f"into {site['into']}"
-    return name, where, site.get("how") or "", error_text(errors.get("source")), error_text(errors.get("folded"))
+    return name, where, site.get("how") or "", *error_texts(errors)
 
 
 def _verdict(report: dict[str, Any], *, verbose: bool) -> str:
@@ -102,6 +136,11 @@ def _proof(report: dict[str, Any]) -> list[Line]:
         f"abs {figures['max_abs']:.1e}, rel {figures['max_rel']:.1e} against {MODELS[name]}"
         for name, figures in proofs.items()
     ]
+    errors += [
+        f"rel {source} of the source, {made} of the written model, against float64"
+        for source, made in (against_float64(figures) for figures in proofs.values())
+        if source and made
+    ]
     lines = _block("largest error", errors)
     if report.get("accuracy"):
         shares = ", ".join(f"{name} {share:.4f}" for name, share in report["accuracy"].items())
@@ -111,7 +150,7 @@ def _proof(report: dict[str, Any]) -> list[Line]:
         tolerance = next(iter(proofs.values()))["tolerance"]
         agree, differ = f"yes, within {tolerance:g}", f"NO: the outputs differ by more than {tolerance:g}"
         lines.append(("verified", agree if report["ok"] else differ))
-    return lines
+    return lines + remarks(report)
 
 
 def _latency(report: dict[str, Any]) -> list[Line]:

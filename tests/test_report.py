@@ -34,8 +34,21 @@ def site(name, *, kept=None, into="Conv c", how="backward", operators="BatchNorm
     return {"batch_norm": name, **fate, "operators": operators, "values": []}
 
 
+def layer(name, source, folded, difference=1e-7):
+    figures = {"max_abs": difference, "max_rel": difference, "ok": True}
+    return {"layer": name, "value": name, **figures, "reference_error": source, "candidate_error": folded}
+
+
 def make_report(sites, *, ok=True, layers=(), **more):
     output = {"output": "y", "max_abs": 2e-6, "max_rel": 1e-6, "ok": ok}
+    against = {
+        "max_abs": 2e-6,
+        "max_rel": 1e-6,
+        "tolerance": 1e-4,
+        "ok": ok,
+        "outputs": [output],
+        "sites": list(layers),
+    }
     return {
         "source": "folder/model.onnx",
         "output": "out.onnx",
@@ -45,10 +58,9 @@ def make_report(sites, *, ok=True, layers=(), **more):
             "before": {"nodes": 20, "parameters": 3000, "bytes": 12000},
             "after": {"nodes": 15, "parameters": 2500, "bytes": 10000},
         },
-        "verify": {"unfolded": {"max_abs": 2e-6, "max_rel": 1e-6, "tolerance": 1e-4, "ok": ok, "outputs": [output]}},
+        "verify": {"unfolded": against},
         "latency_ms": {"unfolded": 4.0, "folded": 2.0},
         "latency_unoptimised_ms": {"unfolded": 10.0, "folded": 8.0},
-        "layers": list(layers),
         "ok": ok,
         **more,
     }
@@ -74,17 +86,14 @@ def test_a_row_for_each_batch_norm():
         site("second", kept="it reads an input"),
         site("m", operators="Mul, Add"),
     ]
-    layers = [
-        {"batch_norm": "first", "source": 3e-7, "folded": 2e-8},
-        {"batch_norm": "m", "source": None, "folded": 0.0},
-    ]
+    layers = [layer("first", 3e-7, 2e-8), layer("first", 1e-7, 4e-8), layer("m", None, 0.0, difference=2e-7)]
     lines = printed(make_report(sites, layers=layers)).splitlines()
     rows = [re.split(r"  +", line.strip()) for line in lines if line.startswith("  ")][:4]
     assert rows == [
-        ["batch norm", "where", "how", "error, source", "error, folded"],
-        ["first", "into Conv a, Conv b", "backward", "3.0e-07", "2.0e-08"],
+        ["batch norm", "where", "how", "difference", "error, source", "error, folded"],
+        ["first", "into Conv a, Conv b", "backward", "1.0e-07", "3.0e-07", "4.0e-08"],
         ["second", "kept: it reads an input"],
-        ["m (Mul, Add)", "into Conv c", "backward", "0.0e+00"],
+        ["m (Mul, Add)", "into Conv c", "backward", "2.0e-07", "0.0e+00"],
     ]
     assert "folded        2 of 3 batch norms" in lines
     assert "bytes         12,000 -> 10,000" in lines
@@ -100,6 +109,32 @@ def test_columns_without_figures_are_left_out():
 
 def test_a_difference_is_said():
     assert "verified      NO: the outputs differ by more than 0.0001" in printed(make_report([site("a")], ok=False))
+
+
+def test_what_the_proof_found_beside_the_outputs():
+    report = make_report([site("a")], ok=False)
+    report["verify"]["unfolded"] |= {
+        "first_difference": "stem/bn",
+        "optimised": [
+            {"model": "reference", "error": 7.8, "ok": False},
+            {"model": "candidate", "error": None, "ok": False},
+            {"model": "candidate", "error": 1e-7, "ok": True},
+        ],
+        "notes": ["float64 could not run it"],
+    }
+    report["verify"]["unfolded"]["outputs"][0] |= {"reference_error": 4e-7, "candidate_error": 3e-7}
+    text = printed(report)
+    assert "rel 4.0e-07 of the source, 3.0e-07 of the written model, against float64" in text
+    said = [
+        "differs at    stem/bn",
+        "warning       onnxruntime's own optimiser changes the source: its outputs are off by 7.8e+00",
+        "warning       onnxruntime's own optimiser changes the written model: it fails",
+        "note          float64 could not run it",
+    ]
+    assert text.splitlines()[-4:] == said
+    page = "".join(Page(html_page(report)).texts)
+    assert all(re.sub(" {2,}", " ", line) in page for line in said)
+    assert "4.0e-07" in page
 
 
 def test_many_are_counted_but_those_kept_are_named():
@@ -201,7 +236,7 @@ class Page(HTMLParser):
 
 def layers_of(sites, rng):
     return [
-        {"batch_norm": s["batch_norm"], "source": float(a), "folded": float(b)}
+        layer(s["batch_norm"], float(a), float(b))
         for s, (a, b) in zip(sites, 10 ** rng.uniform(-8, -5, (len(sites), 2)), strict=True)
     ]
 
@@ -249,9 +284,10 @@ def test_page_for_readers_of_all_kinds():
 
 def test_hostile_names_stay_text():
     sites = [site(HOSTILE, kept=HOSTILE), site("b", into=f"Conv {HOSTILE}", operators=HOSTILE)]
-    layers = [{"batch_norm": HOSTILE, "source": 1e-7, "folded": 1e-7}]
+    layers = [layer(HOSTILE, 1e-7, 1e-7)]
     report = make_report(sites, layers=layers, source=f"{HOSTILE}.onnx", output=f"{HOSTILE}2.onnx")
     report["verify"]["unfolded"]["outputs"][0]["output"] = HOSTILE
+    report["verify"]["unfolded"] |= {"first_difference": HOSTILE, "notes": [HOSTILE]}
     text = html_page(report)
     page = Page(text)
     assert "script" not in page.tags
@@ -260,11 +296,19 @@ def test_hostile_names_stay_text():
     assert "".join(page.texts).count("<script>alert('x')</script>") >= 7  # the name is there, as text
 
 
+def test_page_without_a_referee_draws_the_difference():
+    sites = many(3)
+    text = html_page(make_report(sites, layers=[layer(s["batch_norm"], None, None) for s in sites]))
+    page = Page(text)
+    assert (page.tags.count("circle"), page.tags.count("path")) == (0, 3)
+    assert "Largest difference from the source" in text
+
+
 def test_the_commonest_reasons_come_first():
     sites = [site(f"bn{i}", kept="common" if i < 5 else f"rare{i:02}") for i in range(30)]
     text = html_page(make_report(sites))
     assert "Why 30 stayed" in text
-    assert [reason for reason in re.findall(r"<li><b>\d+</b> (\w+)", text)][:2] == ["common", "rare05"]
+    assert re.findall(r"<li><b>\d+</b> (\w+)", text)[:2] == ["common", "rare05"]
     assert "and 16 reasons more" in text
 
 
