@@ -364,13 +364,13 @@ def test_errors_that_have_no_logarithm_are_at_the_edges():
         Point("a", 0.0, 1e-7),
         Point("b", float("inf"), None),
         Point("c", float("nan"), None),
-        Point("d", 1e-6, 0.0),
+        Point("d", 1e-7, 0.0),
     ]
     svg = errors_by_layer("e", points)
     (zero, infinite, nan, finite), lines = heights(svg)
     assert zero == max(lines)
     assert infinite == nan == min(lines)
-    assert min(lines) <= finite < zero
+    assert min(lines) <= finite < zero - 20  # a power of ten, and yet above zero
     assert ">0</text>" in svg
 
 
@@ -390,6 +390,14 @@ def test_bars_are_to_scale(shared):
     assert nothing == 1
     assert "after 5 (-50.0%)" in svg
     assert "after 2 (+0.0%)" in svg
+
+
+def test_texts_of_charts_are_escaped():
+    page = Page(bars(HOSTILE, [Group(HOSTILE, 1, 2, lambda value: HOSTILE)], shared=True))
+    assert "script" not in page.tags
+    assert "".join(page.texts).count(HOSTILE) == 3
+    [label] = [value for name, value in page.attributes if name == "aria-label"]
+    assert label.count(HOSTILE) == 5
 
 
 # Which batch norms
