@@ -77,11 +77,13 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
     for name, figures in report["verify"].items():
         if figures is not None:
             cards.append((f"largest relative difference from {AGAINST[name]}", f"{figures['max_rel']:.1e}"))
-    cards += [
-        (f"speed-up, {label}", f"{figures['unfolded'] / figures['folded']:.2f}\N{MULTIPLICATION SIGN}")
+    faster = {
+        label: f"{figures['unfolded'] / figures['folded']:.2f}\N{MULTIPLICATION SIGN}"
         for key, label in RUNTIMES.items()
         if "folded" in (figures := report.get(key) or {})
-    ]
+    }
+    if faster:
+        cards.append((f"speed-up, {' and '.join(faster)}", ", ".join(faster.values())))
     items = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in cards)
     yield f'<dl class="cards">{items}</dl>'
 
@@ -119,7 +121,11 @@ def _errors(report: dict[str, Any]) -> Iterator[str]:
         for output in figures["outputs"]
     ]
     if rows:
-        yield _section("Outputs", "", _table(("output", "against", "absolute difference", *ERRORS), rows))
+        yield _section(
+            "Outputs",
+            "",
+            _table(("output", "against", "absolute difference", "relative difference", *ERRORS[1:]), rows),
+        )
 
 
 def _errors_of(output: dict[str, Any]) -> SiteErrors:

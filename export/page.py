@@ -18,8 +18,7 @@ h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; }
 .remarks { list-style: none; margin: 0 0 1.5rem; padding: .6rem 1rem; border-left: .25rem solid var(--before);
   background: var(--card); }
 .note, .legend, footer, dt { color: var(--soft); font-size: .875rem; margin: 0 0 .5rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .75rem; margin: 0; }
-dd { white-space: nowrap; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .75rem; margin: 0; }
 .cards div { display: flex; flex-direction: column-reverse; justify-content: flex-end; background: var(--card);
   border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem; }
 dt { margin: 0; line-height: 1.3; } dd { margin: 0; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
