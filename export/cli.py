@@ -217,10 +217,7 @@ def _inspect(options: argparse.Namespace, source: Path) -> int:
 def _fold(options: argparse.Namespace, model: ir.Model, source: Path) -> FoldReport:
     choice = Choice(options.only or (), options.skip or ())
     try:
-        if options.only or options.skip:
-            fold = fold_graph(model, chosen=choice)  # type: ignore[call-arg]
-        else:
-            fold = fold_graph(model)
+        fold = fold_graph(model, chosen=choice)
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
     choice.check(site.batch_norm for site in fold.sites)
