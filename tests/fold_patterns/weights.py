@@ -41,7 +41,8 @@ MADE = [
          "q = Mul(W0, W0) r = ReduceSum<keepdims = 1>(q, a) l = Sqrt(r) n = Div(W0, l) W = Mul(n, g)",
          {"W0": (3, 2, 3, 3), "g": four([1, -2, 0.5]), "a": np.int64([1, 2, 3])}),
     made("Concat of halves", "W = Concat<axis = 0>(U, V)", {"U": (1, 2, 3, 3), "V": (2, 2, 3, 3)}),
-    made("Slice of more", "W = Slice(W0, one, four)", {"W0": (5, 2, 3, 3), "one": np.int64([1]), "four": np.int64([4])}),
+    made("Slice of more", "W = Slice(W0, one, four)",
+         {"W0": (5, 2, 3, 3), "one": np.int64([1]), "four": np.int64([4])}),
     made("behind two steps", "U = Transpose<perm = [1, 0, 2, 3]>(W0) W = Identity(U)", {"W0": (2, 3, 3, 3)}),
     gone("weights, gemm's turned", "V = Transpose<perm = [1, 0]>(W) c = Gemm(x, V) y = BN(c)", {"W": (3, 4)}, "Gemm",
          x=MATRIX),
@@ -82,7 +83,8 @@ SHARED = [
          x="float[N, 1] x"),
     gone("weights, a name that folding might choose", "c = Conv(x, W) e = Conv(x, W) d = BN(c) z = Add(d, e) "
          "y = Mul(z, W_folded)", {**W3, "W_folded": np.float32(2), "W_folded2": np.float32(3)}, None),
-    gone("weights, one constant scales two convs", "c = Conv(x, W) d = Mul(c, k) e = Conv(x, V) f = Mul(e, k) y = Sub(d, f)",
+    gone("weights, one constant scales two convs",
+         "c = Conv(x, W) d = Mul(c, k) e = Conv(x, V) f = Mul(e, k) y = Sub(d, f)",
          {**W3, "V": (3, 2, 3, 3), "k": (3, 1, 1)}, "Conv Conv Sub"),
     stays("weights, statistics computed from the input", "constant|computed|mean",
           "c = Conv(x, W) n = ReduceMean<axes = [0, 2, 3], keepdims = 0>(c) "
