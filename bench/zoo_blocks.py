@@ -157,7 +157,7 @@ class ShuffleUnit(nn.Module):
 
     def forward(self, x):
         kept, changed = x.chunk(2, 1)
-        n, c, h, w = x.shape
+        _, c, h, w = x.shape
         y = torch.cat([kept, self.body(changed)], 1)
         return y.view(-1, 2, c // 2, h, w).transpose(1, 2).reshape(-1, c, h, w)
 
