@@ -1,28 +1,39 @@
-"""Batch norms of an ONNX graph folded into the nodes before them, and an account of every one."""
+"""Batch norms of an ONNX graph folded into their neighbours, and an account of every one."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
-from export.constants import drop_unused
+from export.affine import Affine
 from export.files import BROKEN, as_model
+from export.graph import Graph, describe, is_onnx, reads_shape
+from export.push import Plan, backward, forward
 from export.refused import Refused
-from export.rules import RULES
-from export.rules.batch_norm import BatchNormNode
-from fastbn.errors import FastbnError, ModelError
+from export.rules import RULES, affine_node
+from export.rules.arithmetic import OPERATORS
+from fastbn.errors import ModelError
 
 
 @dataclass(frozen=True)
 class FoldSite:
-    """What became of one batch norm: folded into the node ``into`` (operator and name), or kept for ``reason``."""
+    """What became of one batch norm, or of a chain of Mul, Add, Sub, Div with constants that is one.
+
+    batch_norm: the name of its node, or of its output. into: the nodes that absorbed it; reason: why it stays.
+    how: "backward", "forward", or "merged" with other nodes of its kind. operators: what it was spelled with.
+    values: those nearest behind it that hold the same numbers in the source and in the folded graph.
+    """
 
     batch_norm: str
     into: str | None = None
     reason: str | None = None
+    how: str | None = None
+    operators: str = "BatchNormalization"
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,67 +59,201 @@ class FoldReport:
         return sum(site.into is not None for site in self.sites)
 
 
-def fold_onnx(model_or_path: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, FoldReport]:
-    """Fold every BatchNormalization that follows a Conv, ConvTranspose or Gemm with constant weights.
+def fold_onnx(
+    model_or_path: str | Path | onnx.ModelProto,
+    *,
+    chosen: Callable[[str], bool] | None = None,
+    allow_overridable: bool = False,
+) -> tuple[onnx.ModelProto, FoldReport]:
+    """Fold every batch norm that mathematics allows into its neighbours, whatever it is spelled with.
 
-    The weights are folded in float64 and rounded once. Names of inputs and outputs, metadata, opsets and whatever is
-    not folded stay as they are; the source is not changed. Returns the new model and the report.
-    Raises ModelError for a file that is not an ONNX model.
+    chosen: which batch norms, by the name in the report; all unless given. allow_overridable: initialisers that the
+    caller may override count as constants. Weights are folded in float64 and rounded once. Names of inputs and
+    outputs, metadata, opsets and whatever is not folded stay as they are; the source is not changed.
+    Returns the new model and the report. Raises ModelError for a file that is not an ONNX model.
     """
     model = as_model(model_or_path)
     try:
-        report = fold_graph(model)
+        report = fold_graph(model, chosen=chosen, allow_overridable=allow_overridable)
         return ir.to_proto(model), report
     except BROKEN as error:
         raise ModelError(f"fold_onnx: the model must be valid ONNX, got {error}") from error
 
 
-def fold_graph(model: ir.Model) -> FoldReport:
-    """``fold_onnx`` on an onnx-ir model, in place."""
+def fold_graph(
+    model: ir.Model, *, chosen: Callable[[str], bool] | None = None, allow_overridable: bool = False
+) -> FoldReport:
+    """``fold_onnx`` on an onnx-ir model, in place. New weights are computed when they are written."""
     before = _size(model)
-    sites = [_fold_node(model, node) for node in list(_batch_norms(model))]
+    _inline(model)
+    graph = Graph(model, overridable=allow_overridable)
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    if chosen is not None:
+        graph.left_alone = {node for node in nodes if _is_batch_norm(node) and not chosen(name_of(node))}
+    done: set[ir.Node] = set()
+    sites: list[FoldSite] = []
+    for node in nodes:
+        if node in done or not (_is_batch_norm(node) or (node.op_type in OPERATORS and is_onnx(node))):
+            continue
+        chain = _chain(graph, node)
+        done.update(chain)
+        if chain:
+            sites += _fold_chain(graph, chain)
+        elif _is_batch_norm(node):
+            found = affine_node.read(graph, node)
+            assert isinstance(found, Refused)
+            sites.append(FoldSite(name_of(node), reason=found.reason))
+    _write(graph)
+    changed = {value.name for value in graph.changed}
+    kept = (tuple(name for name in site.values if name not in changed) for site in sites)
+    sites = [replace(site, values=values) for site, values in zip(sites, kept, strict=True)]
     return FoldReport(tuple(sites), before, _size(model))
 
 
-def _fold_node(model: ir.Model, node: ir.Node) -> FoldSite:
-    name = node.name or node.outputs[0].name or "batch norm"
-    norm = BatchNormNode.read(model, node)
-    if isinstance(norm, Refused):
-        return FoldSite(name, reason=norm.reason)
-    producer = norm.x.producer()
-    rule = None if producer is None or producer.domain not in ("", "ai.onnx") else RULES.get(producer.op_type)
-    if producer is None:
-        return FoldSite(name, reason="nothing comes before it: it reads an input of the graph")
-    if rule is None:
-        return FoldSite(name, reason=f"it follows {producer.op_type}, which cannot take a batch norm")
-    try:
-        refused = rule.refuse(model, norm, producer)
-        if refused is not None:
-            return FoldSite(name, reason=refused.reason)
-        rule.rewrite(model, norm, producer)
-    except FastbnError as error:
-        return FoldSite(name, reason=str(error))
-    constants = list(node.inputs[1:])
-    norm.take_over(producer)
-    drop_unused(model.graph, constants)
-    return FoldSite(name, into=f"{producer.op_type} {producer.name}".rstrip())
+def _chain(graph: Graph, first: ir.Node) -> list[ir.Node]:
+    """Affine nodes one behind the other from ``first`` on, each the only reader of the one before."""
+    chain: list[ir.Node] = []
+    node, affine = first, None
+    while True:
+        found = affine_node.read(graph, node)
+        joined = None if isinstance(found, Refused) else found[1] if affine is None else found[1].after(affine)
+        if isinstance(found, Refused) or joined is None or (chain and found[0] is not chain[-1].outputs[0]):
+            return chain
+        affine = joined
+        chain.append(node)
+        output = node.outputs[0]
+        readers = [use.node for use in output.uses() if not reads_shape(use.node)]
+        if output.is_graph_output() or len(readers) != 1 or readers[0].graph is not node.graph:
+            return chain
+        node = readers[0]
 
 
-def _batch_norms(model: ir.Model) -> Iterator[ir.Node]:
-    yield from _batch_norms_in(model.graph)
-    for function in model.functions.values():
-        yield from _batch_norms_in(function)
+def _fold_chain(graph: Graph, chain: list[ir.Node]) -> list[FoldSite]:
+    """Fold one chain backward, or forward, or into one node; what to say of it."""
+    norms = [node for node in chain if _is_batch_norm(node)]
+    if not norms and not any(node.op_type in ("Mul", "Div") for node in chain):
+        return []
+    names = tuple(name_of(node) for node in norms or chain[:1])
+    x, affine = _joined(graph, chain)
+    end = chain[-1].outputs[0]
+    behind = [end] if end.producer() is not None and chain[-1].graph is graph.model.graph else []
+    plan = backward(graph, x, affine, chain[0])
+    if not isinstance(plan, Refused):
+        graph.changed |= {value for value in plan.passed if value is not x}
+        values = _names(behind)
+        _commit(graph, chain, plan, renamed=True)
+        return _sites(names, _operators(chain, norms), plan, "backward", values)
+    reasons = [plan.reason]
+    plan = forward(graph, end, affine)
+    if not isinstance(plan, Refused):
+        graph.changed |= set(plan.passed)
+        values = _names([output for node in plan.into if node.graph is graph.model.graph for output in node.outputs])
+        _commit(graph, chain, plan, renamed=False)
+        return _sites(names, _operators(chain, norms), plan, "forward", values)
+    reason = "; ".join(dict.fromkeys([*reasons, plan.reason]))
+    if not norms and (affine.uniform or affine.linear or (affine.scale == 1).all()):
+        return []
+    if affine_node.needed(graph, x, affine) < len(chain):
+        *gone, name = names
+        _merge(graph, chain, x, affine, name)
+        return [
+            *(FoldSite(norm, f"BatchNormalization {name}", None, "merged") for norm in gone),
+            FoldSite(name, None, reason, "merged", _operators(chain, norms), _names(behind)),
+        ]
+    return [FoldSite(name, None, reason, None, _operators(chain, norms), _names(behind)) for name in names]
 
 
-def _batch_norms_in(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
-            yield node
+def _joined(graph: Graph, chain: list[ir.Node]) -> tuple[ir.Value, Affine]:
+    """What a chain reads, and the affine of all its nodes."""
+    x: ir.Value | None = None
+    affine: Affine | None = None
+    for node in chain:
+        found = affine_node.read(graph, node)
+        assert not isinstance(found, Refused)
+        x = found[0] if x is None else x
+        affine = found[1] if affine is None else found[1].after(affine)
+    assert x is not None
+    assert affine is not None
+    return x, affine
+
+
+def _commit(graph: Graph, chain: list[ir.Node], plan: Plan, *, renamed: bool) -> None:
+    for edit in plan.edits:
+        edit()
+    _bypass(graph, chain, renamed=renamed)
+
+
+def _bypass(graph: Graph, chain: list[ir.Node], *, renamed: bool) -> None:
+    for node in chain:
+        found = affine_node.read(graph, node)
+        assert not isinstance(found, Refused)
+        graph.bypass(node, found[0], renamed=renamed)
+
+
+def _merge(graph: Graph, chain: list[ir.Node], x: ir.Value, affine: Affine, name: str) -> None:
+    """Leave the last node of a chain alone, with the affine of all."""
+    last = affine_node.read(graph, chain[-1])
+    assert not isinstance(last, Refused)
+    graph.hold(chain[-1], last[0], affine, last[2])
+    _bypass(graph, chain[:-1], renamed=False)
+    chain[-1].name = name
+
+
+def _sites(names: tuple[str, ...], operators: str, plan: Plan, how: str, values: tuple[str, ...]) -> list[FoldSite]:
+    """One entry for every batch norm of a chain that is gone, one for the chain where it has none."""
+    into = ", ".join(dict.fromkeys(describe(node) for node in plan.into)) or "nothing: it changes nothing"
+    if plan.into and all(_is_affine(node) for node in plan.into):
+        how = "merged"
+    return [FoldSite(name, into, None, how, operators, values) for name in names]
+
+
+def _operators(chain: list[ir.Node], norms: list[ir.Node]) -> str:
+    return "BatchNormalization" if norms else ", ".join(node.op_type for node in chain)
+
+
+def _names(values: list[ir.Value]) -> tuple[str, ...]:
+    return tuple(value.name for value in values if value.name)
+
+
+def name_of(node: ir.Node) -> str:
+    """What a batch norm is called in the report."""
+    return node.name or node.outputs[0].name or "batch norm"
+
+
+def _is_batch_norm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and is_onnx(node)
+
+
+def _is_affine(node: ir.Node) -> bool:
+    return _is_batch_norm(node) or (node.op_type in OPERATORS and is_onnx(node))
+
+
+def _write(graph: Graph) -> None:
+    """Write what layers and affine nodes have become."""
+    for node, linear in graph.linears.items():
+        RULES[node.op_type].write(graph, node, linear)
+    for node, held in list(graph.affines.items()):
+        affine_node.write(graph, node, held)
+
+
+def _inline(model: ir.Model) -> None:
+    """Put the model's own functions that have a batch norm in the place of their calls."""
+
+    def holds(function: ir.Function) -> bool:
+        nodes = ir.traversal.RecursiveGraphIterator(function.graph)
+        inner = (model.functions.get(node.op_identifier()) for node in nodes if not is_onnx(node))
+        return any(_is_batch_norm(node) for node in ir.traversal.RecursiveGraphIterator(function.graph)) or any(
+            holds(called) for called in inner if called is not None
+        )
+
+    if model.functions:
+        InlinePass(holds)(model)
 
 
 def _size(model: ir.Model) -> Size:
-    tensors: list[Any] = [
-        value.const_value for value in model.graph.initializers.values() if value.const_value is not None
-    ]
-    nodes = sum(1 for _ in ir.traversal.RecursiveGraphIterator(model.graph))
-    return Size(nodes, sum(tensor.size for tensor in tensors), sum(tensor.nbytes for tensor in tensors))
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    graphs = [model.graph, *model.graph.subgraphs()]
+    tensors: list[Any] = [value.const_value for graph in graphs for value in graph.initializers.values()]
+    tensors += [node.outputs[0].const_value for node in nodes if node.op_type == "Constant"]
+    stored = [tensor for tensor in tensors if tensor is not None]
+    return Size(len(nodes), sum(tensor.size for tensor in stored), sum(tensor.nbytes for tensor in stored))

@@ -97,7 +97,8 @@ def test_onnx_json(cli):
     assert (code, err, out.count("\n")) == (0, "", 1)
     assert report["ok"] is True
     assert (report["source"], report["output"], report["unfolded"]) == ("model.onnx", "folded.onnx", None)
-    assert report["fold"]["sites"] == [{"batch_norm": "y", "into": "Conv c", "reason": None}]
+    [site] = report["fold"]["sites"]
+    assert (site["batch_norm"], site["into"], site["reason"], site["how"]) == ("y", "Conv c", None, "backward")
     assert report["fold"]["before"] == {"nodes": 2, "parameters": 66, "bytes": 264}
     assert report["fold"]["after"] == {"nodes": 1, "parameters": 57, "bytes": 228}
     figures = report["verify"]["unfolded"]

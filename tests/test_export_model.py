@@ -146,7 +146,7 @@ NETWORKS = {
     "Linear on (N, L, C)": (
         lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2, bias=False)),
         (4, 5),
-        {"1": "it follows Add, which cannot take a batch norm"},
+        {"1": "Add 0.add before it acts on another axis"},
     ),
     "Flatten to Linear": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3)),
@@ -222,7 +222,9 @@ def test_outputs_before_and_after_folding(name, opset):
     unfolded = ir.to_proto(written)
     report = fold_graph(written)
     folded = ir.to_proto(written)
-    assert {site.batch_norm: site.into or site.reason for site in report.sites} == fates
+    assert {site.batch_norm for site in report.sites} == fates.keys()
+    for site in report.sites:
+        assert (site.into or site.reason).startswith(fates[site.batch_norm])
     assert report.folded == sum(site.into is not None for site in report.sites)
     assert operators(folded).count("BatchNormalization") == len(fates) - report.folded
     for proto in (unfolded, folded):

@@ -1,67 +1,51 @@
-"""A BatchNormalization node that is a constant affine map per channel, or the reason why it is not one."""
+"""A BatchNormalization node that is a constant affine map, or the reason why it is not one.
 
-from dataclasses import dataclass
-from typing import Self
+Opset 14 has training_mode; 7 and 9 are in training if further outputs are named; before 7 is_test says so, and
+before 9 spatial = 0 has one statistic for every element.
+"""
 
 import numpy as np
 import onnx_ir as ir
 
-from export.constants import constant_array
+from export.affine import Affine
+from export.graph import Graph, attribute
 from export.refused import Refused
+from fastbn.errors import FastbnError
+from fastbn.functional.fold import scale_and_shift
 
-FLOATS = ("float16", "float32", "float64")
 
-
-@dataclass(frozen=True)
-class BatchNormNode:
-    """y = (x - mean) / sqrt(var + eps) * gamma + beta on axis 1; arrays are float64."""
-
-    node: ir.Node
-    x: ir.Value
-    gamma: np.ndarray
-    beta: np.ndarray
-    mean: np.ndarray
-    var: np.ndarray
-    eps: float
-
-    @classmethod
-    def read(cls, model: ir.Model, node: ir.Node) -> Self | Refused:
-        """The node's constants; Refused in training mode, in subgraphs, and where they are not constant."""
-        if node.graph is not model.graph:
-            return Refused("it is inside a subgraph or a function")
-        training = node.attributes.get("training_mode")
-        if training is not None and training.as_int():
-            return Refused("it is in training mode: its statistics are the batch's")
-        imports = model.graph.opset_imports
-        if imports.get("", imports.get("ai.onnx", 1)) < 9:
-            return Refused("its opset is below 9; convert the model to a newer one")
-        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-            return Refused("its further outputs are used")
-        if len(node.inputs) != 5 or node.inputs[0] is None:
-            return Refused(f"it has {len(node.inputs)} inputs, not 5")
-        arrays: list[np.ndarray] = []
-        for value, role in zip(node.inputs[1:5], ("scale", "bias", "mean", "variance"), strict=True):
-            array = constant_array(model, value)
-            if isinstance(array, Refused):
-                return Refused(f"its {role} {array.reason}")
-            if array.dtype.name not in FLOATS or array.ndim != 1:
-                return Refused(f"its {role} is {array.dtype} of shape {array.shape}, not a vector of floats")
-            arrays.append(array.astype(np.float64))
-        if len({array.shape for array in arrays}) > 1:
-            return Refused(f"its constants have the shapes {[array.shape for array in arrays]}, not one")
-        eps = node.attributes.get("epsilon")
-        gamma, beta, mean, var = arrays
-        # The attribute is a float32, and so is its default.
-        spread = float(np.float32(1e-5 if eps is None else eps.as_float()))
-        return cls(node, node.inputs[0], gamma, beta, mean, var, spread)
-
-    def take_over(self, producer: ir.Node) -> None:
-        """Remove the node: the producer's output takes its output's place, name and type."""
-        old, new = self.node.outputs[0], producer.outputs[0]
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        name, shape, kind = old.name, old.shape, old.type
-        graph = self.node.graph
-        assert graph is not None
-        graph.remove(self.node, safe=True)
-        old.name = None
-        new.name, new.shape, new.type = name, shape or new.shape, kind or new.type
+def read_batch_norm(graph: Graph, node: ir.Node) -> tuple[ir.Value, Affine, np.dtype] | Refused:
+    """The node's input, its affine on axis 1, and the dtype of its constants."""
+    if graph.opset >= 14 and attribute(node, "training_mode", 0):
+        return Refused("it is in training mode: its statistics are the batch's; set training_mode to 0 or calibrate")
+    if graph.opset < 7 and not attribute(node, "is_test", 0):
+        return Refused("it is in training mode: is_test is 0")
+    if graph.opset < 9 and not attribute(node, "spatial", 1):
+        return Refused("it is not spatial: it has statistics for every element, not for every channel")
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return Refused("its further outputs are used")
+    if len(node.inputs) != 5 or node.inputs[0] is None:
+        return Refused(f"it has {len(node.inputs)} inputs, not 5")
+    arrays: list[np.ndarray] = []
+    for value, role in zip(node.inputs[1:5], ("scale", "bias", "mean", "variance"), strict=True):
+        array = graph.constants.floats(value)
+        if isinstance(array, Refused):
+            return Refused(f"its {role} {array.reason}")
+        if array.ndim != 1:
+            return Refused(f"its {role} has shape {array.shape}, not one axis")
+        arrays.append(array)
+    if len({array.shape for array in arrays}) > 1:
+        return Refused(f"its constants have the shapes {[array.shape for array in arrays]}, not one")
+    gamma, beta, mean, var = (array.astype(np.float64) for array in arrays)
+    # The attribute is a float32, and so is its default.
+    eps = float(np.float32(attribute(node, "epsilon", 1e-5)))
+    try:
+        scale, shift = scale_and_shift("fold", mean, var, eps, gamma, beta)
+    except FastbnError as error:
+        return Refused(str(error))
+    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        return Refused("its constants do not give finite numbers")
+    channels = graph.length(node.inputs[0], 1) if mean.size == 1 else None
+    if channels not in (None, 1):
+        return Refused(f"it has one channel, its input {channels}")
+    return node.inputs[0], Affine.of(scale, shift, 1), arrays[0].dtype

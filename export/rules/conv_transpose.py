@@ -1,36 +1,76 @@
-"""ConvTranspose, then BatchNormalization: as for Conv, with W (C_in, C_out / groups, *k) scaled along C_out."""
+"""ConvTranspose, W (C_in, C_out / groups, *kernel), its channels on axis 1.
+
+Backward: W' = s W along output channels, b' = s b + t. Forward: the layer is linear in x and pads nothing that goes in,
+so ConvTranspose(s x + t) = ConvTranspose(x + t / s, W s): exact, with one Add before where t != 0.
+"""
+
+import math
 
 import onnx_ir as ir
 
+from export.affine import Affine
+from export.graph import Graph, Step, attribute, describe
+from export.linear import Linear
 from export.refused import Refused
-from export.rules.batch_norm import BatchNormNode
-from export.rules.weights import read_layer, write_layer
-from fastbn.functional.fold import fold_conv_bn_weights
+from export.rules.layer import (
+    absorb_after,
+    absorb_before,
+    bias_of,
+    linear_of,
+    offset_before,
+    weight_of,
+    write_bias,
+    write_weight,
+)
 
 
-def refuse(model: ir.Model, norm: BatchNormNode, conv: ir.Node) -> Refused | None:
-    """Why ``norm`` cannot go into ``conv``, or None."""
-    layer = read_layer(model, norm, conv)
-    if isinstance(layer, Refused):
-        return layer
-    weight, bias = layer
-    groups = _groups(conv)
-    if groups < 1 or weight.ndim < 3 or weight.shape[0] % groups or weight.shape[1] * groups != norm.mean.size:
-        return Refused(f"{conv.name}: its weight of shape {weight.shape} does not give {norm.mean.size} channels")
-    if bias is not None and bias.shape != norm.mean.shape:
-        return Refused(f"{conv.name}: its bias has shape {bias.shape}, not {norm.mean.shape}")
-    return None
+def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step | Refused:
+    """Absorb ``affine`` on the output channels."""
+    linear = linear_of(graph, node, read)
+    if not isinstance(linear, Refused) and not affine.fits(1, linear.outputs):
+        return Refused(f"{describe(node)}: its {linear.outputs} channels are on axis 1, the batch norm has {affine}")
+    return absorb_after(graph, node, affine, read)
 
 
-def rewrite(model: ir.Model, norm: BatchNormNode, conv: ir.Node) -> None:
-    """Put ``norm`` into the weights of ``conv``."""
-    layer = read_layer(model, norm, conv)
-    assert not isinstance(layer, Refused)
-    weight, bias = layer
-    statistics = (norm.mean, norm.var, norm.eps, norm.gamma, norm.beta)
-    write_layer(model, conv, *fold_conv_bn_weights(weight, bias, *statistics, transpose=True, groups=_groups(conv)))
+def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
+    """Absorb ``affine`` on the input channels, with an Add in front for its shift."""
+    if index != 0:
+        return Refused(f"{describe(node)} behind it takes it as a weight")
+    linear = linear_of(graph, node, read)
+    if isinstance(linear, Refused):
+        return linear
+    if not affine.fits(1, linear.inputs):
+        return Refused(f"{describe(node)}: its {linear.inputs} inputs are on axis 1, the batch norm has {affine}")
+    if affine.linear:
+        return absorb_before(graph, node, affine, read)
+    return offset_before(graph, node, linear, affine, read)
 
 
-def _groups(conv: ir.Node) -> int:
-    group = conv.attributes.get("group")
-    return 1 if group is None else group.as_int()
+def read(graph: Graph, node: ir.Node) -> Linear | Refused:
+    """The node's constants."""
+    weight, bias = weight_of(graph, node), bias_of(graph, node)
+    if isinstance(weight, Refused):
+        return weight
+    if isinstance(bias, Refused):
+        return bias
+    stored, array = weight
+    groups = attribute(node, "group", 1)
+    if array.ndim < 3 or groups < 1 or array.shape[0] % groups:
+        return Refused(f"its weight of shape {array.shape} does not fit {groups} groups")
+    if bias is not None and bias.shape != (array.shape[1] * groups,):
+        return Refused(f"its bias has shape {bias.shape}, not {(array.shape[1] * groups,)}")
+    inputs, outputs = array.shape[0] // groups, array.shape[1]
+    return Linear(
+        stored,
+        array.shape,
+        array.dtype,
+        view=(groups, inputs, outputs, math.prod(array.shape[2:])),
+        out_shape=(groups, 1, outputs, 1),
+        in_shape=(groups, inputs, 1, 1),
+        bias=bias,
+    )
+
+
+def write(graph: Graph, node: ir.Node, linear: Linear) -> None:
+    """Give the node its new constants."""
+    write_bias(graph, node, linear, write_weight(graph, node, linear))

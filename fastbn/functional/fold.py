@@ -75,13 +75,40 @@ def round_to(who: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         rounded = values.astype(dtype)
     if not np.isfinite(rounded).all():
         raise ArgumentError(f"{who}: folded weights must be finite in {dtype}, got {rounded[~np.isfinite(rounded)][0]}")
-    rounded[np.abs(rounded) < np.finfo(dtype).tiny] = 0
+    rounded[np.abs(rounded) < _smallest_normal(dtype)] = 0
     return rounded
+
+
+def _smallest_normal(dtype: np.dtype) -> float:
+    # NumPy knows bfloat16 from ml_dtypes but not its limits; it has the exponents of float32.
+    return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).tiny)
 
 
 def _times(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         return weight * scale
+
+
+def scale_and_shift(
+    who: str,
+    mean: np.ndarray,
+    var: np.ndarray,
+    eps: float,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The batch norm as x -> x scale + shift, float64: gamma / sqrt(var + eps) and beta - mean scale.
+
+    mean, var, gamma, beta: (C,); gamma and beta None for 1 and 0. Not finite where they overflow.
+    Raises ArgumentError where var + eps is not positive.
+    """
+    spread = var.astype(np.float64) + eps
+    if not (spread > 0).all():
+        channel = int(np.argmax(~(spread > 0)))
+        raise ArgumentError(f"{who}: bn_rv + bn_eps must be positive, got {spread[channel]} in channel {channel}")
+    with np.errstate(all="ignore"):
+        scale = np.sqrt(1 / spread) if gamma is None else gamma.astype(np.float64) / np.sqrt(spread)
+        return scale, (0.0 if beta is None else beta.astype(np.float64)) - mean.astype(np.float64) * scale
 
 
 def _scale_and_shift(
@@ -95,7 +122,7 @@ def _scale_and_shift(
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The batch norm as z -> z * scale + shift on the layer without its bias; float64."""
+    """The batch norm as z -> z scale + shift on the layer without its bias, which is part of the shift; float64."""
     check_per_channel(who, bias_name, bias, channels)
     check_running_stats(who, mean, var, channels, ("bn_rm", "bn_rv"))
     if mean is None:
@@ -103,11 +130,5 @@ def _scale_and_shift(
     check_per_channel(who, "bn_w", gamma, channels)
     check_per_channel(who, "bn_b", beta, channels)
     check_number(who, "bn_eps", eps, 0.0)
-    spread = var.astype(np.float64) + eps
-    if not (spread > 0).all():
-        channel = int(np.argmax(~(spread > 0)))
-        raise ArgumentError(f"{who}: bn_rv + bn_eps must be positive, got {spread[channel]} in channel {channel}")
-    with np.errstate(all="ignore"):  # what overflows is refused in round_to
-        scale = (1.0 if gamma is None else gamma.astype(np.float64)) / np.sqrt(spread)
-        centred = (0.0 if bias is None else bias.astype(np.float64)) - mean.astype(np.float64)
-        return scale, centred * scale + (0.0 if beta is None else beta.astype(np.float64))
+    centred = mean.astype(np.float64) - (0.0 if bias is None else bias.astype(np.float64))
+    return scale_and_shift(who, centred, var, eps, gamma, beta)
