@@ -34,6 +34,7 @@ def test_random_graphs(model):
             assert np.abs(got - want).max() <= 1e-10 * max(np.abs(want).max(), 1), output.name
     of_norms = [site for site in report.sites if site.operators == "BatchNormalization"]
     assert len(of_norms) == norms(model)
-    assert norms(folded) <= sum(site.into is None for site in of_norms)
+    # A chain of Mul and Add that stays may be written as a batch norm.
+    assert norms(folded) <= sum(site.into is None or site.how == "merged" for site in report.sites)
     again, _ = fold_onnx(folded)
     assert again == folded

@@ -133,8 +133,16 @@ TRAPS = [
     ),
     stays(
         "rows of a batch reshaped: as many rows as channels",
-        "Reshape",
+        "Reshape|axis",
         "c = Gemm(x, W) r = Reshape(c, k) y = BN(r)",
+        {"W": (4, 3), "k": np.int64([1, 3, 3])},
+        x="float[3, 4] x",
+        rank=3,
+    ),
+    stays(
+        "rows of a product reshaped: as many rows as channels",
+        "Reshape|axis",
+        "c = MatMul(x, W) r = Reshape(c, k) y = BN(r)",
         {"W": (4, 3), "k": np.int64([1, 3, 3])},
         x="float[3, 4] x",
         rank=3,

@@ -35,7 +35,7 @@ WITH_BN = [
       for shape in ((1, 3, 1, 1), (), (1,), (1, 1, 1, 1), (1, 1, 1))),
     *(spelled(f"Add of {shape}, batch norm", "d = Add(k, c) y = BN(d)", {"k": positive(*shape)})
       for shape in ((3, 1, 1), (1, 3, 1, 1), (), (1, 1))),
-    stays("conv, divided into a constant", "Div", "c = Conv(x, W, B) d = Div(k, c) y = BN(d)",
+    stays("conv, divided into a constant", "Div|divided", "c = Conv(x, W, B) d = Div(k, c) y = BN(d)",
           {"W": np.full((3, 2, 1, 1), 0.1, np.float32), "B": np.float32([3, -4, 5]), **COLUMN}),
     kept("Mul along the width", "Mul", "d = Mul(c, k)", {"k": positive(4)}),
     kept("Mul along the width, as wide as channels", "Mul", "d = Mul(c, k)", {"W": (3, 2, 3, 4), "k": positive(3)}),

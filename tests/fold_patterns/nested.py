@@ -87,5 +87,5 @@ PATTERNS = [
     either("function, constants given", "y = own.Given(x, W, g, u)", GIVEN_ARRAYS, functions=(GIVEN,)),
     either("function, constants given, called with others",
            "c = own.Given(x, W, g, u) d = own.Given(x, W, u, u) y = Add(c, d)", GIVEN_ARRAYS, functions=(GIVEN,)),
-    stays("a function's result", "Block|function", "c = own.Block(x) y = BN(c)", {}, functions=(THEN_RELU,)),
+    stays("a function's result", "Block|function|Relu", "c = own.Block(x) y = BN(c)", {}, functions=(THEN_RELU,)),
 ]  # fmt: skip

@@ -62,7 +62,7 @@ PATTERNS = [
     either("quantised weight, one scale", "W = DequantizeLinear(q, k) c = Conv(x, W, B) y = BN(c)",
            {"q": int8(3, 2, 3, 3), "k": np.float32(0.1), "B": (3,)},
            DEQUANTISED, **QUANTISED),
-    stays("quantised between conv and batch norm", "Quantize",
+    stays("quantised between conv and batch norm", "uantizeLinear",
           "c = Conv(x, W) e = QuantizeLinear(c, k, z) d = DequantizeLinear(e, k, z) y = BN(d)",
           {**W3, "k": np.float32(0.05), "z": np.uint8(128)}, **QUANTISED),
     gone("quantised input", "e = QuantizeLinear(x, k, z) d = DequantizeLinear(e, k, z) c = Conv(d, W) y = BN(c)",
