@@ -44,7 +44,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _time(request: dict[str, Any]) -> dict[str, Any]:
-    sessions = [_session(path, optimise=True) for path in request["models"]]
+    sessions = [_session(path, optimise=request["optimise"]) for path in request["models"]]
     inputs = _restore(Path(request["folder"], "in0"))
     times: list[list[float]] = [[] for _ in sessions]
     for session in sessions:

@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 import fastbn
+from export.choice import Choice
 from export.convert import check_opset, export
 from export.files import BROKEN, read_model, writing
-from export.fold import fold_graph
-from export.report import render
+from export.fold import FoldReport, fold_graph
+from export.html import write_html
+from export.inspection import inspect_model
+from export.listing import print_inspection
+from export.options import check_modes
+from export.report import print_report
 from export.runtime import latencies
 from export.verify import VerifyReport, random_inputs, run_any, verify
 from fastbn import data, nn
@@ -49,6 +55,9 @@ examples:
   python -m export --data mnist --epochs 5 -o lenet.onnx
   python -m export model.safetensors -o model.onnx --input-shape 3,224,224
   python -m export model.onnx -o folded.onnx --json > report.json
+  python -m export model.onnx -o folded.onnx --skip '/head/*' --report report.html
+  python -m export model.onnx --inspect
+  python -m export model.onnx --dry-run --verbose
 """
 
 
@@ -69,20 +78,40 @@ def _main(options: argparse.Namespace) -> int:
         _check_source(options, source, suffix)
     elif options.input_shape is not None:
         raise ArgumentError("--input-shape must come with a checkpoint, got it without SOURCE")
+    check_modes(options, suffix)
+    if source is not None and options.inspect:
+        return _inspect(options, source)
+    if source is not None and options.dry_run:
+        report = _unwritten(source, _fold(options, read_model(source), source), dry_run=True)
+    else:
+        report = _write(options, source, suffix)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print_report(report, verbose=options.verbose)
+    return 0 if report["ok"] else 1
+
+
+def _write(options: argparse.Namespace, source: Path | None, suffix: str) -> dict[str, Any]:
     if options.out == "":
         raise ArgumentError("-o OUT.onnx must be a file name, got ''")
     out = Path("lenet.onnx" if options.out is None else options.out)
     check_target(out)
     if out.suffix.lower() != ".onnx":
         raise ArgumentError(f"OUT must end in .onnx, got {str(out)!r}")
+    if options.report is not None:
+        check_target(options.report)
+        if Path(options.report).suffix.lower() not in (".html", ".htm"):
+            raise ArgumentError(f"--report must end in .html, got {options.report!r}")
     if source is None:
         report = _train_and_export(options, out)
     elif suffix == ".safetensors":
         report = _export_checkpoint(options, source, out)
     else:
         report = _fold_file(options, source, out)
-    print(json.dumps(report) if options.json else render(report))
-    return 0 if report["ok"] else 1
+    if options.report is not None:
+        write_html(report, options.report)
+    return report
 
 
 def _check_source(options: argparse.Namespace, source: Path, suffix: str) -> None:
@@ -93,9 +122,9 @@ def _check_source(options: argparse.Namespace, source: Path, suffix: str) -> Non
         raise ArgumentError(f"{given[0]} must come without SOURCE, which is not trained, got {source}")
     if not source.is_file():
         raise ModelError(f"SOURCE must be a file that exists, got {source}")
-    if options.out is None:
+    if options.out is None and not options.inspect and not options.dry_run:
         raise ArgumentError(f"-o OUT.onnx must be given with a SOURCE, got {source} alone")
-    if Path(options.out).exists() and Path(options.out).samefile(source):
+    if options.out is not None and Path(options.out).exists() and Path(options.out).samefile(source):
         raise ArgumentError(f"OUT must be another file than SOURCE, which is never written, got {source} twice")
     if suffix == ".onnx" and (options.opset is not None or options.input_shape is not None):
         raise ArgumentError(f"--opset and --input-shape must come with a fastbn model, got {source}")
@@ -167,17 +196,56 @@ def _export_model(
                 "fastbn": _figures(done.against_model),
                 "unfolded": None if done.against_unfolded is None else _figures(done.against_unfolded),
             },
-            "latency_ms": _latency(twin, out, folded=not options.no_fold),
+            **_latencies(options, twin, out, folded=not options.no_fold),
             "ok": done.ok,
         }
 
 
-def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str, Any]:
-    model = read_model(source)
+def _inspect(options: argparse.Namespace, source: Path) -> int:
     try:
-        fold = None if options.no_fold else fold_graph(model)
+        inspection = inspect_model(read_model(source))
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
+    listing = {"source": str(source), **asdict(inspection)}
+    if options.json:
+        print(json.dumps(listing))
+    else:
+        print_inspection(listing)
+    return 0
+
+
+def _fold(options: argparse.Namespace, model: ir.Model, source: Path) -> FoldReport:
+    choice = Choice(options.only or (), options.skip or ())
+    try:
+        if options.only or options.skip:
+            fold = fold_graph(model, chosen=choice)  # type: ignore[call-arg]
+        else:
+            fold = fold_graph(model)
+    except BROKEN as error:
+        raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
+    choice.check(site.batch_norm for site in fold.sites)
+    return fold
+
+
+def _unwritten(source: Path, fold: FoldReport, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "source": str(source),
+        "output": None,
+        "unfolded": None,
+        "dry_run": dry_run,
+        "fold": asdict(fold),
+        "verify": {"unfolded": None},
+        "latency_ms": {},
+        "latency_unoptimised_ms": {},
+        "ok": True,
+    }
+
+
+def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str, Any]:
+    model = read_model(source)
+    fold = None if options.no_fold else _fold(options, model, source)
+    if fold is not None and not fold.sites and not options.copy:
+        return _unwritten(source, fold, dry_run=False)
     with writing(model, out) as temporary:
         proof = verify(source, temporary, tolerance=options.tolerance)
     return {
@@ -186,26 +254,28 @@ def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str
         "unfolded": None,
         "fold": None if fold is None else asdict(fold),
         "verify": {"unfolded": _figures(proof)},
-        "latency_ms": _latency(source, out, folded=fold is not None),
+        **_latencies(options, source, out, folded=fold is not None),
         "ok": proof.ok,
     }
 
 
 def _figures(report: VerifyReport) -> dict[str, Any]:
+    return {"max_abs": report.max_abs, "max_rel": report.max_rel, "ok": report.ok, **asdict(report)}
+
+
+def _latencies(options: argparse.Namespace, before: Path, after: Path, *, folded: bool) -> dict[str, Any]:
+    """Milliseconds by model; those without onnxruntime's optimisations only for the HTML report."""
     return {
-        "max_abs": report.max_abs,
-        "max_rel": report.max_rel,
-        "tolerance": report.tolerance,
-        "ok": report.ok,
-        "outputs": [asdict(output) for output in report.outputs],
+        "latency_ms": _latency(before, after, folded=folded),
+        "latency_unoptimised_ms": _latency(before, after, folded=folded, optimise=False) if options.report else {},
     }
 
 
-def _latency(before: Path, after: Path, *, folded: bool) -> dict[str, float]:
+def _latency(before: Path, after: Path, *, folded: bool, **how: bool) -> dict[str, float]:
     """Milliseconds by model; empty where onnxruntime's own optimiser cannot take the model: that is no failure."""
     try:
         inputs = random_inputs(after, seeds=(0,), batch=1)[0]
-        figures = latencies([before, after] if folded else [after], inputs)
+        figures = latencies([before, after] if folded else [after], inputs, **how)
     except ModelError as error:
         print(f"latency not measured: {error}", file=sys.stderr)
         return {}
@@ -235,5 +305,12 @@ def _parser() -> Parser:
     add("--opset", type=integer(1), metavar="N", help="operator set of a fastbn model (17); an .onnx keeps its own")
     add("--tolerance", type=number(0), default=1e-4, help="largest difference relative to the output (1e-4)")
     add("--no-fold", action="store_true", help="keep the batch norms")
+    add("--only", nargs="+", action="extend", metavar="NAME", help="fold these batch norms of an .onnx; or a pattern")
+    add("--skip", nargs="+", action="extend", metavar="NAME", help="keep these batch norms of an .onnx; or a pattern")
+    add("--copy", action="store_true", help="write OUT even if the .onnx has no batch norm")
+    add("--dry-run", action="store_true", help="say what would be folded in an .onnx; write and prove nothing")
+    add("--inspect", action="store_true", help="list an .onnx and its batch norms; write nothing")
+    add("--report", metavar="FILE.html", help="the report as one HTML file with charts")
+    add("--verbose", action="store_true", help="name every batch norm, of however many")
     add("--json", action="store_true", help="the report as JSON on stdout, everything else on stderr")
     return parser

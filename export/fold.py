@@ -1,5 +1,6 @@
 """Batch norms of an ONNX graph folded into their neighbours, and an account of every one."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from export.affine import Affine
 from export.files import BROKEN, as_model
-from export.graph import Graph, describe, is_onnx, reads_shape
+from export.graph import Graph, Held, describe, is_onnx, reads_shape
 from export.push import Plan, backward, forward
 from export.refused import Refused
 from export.rules import RULES, affine_node
@@ -95,13 +95,11 @@ def fold_graph(
     for node in nodes:
         if node in done or not (_is_batch_norm(node) or (node.op_type in OPERATORS and is_onnx(node))):
             continue
-        chain = _chain(graph, node)
-        done.update(chain)
-        if chain:
-            sites += _fold_chain(graph, chain)
+        found = _chain(graph, node)
+        if not isinstance(found, Refused):
+            done.update(found[0])
+            sites += _fold_chain(graph, *found)
         elif _is_batch_norm(node):
-            found = affine_node.read(graph, node)
-            assert isinstance(found, Refused)
             sites.append(FoldSite(name_of(node), reason=found.reason))
     _write(graph)
     changed = {value.name for value in graph.changed}
@@ -110,31 +108,33 @@ def fold_graph(
     return FoldReport(tuple(sites), before, _size(model))
 
 
-def _chain(graph: Graph, first: ir.Node) -> list[ir.Node]:
-    """Affine nodes one behind the other from ``first`` on, each the only reader of the one before."""
-    chain: list[ir.Node] = []
-    node, affine = first, None
+def _chain(graph: Graph, first: ir.Node) -> tuple[list[ir.Node], Held] | Refused:
+    """Affine nodes one behind the other from ``first`` on, each the only reader of the one before; and all in one."""
+    whole = affine_node.read(graph, first)
+    if isinstance(whole, Refused):
+        return whole
+    chain = [first]
     while True:
-        found = affine_node.read(graph, node)
-        joined = None if isinstance(found, Refused) else found[1] if affine is None else found[1].after(affine)
-        if isinstance(found, Refused) or joined is None or (chain and found[0] is not chain[-1].outputs[0]):
-            return chain
-        affine = joined
+        output = chain[-1].outputs[0]
+        readers = [use for use in output.uses() if not reads_shape(use.node)]
+        if output.is_graph_output() or len(readers) != 1 or readers[0].node.graph is not first.graph:
+            return chain, whole
+        node = readers[0].node
+        held = affine_node.read(graph, node)
+        joined = None if isinstance(held, Refused) else held.affine.after(whole.affine)
+        if isinstance(held, Refused) or joined is None or held.index != readers[0].idx:
+            return chain, whole
         chain.append(node)
-        output = node.outputs[0]
-        readers = [use.node for use in output.uses() if not reads_shape(use.node)]
-        if output.is_graph_output() or len(readers) != 1 or readers[0].graph is not node.graph:
-            return chain
-        node = readers[0]
+        whole = replace(whole, affine=joined)
 
 
-def _fold_chain(graph: Graph, chain: list[ir.Node]) -> list[FoldSite]:
+def _fold_chain(graph: Graph, chain: list[ir.Node], whole: Held) -> list[FoldSite]:
     """Fold one chain backward, or forward, or into one node; what to say of it."""
     norms = [node for node in chain if _is_batch_norm(node)]
     if not norms and not any(node.op_type in ("Mul", "Div") for node in chain):
         return []
     names = tuple(name_of(node) for node in norms or chain[:1])
-    x, affine = _joined(graph, chain)
+    x, affine = whole.input_of(chain[0]), whole.affine
     end = chain[-1].outputs[0]
     behind = [end] if end.producer() is not None and chain[-1].graph is graph.model.graph else []
     plan = backward(graph, x, affine, chain[0])
@@ -155,26 +155,12 @@ def _fold_chain(graph: Graph, chain: list[ir.Node]) -> list[FoldSite]:
         return []
     if affine_node.needed(graph, x, affine) < len(chain):
         *gone, name = names
-        _merge(graph, chain, x, affine, name)
+        _merge(graph, chain, whole, name)
         return [
             *(FoldSite(norm, f"BatchNormalization {name}", None, "merged") for norm in gone),
             FoldSite(name, None, reason, "merged", _operators(chain, norms), _names(behind)),
         ]
     return [FoldSite(name, None, reason, None, _operators(chain, norms), _names(behind)) for name in names]
-
-
-def _joined(graph: Graph, chain: list[ir.Node]) -> tuple[ir.Value, Affine]:
-    """What a chain reads, and the affine of all its nodes."""
-    x: ir.Value | None = None
-    affine: Affine | None = None
-    for node in chain:
-        found = affine_node.read(graph, node)
-        assert not isinstance(found, Refused)
-        x = found[0] if x is None else x
-        affine = found[1] if affine is None else found[1].after(affine)
-    assert x is not None
-    assert affine is not None
-    return x, affine
 
 
 def _commit(graph: Graph, chain: list[ir.Node], plan: Plan, *, renamed: bool) -> None:
@@ -185,16 +171,16 @@ def _commit(graph: Graph, chain: list[ir.Node], plan: Plan, *, renamed: bool) ->
 
 def _bypass(graph: Graph, chain: list[ir.Node], *, renamed: bool) -> None:
     for node in chain:
-        found = affine_node.read(graph, node)
-        assert not isinstance(found, Refused)
-        graph.bypass(node, found[0], renamed=renamed)
+        held = affine_node.read(graph, node)
+        assert isinstance(held, Held)
+        graph.bypass(node, held.index, renamed=renamed)
 
 
-def _merge(graph: Graph, chain: list[ir.Node], x: ir.Value, affine: Affine, name: str) -> None:
+def _merge(graph: Graph, chain: list[ir.Node], whole: Held, name: str) -> None:
     """Leave the last node of a chain alone, with the affine of all."""
     last = affine_node.read(graph, chain[-1])
-    assert not isinstance(last, Refused)
-    graph.hold(chain[-1], last[0], affine, last[2])
+    assert isinstance(last, Held)
+    graph.hold(chain[-1], replace(whole, index=last.index))
     _bypass(graph, chain[:-1], renamed=False)
     chain[-1].name = name
 
@@ -256,4 +242,5 @@ def _size(model: ir.Model) -> Size:
     tensors: list[Any] = [value.const_value for graph in graphs for value in graph.initializers.values()]
     tensors += [node.outputs[0].const_value for node in nodes if node.op_type == "Constant"]
     stored = [tensor for tensor in tensors if tensor is not None]
-    return Size(len(nodes), sum(tensor.size for tensor in stored), sum(tensor.nbytes for tensor in stored))
+    sizes = [(tensor.size, tensor.dtype.itemsize) for tensor in stored]
+    return Size(len(nodes), sum(size for size, _ in sizes), sum(math.ceil(size * width) for size, width in sizes))

@@ -33,11 +33,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Held:
-    """What an affine node has become: its affine, the dtype of its constants, and which of its inputs it acts on."""
+    """What an affine node is, or has become: its affine, the dtype of its constants, which input it acts on."""
 
     affine: Affine
     dtype: np.dtype
-    index: int
+    index: int = 0
+
+    def input_of(self, node: ir.Node) -> ir.Value:
+        """What ``node`` acts on."""
+        value = node.inputs[self.index]
+        assert value is not None
+        return value
 
 
 class Graph:
@@ -89,13 +95,14 @@ class Graph:
         """The type of the elements of ``value``, None where it is not known."""
         return self._shapes.dtype(value)
 
-    def hold(self, node: ir.Node, x: ir.Value, affine: Affine, dtype: np.dtype) -> None:
-        """``node``, an affine node that reads ``x``, becomes ``affine``."""
-        self.affines[node] = Held(affine, dtype, list(node.inputs).index(x))
+    def hold(self, node: ir.Node, held: Held) -> None:
+        """``node``, an affine node, becomes ``held``."""
+        self.affines[node] = held
 
-    def bypass(self, node: ir.Node, x: ir.Value, *, renamed: bool = True) -> None:
-        """Remove ``node``: whoever read it reads ``x``, which takes its output's name and type if ``renamed``."""
-        old = node.outputs[0]
+    def bypass(self, node: ir.Node, index: int, *, renamed: bool = True) -> None:
+        """Remove ``node``: whoever read it reads its input, which takes the output's name and type if ``renamed``."""
+        old, x = node.outputs[0], node.inputs[index]
+        assert x is not None
         constants = [value for value in node.inputs if value is not x]
         old.replace_all_uses_with(x, replace_graph_outputs=renamed)
         name, shape, kind = old.name, old.shape, old.type

@@ -47,22 +47,22 @@ class Linear:
         """Number of input channels."""
         return int(np.prod(self.in_shape))
 
-    def after(self, affine: Affine) -> "Linear | Refused":
-        """The layer with ``affine`` on its outputs: W' = s W, b' = s b + t. Refused where that overflows."""
+    def after(self, affine: Affine) -> "Linear":
+        """The layer with ``affine`` on its outputs: W' = s W, b' = s b + t."""
         scale, shift = affine.wide(self.outputs)
         bias = shift if self.bias is None else self.bias * scale + shift
         if self.bias is None and affine.linear:
             bias = None
-        return replace(self, bias=bias, out_scale=_times(self.out_scale, scale))._checked()
+        return replace(self, bias=bias, out_scale=_times(self.out_scale, scale))
 
-    def before(self, affine: Affine) -> "Linear | Refused":
+    def before(self, affine: Affine) -> "Linear":
         """The layer with ``affine`` on its inputs, none of which is padded: W' = W s, b' = b + W t."""
         scale, shift = affine.wide(self.inputs)
         bias = self.bias
         if not affine.linear:
             constant = self.factor * self.response(shift)
             bias = constant if bias is None else bias + constant
-        return replace(self, bias=bias, in_scale=_times(self.in_scale, scale))._checked()
+        return replace(self, bias=bias, in_scale=_times(self.in_scale, scale))
 
     def response(self, inputs: np.ndarray) -> np.ndarray:
         """W applied to one value per input channel, everywhere the same."""
@@ -87,6 +87,15 @@ class Linear:
         dtype = ir.DataType.from_numpy(self.dtype)
         return ir.LazyTensor(lambda: ir.tensor(self.weights(), dtype=dtype), dtype=dtype, shape=ir.Shape(self.shape))
 
+    def overflows(self) -> Refused | None:
+        """Why the new constants cannot be stored, if they cannot."""
+        try:
+            self.weights()
+            self.rounded_bias()
+        except FastbnError as error:
+            return Refused(str(error))
+        return None
+
     def _scaled(self) -> np.ndarray:
         weight = self.stored().astype(np.float64).reshape(self.view)
         with np.errstate(all="ignore"):
@@ -95,14 +104,6 @@ class Linear:
             if self.in_scale is not None:
                 weight = weight * self.in_scale.reshape(self.in_shape)
         return weight
-
-    def _checked(self) -> "Linear | Refused":
-        try:
-            self.weights()
-            self.rounded_bias()
-        except FastbnError as error:
-            return Refused(str(error))
-        return self
 
 
 def _times(scale: np.ndarray | None, more: np.ndarray) -> np.ndarray | None:

@@ -44,11 +44,17 @@ def run_model(
         return [_restore(Path(folder, f"out{index}")) for index in range(len(inputs))]
 
 
-def latencies(models: Sequence[str | Path], inputs: dict[str, np.ndarray], seconds: float = 1.0) -> list[float]:
-    """Median milliseconds of one run of each model, onnxruntime as it comes; the models take turns for ``seconds``."""
+def latencies(
+    models: Sequence[str | Path], inputs: dict[str, np.ndarray], seconds: float = 1.0, *, optimise: bool = True
+) -> list[float]:
+    """Median milliseconds of one run of each model; the models take turns for ``seconds``.
+
+    optimise: onnxruntime as it comes, with its own graph optimisations; without any if False. Raises ModelError.
+    """
     with tempfile.TemporaryDirectory() as folder:
         _store(Path(folder, "in0"), inputs)
-        request = {"task": "time", "models": [str(model) for model in models], "folder": folder, "seconds": seconds}
+        files = [str(model) for model in models]
+        request = {"task": "time", "models": files, "folder": folder, "seconds": seconds, "optimise": optimise}
         return _call(request)["milliseconds"]
 
 

@@ -4,6 +4,7 @@ Whatever comes to one is joined with it, s2 (s1 x + t1) + t2, and pushed on, the
 barred the two become one node here.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,12 @@ from export.rules.batch_norm import read_batch_norm
 from fastbn.functional.fold import round_to
 
 
-def read(graph: Graph, node: ir.Node) -> tuple[ir.Value, Affine, np.dtype] | Refused:
-    """The input of an affine node, its affine with what it has absorbed so far, and the dtype of its constants."""
+def read(graph: Graph, node: ir.Node) -> Held | Refused:
+    """The affine of a node with what it has absorbed so far."""
     if node.domain not in ("", "ai.onnx"):
         return Refused(f"{node.op_type} is not one of ONNX's own operators")
     if node in graph.affines:
-        held = graph.affines[node]
-        x = node.inputs[held.index]
-        assert x is not None
-        return x, held.affine, held.dtype
+        return graph.affines[node]
     if node.op_type == "BatchNormalization":
         return Refused("it was not chosen") if node in graph.left_alone else read_batch_norm(graph, node)
     if node.op_type in OPERATORS:
@@ -35,27 +33,26 @@ def read(graph: Graph, node: ir.Node) -> tuple[ir.Value, Affine, np.dtype] | Ref
 
 def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step | Refused:
     """Push both on; or make them one."""
-    found = read(graph, node)
-    if isinstance(found, Refused):
-        return found
-    x, own, dtype = found
-    joined = affine.after(own)
+    own = read(graph, node)
+    if isinstance(own, Refused):
+        return own
+    joined = affine.after(own.affine)
     if joined is None:
         return Refused(f"{node.op_type} {node.name} before it acts on another axis")
-    merge = Step(edits=[lambda: graph.hold(node, x, joined, dtype)], into=[node])
-    return Step(onward=[(x, joined)], edits=[lambda: graph.bypass(node, x)], otherwise=merge)
+    merge = Step(edits=[lambda: graph.hold(node, replace(own, affine=joined))], into=[node])
+    onward = [(own.input_of(node), joined)]
+    return Step(onward=onward, edits=[lambda: graph.bypass(node, own.index)], otherwise=merge)
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
     """Make both one; whether that goes further is seen when it is the node's turn."""
-    found = read(graph, node)
-    if isinstance(found, Refused):
-        return found
-    x, own, dtype = found
-    joined = own.after(affine)
+    own = read(graph, node)
+    if isinstance(own, Refused):
+        return own
+    joined = own.affine.after(affine)
     if joined is None:
         return Refused(f"{node.op_type} {node.name} behind it acts on another axis")
-    return Step(edits=[lambda: graph.hold(node, x, joined, dtype)], into=[node])
+    return Step(edits=[lambda: graph.hold(node, replace(own, affine=joined))], into=[node])
 
 
 def needed(graph: Graph, x: ir.Value, affine: Affine) -> int:
@@ -69,8 +66,7 @@ def write(graph: Graph, node: ir.Node, held: Held) -> None:
     One batch norm reads and writes its array once, as Mul or Add alone does; Mul and Add together need twice as long
     (onnxruntime 1.31: 0.86 and 0.43 ms for 8 x 64 x 56 x 56).
     """
-    x = node.inputs[held.index]
-    assert x is not None
+    x = held.input_of(node)
     affine, rank = held.affine, graph.rank(x)
     shape = (1,) if affine.axis is None or rank is None else along(rank, affine.axis, affine.scale.size)
     dtype = graph.dtype(x)

@@ -4,14 +4,14 @@ import numpy as np
 import onnx_ir as ir
 
 from export.affine import Affine
-from export.graph import Graph, attribute
+from export.graph import Graph, Held, attribute
 from export.refused import Refused
 
 OPERATORS = ("Mul", "Add", "Sub", "Div")
 
 
-def read_arithmetic(graph: Graph, node: ir.Node) -> tuple[ir.Value, Affine, np.dtype] | Refused:
-    """The computed operand, its affine, and the dtype."""
+def read_arithmetic(graph: Graph, node: ir.Node) -> Held | Refused:
+    """The affine of the computed operand."""
     operands = [value for value in node.inputs if value is not None]
     if len(operands) != 2:
         return Refused(f"{node.op_type} has not two operands")
@@ -39,7 +39,7 @@ def read_arithmetic(graph: Graph, node: ir.Node) -> tuple[ir.Value, Affine, np.d
         }[node.op_type]
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         return Refused(f"the constant of {node.op_type} does not give finite numbers")
-    return x, Affine.of(scale, shift, axis), constant.dtype
+    return Held(Affine.of(scale, shift, axis), constant.dtype, 1 - index)
 
 
 def _is_constant(graph: Graph, value: ir.Value | None) -> bool:

@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from export.affine import Affine
-from export.graph import Graph, attribute
+from export.graph import Graph, Held, attribute
 from export.refused import Refused
 from fastbn.errors import FastbnError
 from fastbn.functional.fold import scale_and_shift
 
 
-def read_batch_norm(graph: Graph, node: ir.Node) -> tuple[ir.Value, Affine, np.dtype] | Refused:
-    """The node's input, its affine on axis 1, and the dtype of its constants."""
+def read_batch_norm(graph: Graph, node: ir.Node) -> Held | Refused:
+    """The affine of the node, on axis 1."""
     if graph.opset >= 14 and attribute(node, "training_mode", 0):
         return Refused("it is in training mode: its statistics are the batch's; set training_mode to 0 or calibrate")
     if graph.opset < 7 and not attribute(node, "is_test", 0):
@@ -48,4 +48,4 @@ def read_batch_norm(graph: Graph, node: ir.Node) -> tuple[ir.Value, Affine, np.d
     channels = graph.length(node.inputs[0], 1) if mean.size == 1 else None
     if channels not in (None, 1):
         return Refused(f"it has one channel, its input {channels}")
-    return node.inputs[0], Affine.of(scale, shift, 1), arrays[0].dtype
+    return Held(Affine.of(scale, shift, 1), arrays[0].dtype)

@@ -60,20 +60,18 @@ def offset_edits(graph: Graph, node: ir.Node, affine: Affine, dtype: np.dtype) -
     return [lambda: graph.shift_input(node, rounded, affine.axis)]
 
 
-def _absorb(graph: Graph, node: ir.Node, read: Reader, change: Callable[[Linear], Linear | Refused]) -> Step | Refused:
+def _absorb(graph: Graph, node: ir.Node, read: Reader, change: Callable[[Linear], Linear]) -> Step | Refused:
     linear = linear_of(graph, node, read)
     if isinstance(linear, Refused):
         return linear
-    tried = change(linear)
-    if isinstance(tried, Refused):
-        return Refused(f"{describe(node)}: {tried.reason}")
+    changed = change(linear)
+    refused = changed.overflows()
+    if refused is not None:
+        return Refused(f"{describe(node)}: {refused.reason}")
 
     def commit() -> None:
-        current = linear_of(graph, node, read)
-        assert isinstance(current, Linear)
-        changed = change(current)
-        assert isinstance(changed, Linear)
-        graph.linears[node] = changed
+        # Not ``changed``: one affine may come here by two ways, as through both outputs of a Split.
+        graph.linears[node] = change(graph.linears.get(node, linear))
 
     return Step(edits=[commit], into=[node])
 

@@ -1,0 +1,173 @@
+"""What is in an ONNX model: its interface, its size, and every batch norm with what is suspicious about it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+ROLES = ("gamma", "beta", "mean", "variance")  # inputs 1 to 4 of BatchNormalization
+EPSILON = 1e-5  # ONNX's default
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model: the element type, and the shape as ONNX writes it, "?" for what is not said."""
+
+    name: str
+    dtype: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class BatchNormListing:
+    """One BatchNormalization node.
+
+    channels: None where no constant tells; eps: None where a function's caller gives it. producer: what makes its
+    input; consumers: what reads its output, "output" for the graph's own. gamma, beta, mean, variance: smallest and
+    largest finite value, None where not constant. warnings: what is suspicious, in words.
+    """
+
+    batch_norm: str
+    channels: int | None
+    eps: float | None
+    producer: str
+    consumers: tuple[str, ...]
+    gamma: Range | None
+    beta: Range | None
+    mean: Range | None
+    variance: Range | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model at a glance; parameters and bytes are those of all initialisers, subgraphs included."""
+
+    ir_version: int
+    opsets: dict[str, int]
+    producer: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    nodes: int
+    parameters: int
+    bytes: int
+    batch_norms: tuple[BatchNormListing, ...]
+
+
+def inspect_model(model: ir.Model) -> Inspection:
+    """List ``model``, batch norms in subgraphs and functions included; nothing is changed."""
+    graphs = list(_graphs(model))
+    tensors = [
+        value.const_value
+        for graph in graphs
+        if isinstance(graph, ir.Graph)
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    ]
+    return Inspection(
+        ir_version=model.ir_version,
+        opsets=dict(model.graph.opset_imports),
+        producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
+        inputs=tuple(_port(value) for value in model.graph.inputs if not value.is_initializer()),
+        outputs=tuple(_port(value) for value in model.graph.outputs),
+        nodes=sum(len(graph) for graph in graphs),
+        parameters=sum(tensor.size for tensor in tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        batch_norms=tuple(_listing(node) for graph in graphs for node in graph if _is_batch_norm(node)),
+    )
+
+
+def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+    tops: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in tops:
+        yield graph
+        yield from graph.subgraphs()
+
+
+def _is_batch_norm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
+
+
+def _port(value: ir.Value) -> Port:
+    shape = "?" if value.shape is None else f"[{', '.join(_axis(size) for size in value.shape)}]"
+    return Port(value.name or "", "?" if value.dtype is None else value.dtype.name.lower(), shape)
+
+
+def _axis(size: int | ir.SymbolicDim) -> str:
+    return str(size) if isinstance(size, int) else size.value or "?"
+
+
+def _listing(node: ir.Node) -> BatchNormListing:
+    arrays = {role: _constant(value) for role, value in zip(ROLES, node.inputs[1:5], strict=False)}
+    known = [array for array in arrays.values() if array is not None]
+    epsilon = node.attributes.get("epsilon")
+    eps = EPSILON if epsilon is None else None if epsilon.is_ref() else epsilon.as_float()
+    ranges = {role: _range(arrays.get(role)) for role in ROLES}
+    x, y = node.inputs[0] if node.inputs else None, node.outputs[0]
+    training = node.attributes.get("training_mode")
+    warnings = ["in training mode: its statistics are the batch's"] if training is not None and training.value else []
+    return BatchNormListing(
+        batch_norm=node.name or y.name or "",
+        channels=known[0].size if known else None,
+        eps=eps,
+        producer=_producer(x),
+        consumers=tuple(_label(use.node) for use in y.uses()) + (("output",) if y.is_graph_output() else ()),
+        **ranges,
+        warnings=(*warnings, *_suspicions(arrays, eps)),
+    )
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    """The float64 array of an initialiser or a Constant node."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy().astype(np.float64)
+
+
+def _range(array: np.ndarray | None) -> Range | None:
+    finite = np.empty(0) if array is None else array[np.isfinite(array)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None
+
+
+def _producer(value: ir.Value | None) -> str:
+    if value is None:
+        return ""
+    node = value.producer()
+    return f"input {value.name}" if node is None else _label(node)
+
+
+def _label(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name or node.outputs[0].name or ''}".rstrip()
+
+
+def _suspicions(arrays: dict[str, np.ndarray | None], eps: float | None) -> Iterator[str]:
+    for role in ROLES:
+        array = arrays.get(role)
+        if array is None:
+            yield f"its {role} is not constant"
+        elif not np.isfinite(array).all():
+            yield f"{role} is not finite in {_count(~np.isfinite(array))}"
+    if len({array.shape for array in arrays.values() if array is not None}) > 1:
+        yield "its constants differ in length"
+    gamma, mean, variance = (arrays.get(role) for role in ("gamma", "mean", "variance"))
+    if gamma is not None and (gamma == 0).any():
+        yield f"gamma is 0 in {_count(gamma == 0)}: nothing of the input passes"
+    if variance is not None:
+        if eps is not None:
+            yield from _spread(variance, eps)
+        if mean is not None and (mean == 0).all() and (variance == 1).all():
+            yield "mean 0 and variance 1 in every channel, the defaults: never trained?"
+
+
+def _spread(variance: np.ndarray, eps: float) -> Iterator[str]:
+    if (variance + eps <= 0).any():
+        yield f"variance + eps is not positive in {_count(variance + eps <= 0)}"
+    tiny = (variance + eps > 0) & (variance < eps)
+    if tiny.any():
+        scale = 1 / np.sqrt(variance[tiny].min() + eps)
+        yield f"variance is below eps in {_count(tiny)}: the input hardly varies and is scaled up to {scale:.3g} times"
+
+
+def _count(channels: np.ndarray) -> str:
+    return f"{int(channels.sum())} of {channels.size} channels"
