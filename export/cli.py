@@ -217,10 +217,12 @@ def _inspect(options: argparse.Namespace, source: Path) -> int:
 def _fold(options: argparse.Namespace, model: ir.Model, source: Path) -> FoldReport:
     choice = Choice(options.only or (), options.skip or ())
     try:
-        if options.only or options.skip:
-            fold = fold_graph(model, chosen=choice)  # type: ignore[call-arg]
-        else:
-            fold = fold_graph(model)
+        fold = fold_graph(
+            model,
+            chosen=choice,
+            allow_overridable=options.allow_overridable,
+            merge_branches=options.merge_branches,
+        )
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
     choice.check(site.batch_norm for site in fold.sites)
@@ -306,6 +308,8 @@ def _parser() -> Parser:
     add("--tolerance", type=number(0), default=1e-4, help="largest difference relative to the output (1e-4)")
     add("--no-fold", action="store_true", help="keep the batch norms")
     add("--only", nargs="+", action="extend", metavar="NAME", help="fold these batch norms of an .onnx; or a pattern")
+    add("--merge-branches", action="store_true", help="convolutions and batch norms that are added become one")
+    add("--allow-overridable", action="store_true", help="weights that the caller could override are constants")
     add("--skip", nargs="+", action="extend", metavar="NAME", help="keep these batch norms of an .onnx; or a pattern")
     add("--copy", action="store_true", help="write OUT even if the .onnx has no batch norm")
     add("--dry-run", action="store_true", help="say what would be folded in an .onnx; write and prove nothing")

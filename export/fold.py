@@ -10,8 +10,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from export import merge_branches as branches
 from export.files import BROKEN, as_model
-from export.graph import Graph, Held, describe, is_onnx, reads_shape
+from export.graph import Graph, Held, describe, is_onnx, name_of, reads_shape
 from export.push import Plan, backward, forward
 from export.refused import Refused
 from export.rules import RULES, affine_node
@@ -64,24 +65,30 @@ def fold_onnx(
     *,
     chosen: Callable[[str], bool] | None = None,
     allow_overridable: bool = False,
+    merge_branches: bool = False,
 ) -> tuple[onnx.ModelProto, FoldReport]:
     """Fold every batch norm that mathematics allows into its neighbours, whatever it is spelled with.
 
     chosen: which batch norms, by the name in the report; all unless given. allow_overridable: initialisers that the
-    caller may override count as constants. Weights are folded in float64 and rounded once. Names of inputs and
+    caller may override count as constants. merge_branches: convolutions and batch norms of one value that are added
+    become one convolution. Weights are folded in float64 and rounded once. Names of inputs and
     outputs, metadata, opsets and whatever is not folded stay as they are; the source is not changed.
     Returns the new model and the report. Raises ModelError for a file that is not an ONNX model.
     """
     model = as_model(model_or_path)
     try:
-        report = fold_graph(model, chosen=chosen, allow_overridable=allow_overridable)
+        report = fold_graph(model, chosen=chosen, allow_overridable=allow_overridable, merge_branches=merge_branches)
         return ir.to_proto(model), report
     except BROKEN as error:
         raise ModelError(f"fold_onnx: the model must be valid ONNX, got {error}") from error
 
 
 def fold_graph(
-    model: ir.Model, *, chosen: Callable[[str], bool] | None = None, allow_overridable: bool = False
+    model: ir.Model,
+    *,
+    chosen: Callable[[str], bool] | None = None,
+    allow_overridable: bool = False,
+    merge_branches: bool = False,
 ) -> FoldReport:
     """``fold_onnx`` on an onnx-ir model, in place. New weights are computed when they are written."""
     before = _size(model)
@@ -101,6 +108,8 @@ def fold_graph(
             sites += _fold_chain(graph, *found)
         elif _is_batch_norm(node):
             sites.append(FoldSite(name_of(node), reason=found.reason))
+    if merge_branches:
+        sites = _with_branches(sites, branches.merge_branches(graph))
     _write(graph)
     changed = {value.name for value in graph.changed}
     kept = (tuple(name for name in site.values if name not in changed) for site in sites)
@@ -163,6 +172,16 @@ def _fold_chain(graph: Graph, chain: list[ir.Node], whole: Held) -> list[FoldSit
     return [FoldSite(name, None, reason, None, _operators(chain, norms), _names(behind)) for name in names]
 
 
+def _with_branches(sites: list[FoldSite], gone: dict[str, str]) -> list[FoldSite]:
+    """The sites, those of affine nodes that went into another branch with their new fate."""
+    return [
+        replace(site, into=gone[site.batch_norm], reason=None, how="merged", values=())
+        if site.into is None and site.batch_norm in gone
+        else site
+        for site in sites
+    ]
+
+
 def _commit(graph: Graph, chain: list[ir.Node], plan: Plan, *, renamed: bool) -> None:
     for edit in plan.edits:
         edit()
@@ -199,11 +218,6 @@ def _operators(chain: list[ir.Node], norms: list[ir.Node]) -> str:
 
 def _names(values: list[ir.Value]) -> tuple[str, ...]:
     return tuple(value.name for value in values if value.name)
-
-
-def name_of(node: ir.Node) -> str:
-    """What a batch norm is called in the report."""
-    return node.name or node.outputs[0].name or "batch norm"
 
 
 def _is_batch_norm(node: ir.Node) -> bool:

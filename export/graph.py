@@ -114,6 +114,15 @@ class Graph:
             x.name, x.shape, x.type = name, shape or x.shape, kind or x.type
         self.constants.drop_unused(constants)
 
+    def remove(self, node: ir.Node) -> None:
+        """Remove ``node``, which nothing reads any more, and its constants."""
+        self.linears.pop(node, None)
+        self.affines.pop(node, None)
+        constants = list(node.inputs)
+        if node.graph is not None:
+            node.graph.remove(node, safe=True)
+        self.constants.drop_unused(constants)
+
     def shift_input(self, node: ir.Node, offset: np.ndarray, axis: int | None) -> None:
         """Put an Add of ``offset`` on ``axis`` in front of input 0 of ``node``; nodes with the same wish share it."""
         value = node.inputs[0]
@@ -171,6 +180,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
         kind = type(default).__name__
         raise ModelError(f"{describe(node)}: {name} must be of type {kind}, got {type(found.value).__name__}")
     return found.value
+
+
+def name_of(node: ir.Node) -> str:
+    """What a batch norm is called in the report."""
+    return node.name or node.outputs[0].name or "batch norm"
 
 
 def describe(node: ir.Node | None) -> str:

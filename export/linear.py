@@ -22,8 +22,9 @@ class Linear:
 
     stored: gives the weight as the file holds it. shape, dtype: of ``stored``. view: W as an array in which inputs and
     outputs have axes of their own; out_shape, in_shape: how vectors over the output and input channels lie in ``view``.
-    factor: what the layer multiplies its products with (Gemm's alpha).
-    bias: float64, its last axis along the output channels; None for none.
+    out_axis: the axis of ``stored`` along the output channels, None where groups divide them. weight_index: which input
+    of the node the weight is. factor: what the layer multiplies its products with (Gemm's alpha).
+    bias: float64, its last axis along the output channels; None for none. out_scale, in_scale: what was absorbed.
     """
 
     stored: Callable[[], np.ndarray]
@@ -32,6 +33,8 @@ class Linear:
     view: tuple[int, ...]
     out_shape: tuple[int, ...]
     in_shape: tuple[int, ...]
+    out_axis: int | None
+    weight_index: int = 1
     factor: float = 1.0
     bias: np.ndarray | None = None
     out_scale: np.ndarray | None = None

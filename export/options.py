@@ -4,11 +4,11 @@ import argparse
 
 from fastbn.errors import ArgumentError
 
-ONNX_ONLY = ("inspect", "dry_run", "only", "skip", "copy")
+ONNX_ONLY = ("inspect", "dry_run", "only", "skip", "copy", "merge_branches", "allow_overridable")
 EXCLUSIVE = {
     "inspect": ("out", "dry_run", "only", "skip", "copy", "no_fold", "report"),
     "dry_run": ("copy", "no_fold", "report"),
-    "no_fold": ("only", "skip"),
+    "no_fold": ("only", "skip", "merge_branches", "allow_overridable"),
 }
 
 

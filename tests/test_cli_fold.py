@@ -1,6 +1,5 @@
 """``python -m export model.onnx``: choosing batch norms, dry runs, --inspect, --copy and the HTML report."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -15,7 +14,6 @@ import export.cli
 import export.runtime
 import fastbn
 from export.cli import main
-from export.fold import FoldReport, FoldSite, fold_graph
 from fastbn import nn
 
 PROG = "python -m export"
@@ -38,25 +36,11 @@ def network():
     return model
 
 
-def choosing(model, chosen=lambda name: True):
-    """``fold_graph`` for a fold without a choice: what is not chosen looks like another operator meanwhile."""
-    hidden = [node for node in model.graph if node.op_type == "BatchNormalization" and not chosen(node.name)]
-    for node in hidden:
-        node.domain = "hidden"
-    report = fold_graph(model)
-    for node in hidden:
-        node.domain = ""
-    kept = tuple(FoldSite(node.name, reason="it was not chosen") for node in hidden)
-    return FoldReport(report.sites + kept, report.before, report.after)
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The current folder with a model that has batch norms, one that has none, and a checkpoint; latencies are 1 ms."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(export.cli, "latencies", lambda models, inputs, **how: [1.0 for _ in models])
-    if "chosen" not in inspect.signature(fold_graph).parameters:
-        monkeypatch.setattr(export.cli, "fold_graph", choosing)
     onnx.save(network(), "model.onnx")
     onnx.save(text_model("y = Relu(x)", {}), "relu.onnx")
     fastbn.save(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), "net.safetensors", input_shape=(2, 6, 6))

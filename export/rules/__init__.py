@@ -8,9 +8,9 @@ Both answer with a Step or Refused.
 from types import ModuleType
 
 from export.rules import (
+    add,
     affine_node,
     average,
-    branches,
     cast,
     concat,
     conv,
@@ -30,7 +30,7 @@ from export.rules import (
 )
 
 RULES: dict[str, ModuleType] = {
-    "Add": branches,
+    "Add": add,
     "AveragePool": average,
     "BatchNormalization": affine_node,
     "Cast": cast,
@@ -62,7 +62,7 @@ RULES: dict[str, ModuleType] = {
     "Split": split,
     "Squeeze": reshape,
     "Sub": affine_node,
-    "Sum": branches,
+    "Sum": add,
     "Transpose": transpose,
     "Unsqueeze": reshape,
     "Upsample": resize,

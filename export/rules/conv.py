@@ -95,6 +95,7 @@ def read(graph: Graph, node: ir.Node) -> Linear | Refused:
         view=(groups, outputs, inputs, math.prod(array.shape[2:])),
         out_shape=(groups, outputs, 1, 1),
         in_shape=(groups, 1, inputs, 1),
+        out_axis=0,
         bias=bias,
     )
 

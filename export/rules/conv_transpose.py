@@ -67,6 +67,7 @@ def read(graph: Graph, node: ir.Node) -> Linear | Refused:
         view=(groups, inputs, outputs, math.prod(array.shape[2:])),
         out_shape=(groups, 1, outputs, 1),
         in_shape=(groups, inputs, 1, 1),
+        out_axis=1 if groups == 1 else None,
         bias=bias,
     )
 

@@ -59,6 +59,7 @@ def read(graph: Graph, node: ir.Node) -> Linear | Refused:
         view=array.shape,
         out_shape=across[::-1] if transposed else across,
         in_shape=down[::-1] if transposed else down,
+        out_axis=0 if transposed else 1,
         factor=attribute(node, "alpha", 1.0),
         bias=bias,
     )

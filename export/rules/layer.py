@@ -9,6 +9,7 @@ from export.affine import Affine
 from export.graph import Edit, Graph, Step, describe
 from export.linear import Linear
 from export.refused import Refused
+from export.rules.quantised import dequantizer, refuse, rescale
 from fastbn.errors import FastbnError
 from fastbn.functional.fold import round_to
 
@@ -65,7 +66,8 @@ def _absorb(graph: Graph, node: ir.Node, read: Reader, change: Callable[[Linear]
     if isinstance(linear, Refused):
         return linear
     changed = change(linear)
-    refused = changed.overflows()
+    source = dequantizer(node, linear.weight_index)
+    refused = changed.overflows() or (None if source is None else refuse(graph, source, changed))
     if refused is not None:
         return Refused(f"{describe(node)}: {refused.reason}")
 
@@ -106,7 +108,12 @@ def write_weight(graph: Graph, node: ir.Node, linear: Linear, index: int = 1) ->
     """Give ``node`` its new weight; returns the weight's name."""
     old = node.inputs[index]
     name = (old.name if old is not None else None) or "weight"
-    if linear.out_scale is not None or linear.in_scale is not None:
+    quantised = dequantizer(node, index)
+    if linear.out_scale is None and linear.in_scale is None:
+        return name
+    if quantised is not None:
+        rescale(graph, quantised, node, index, linear)
+    else:
         graph.constants.replace(node, index, linear.tensor(), name)
     return name
 

@@ -57,6 +57,8 @@ def read(graph: Graph, node: ir.Node) -> Linear | Refused:
         view=array.shape,
         out_shape=across if index == 1 else down,
         in_shape=down if index == 1 else across,
+        out_axis=index,
+        weight_index=index,
     )
 
 
