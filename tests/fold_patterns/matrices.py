@@ -84,6 +84,30 @@ PRODUCTS = [
         },
         None,
     ),
+    gone(
+        "gemm, an image whose shape is computed from the batch",
+        """c = Gemm(x, W) k = Shape(c) n = Slice(k, zero, one) r = Concat<axis = 0>(n, image) d = Reshape(c, r)
+        y = BN(d)""",
+        {"W": (4, 12), "zero": np.int64([0]), "one": np.int64([1]), "image": np.int64([3, 2, 2])},
+        "Gemm Shape Slice Concat Reshape",
+        x=MATRIX,
+        rank=4,
+        opset=13,
+    ),
+    gone(
+        "image as tokens whose number is computed",
+        """c = Conv(x, V) k = Shape(c) n = Slice(k, zero, two) r = Concat<axis = 0>(n, minus) d = Reshape(c, r)
+        t = Transpose<perm = [0, 2, 1]>(d) e = MatMul(t, W) l = Shape(e) f = Flatten<axis = 2>(e) g = BN(f)
+        y = Reshape(g, l)""",
+        {
+            "V": (4, 2, 3, 3),
+            **W,
+            **{name: np.int64([value]) for name, value in {"zero": 0, "two": 2, "minus": -1}.items()},
+        },
+        "Conv Shape Slice Concat Reshape Transpose MatMul Add Shape Flatten Reshape",
+        rank=3,
+        opset=13,
+    ),
     tokens("as many as channels, transposed", "c = MatMul(x, W) t = Transpose<perm = [0, 2, 1]>(c) y = BN(t)",
            {"W": (4, 5)}, "MatMul Add Transpose", channels=5),
 ]  # fmt: skip

@@ -98,6 +98,8 @@ CHAINS = [
            "r = Relu(x) d = Sub(r, m0) f = Mul(d, v0) i = Mul(f, g) j = Add(i, h) y = Relu(j)",
            {name: positive(2, 1, 1) for name in ("m0", "v0", "g", "h")},
            "Relu BatchNormalization Relu | Relu Mul Add Relu"),
+    merged("two batch norms of an input, opset 8", "d = BN(x) e = BN2(d) y = Relu(e)", {}, ALONE, channels=2, opset=8,
+           ir_version=3, overridable=tuple(name + suffix for name in "sbmv" for suffix in ("", "2"))),
     merged("batch norm, Mul of one pixel, Relu", "d = BN(x) e = Mul(d, k) y = Relu(e)", {"k": positive(4)}, ALONE,
            x=MATRIX, channels=4),
 ]  # fmt: skip
