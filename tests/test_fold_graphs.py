@@ -1,0 +1,40 @@
+"""Folding of random graphs: the same numbers in float64, every batch norm accounted for, and nothing left to do."""
+
+import hypothesis
+import numpy as np
+import onnx
+from random_graphs import graphs
+from referee import truth
+
+from export import fold_onnx
+
+SETTINGS = hypothesis.settings(
+    deadline=None, max_examples=300, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+
+
+def feeds(model, batch, seed):
+    sizes = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    return {"x": np.random.default_rng(seed).standard_normal((batch, *sizes))}
+
+
+def norms(model):
+    return sum(node.op_type == "BatchNormalization" for node in model.graph.node)
+
+
+@SETTINGS
+@hypothesis.given(graphs())
+def test_random_graphs(model):
+    folded, report = fold_onnx(model)
+    onnx.checker.check_model(folded, full_check=True)
+    for seed, batch in enumerate((1, 3)):
+        x = feeds(model, batch, seed)
+        for output, got, want in zip(model.graph.output, truth(folded, x), truth(model, x), strict=True):
+            assert got.shape == want.shape
+            assert np.abs(got - want).max() <= 1e-10 * max(np.abs(want).max(), 1), output.name
+    of_norms = [site for site in report.sites if site.operators == "BatchNormalization"]
+    assert len(of_norms) == norms(model)
+    # A chain of Mul and Add that stays may be written as a batch norm.
+    assert norms(folded) <= sum(site.into is None or site.how == "merged" for site in report.sites)
+    again, _ = fold_onnx(folded)
+    assert again == folded
