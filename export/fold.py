@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from export.constants import drop_unused
-from export.files import BROKEN, as_model
+from export.files import BROKEN, as_model, to_proto
 from export.refused import Refused
 from export.rules import RULES
 from export.rules.batch_norm import BatchNormNode
@@ -58,7 +58,7 @@ def fold_onnx(model_or_path: str | Path | onnx.ModelProto) -> tuple[onnx.ModelPr
     model = as_model(model_or_path)
     try:
         report = fold_graph(model)
-        return ir.to_proto(model), report
+        return to_proto(model), report
     except BROKEN as error:
         raise ModelError(f"fold_onnx: the model must be valid ONNX, got {error}") from error
 
