@@ -159,6 +159,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             path = Path(folder, "model.onnx")
             save(MODELS[name](), path)
+            if name == "tensors":
+                onnx.save(onnx.load(path), path, save_as_external_data=True, size_threshold=0)
             for change in options.changes:
                 command = [sys.executable, "-m", "bench.large_models", "--measure", str(path), change]
                 found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

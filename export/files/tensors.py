@@ -2,9 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -39,6 +39,13 @@ class FileTensor(ir.ExternalTensor):
     def __array__(self, dtype: Any = None) -> np.ndarray:
         """As NumPy asks for it."""
         return self.numpy().__array__(dtype)
+
+    def tofile(self, file: IO[bytes]) -> None:
+        """Copy the bytes to ``file``, large tensors inside the kernel."""
+        if self.nbytes < 2**20:
+            file.write(self.tobytes())
+        else:
+            super().tofile(file)
 
     def tobytes(self) -> bytes:
         """The bytes as they are in the file."""
@@ -100,9 +107,6 @@ def take_tensors(model: ir.Model, folder: Path) -> None:
     """Raise ValueError for a tensor that is not all there; those in other files become FileTensors of ``folder``."""
     sizes: dict[str, int] = {}
     for tensor, put in slots(model):
-        dims = tuple(tensor.shape)
-        if any(size < 0 for size in dims):
-            raise ValueError(f"tensor {tensor.name!r} of the shape {dims}")
         if isinstance(tensor, ir.ExternalTensor):
             location = os.fspath(tensor.location)
             if location not in sizes:
@@ -110,32 +114,41 @@ def take_tensors(model: ir.Model, folder: Path) -> None:
             _check_range(tensor, sizes[location])
             put(FileTensor.of(tensor, folder))
         elif isinstance(tensor, ir.StringTensor):
-            _check_count(tensor, len(tensor.string_data()), math.prod(dims), "strings")
+            dims = _dims(tensor.name, tensor.shape.numpy())
+            _check_count(tensor.name, dims, len(tensor.string_data()), math.prod(dims), "strings")
         else:
-            _check_stored(tensor)
+            _check_stored(tensor.raw)
 
 
-def _check_count(tensor: Tensor, got: int, wanted: int, what: str) -> None:
+def _dims(name: str | None, shape: Iterable[int]) -> tuple[int, ...]:
+    dims = tuple(shape)
+    if dims and min(dims) < 0:
+        raise ValueError(f"tensor {name!r} of the shape {dims}")
+    return dims
+
+
+def _check_count(name: str | None, dims: tuple[int, ...], got: int, wanted: int, what: str) -> None:
     if got != wanted:
-        shape = tuple(tensor.shape)
-        raise ValueError(f"tensor {tensor.name!r} of the shape {shape}, {wanted:,} {what}, that holds {got:,}")
+        raise ValueError(f"tensor {name!r} of the shape {dims}, {wanted:,} {what}, that holds {got:,}")
 
 
-def _check_stored(tensor: ir.serde.TensorProtoTensor) -> None:
-    proto, dtype = tensor.raw, tensor.dtype
+def _check_stored(proto: onnx.TensorProto) -> None:
+    dims, dtype = _dims(proto.name, proto.dims), ir.DataType(proto.data_type)
     if proto.HasField("segment"):
         raise ValueError(f"tensor {proto.name!r} in segments, which are not supported")
     if dtype == ir.DataType.UNDEFINED:
         raise ValueError(f"tensor {proto.name!r} without a type")
+    count = math.prod(dims)
+    size = math.ceil(count * dtype.itemsize)
     if proto.HasField("raw_data"):
-        _check_count(tensor, len(proto.raw_data), tensor.nbytes, "bytes")
+        _check_count(proto.name, dims, len(proto.raw_data), size, "bytes")
         return
-    count = tensor.size
     if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         count *= 2
     elif dtype.bitwidth in (2, 4):  # packed, several in one entry
-        count = tensor.nbytes
-    _check_count(tensor, len(getattr(proto, onnx.helper.tensor_dtype_to_field(proto.data_type))), count, "entries")
+        count = size
+    entries = getattr(proto, onnx.helper.tensor_dtype_to_field(proto.data_type))
+    _check_count(proto.name, dims, len(entries), count, "entries")
 
 
 def _size_of(folder: Path, location: str) -> int:
@@ -157,11 +170,11 @@ def _size_of(folder: Path, location: str) -> int:
 
 
 def _check_range(tensor: ir.ExternalTensor, size: int) -> None:
-    offset = tensor.offset or 0
+    dims, offset = _dims(tensor.name, tensor.shape.numpy()), tensor.offset or 0
+    if tensor.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
+        raise ValueError(f"tensor {tensor.name!r} of the type {tensor.dtype.name} in another file")
     if tensor.length is not None:
-        _check_count(tensor, tensor.length, tensor.nbytes, "bytes")
-    if tensor.dtype == ir.DataType.STRING:
-        raise ValueError(f"tensor {tensor.name!r} of strings in another file")
+        _check_count(tensor.name, dims, tensor.length, tensor.nbytes, "bytes")
     if offset < 0 or offset + tensor.nbytes > size:
         where = f"bytes {offset:,} to {offset + tensor.nbytes:,} of {tensor.location}"
         raise ValueError(f"tensor {tensor.name!r} in {where}, which has {size:,}")
