@@ -43,6 +43,8 @@ def _check_versions(proto: onnx.ModelProto) -> None:
 def _check_graph(graph: onnx.GraphProto, outer: Sequence[set[str]]) -> bool:
     if graph.sparse_initializer:
         raise ValueError("a sparse initializer, which is not supported")
+    for tensor in graph.initializer:
+        _check_place(tensor)
     where = f"graph {graph.name}"
     inputs = [value.name for value in graph.input]
     constants = [tensor.name for tensor in graph.initializer]
@@ -90,10 +92,18 @@ def subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
             yield attribute.g
         elif attribute.type == AttributeProto.GRAPHS:
             yield from attribute.graphs
+        elif attribute.type == AttributeProto.TENSOR:
+            _check_place(attribute.t)
         elif attribute.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS):
             raise ValueError(f"{_named(node)} with a sparse tensor, which is not supported")
         elif attribute.type == AttributeProto.UNDEFINED and not attribute.ref_attr_name:
             raise ValueError(f"{_named(node)} with an attribute {attribute.name!r} that has no type")
+
+
+def _check_place(tensor: onnx.TensorProto) -> None:
+    for entry in tensor.external_data:
+        if entry.key in ("offset", "length") and not (entry.value.isdecimal() and len(entry.value) < 20):
+            raise ValueError(f"tensor {tensor.name!r} with the {entry.key} {entry.value!r}")
 
 
 def _named(node: onnx.NodeProto) -> str:

@@ -18,7 +18,6 @@ PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
 
 # First bytes of what is taken for a model; the way out is part of the sentence.
 FORMATS = {
-    b"": "an empty file",
     b"\x1f\x8b": "a gzip file; unpack it first",
     b"PK\x03\x04": "a zip file, perhaps a PyTorch checkpoint; unpack or export it first",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
@@ -63,15 +62,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     if size > PROTOBUF_LIMIT:
         raise ValueError(f"{size:,} bytes, more than the 2 GB of one protobuf message; keep weights in another file")
     content = path.read_bytes()
+    if not content:
+        raise ValueError("an empty file")
     try:
-        if content:
-            return onnx.ModelProto.FromString(content)
+        return onnx.ModelProto.FromString(content)
     except DecodeError:
-        pass
-    head = content[:64]
-    known = (text for start, text in FORMATS.items() if head.startswith(start) and bool(start) == bool(head))
-    text = "text" if head.isascii() and min(head) > 8 else "what protobuf cannot parse, perhaps cut off"
-    raise ValueError(next(known, text))
+        head = content[:64]
+        known = (text for start, text in FORMATS.items() if head.startswith(start))
+        other = "text" if head.isascii() and min(head) > 8 else "what protobuf cannot parse, perhaps cut off"
+        raise ValueError(next(known, other)) from None
 
 
 def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
@@ -84,8 +83,8 @@ def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
         for body in bodies(model):
             try:
                 body.sort()
-            except ValueError as error:
-                raise ValueError("a cycle: nodes that read what is made from their own outputs") from error
+            except ValueError:
+                raise ValueError("a cycle: nodes that read what is made from their own outputs") from None
     files = {Path(tensor.path) for tensor, _ in slots(model) if isinstance(tensor, ir.ExternalTensor)}
     remember(model, proto, frozenset(files))
     return model
