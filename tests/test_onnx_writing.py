@@ -1,17 +1,23 @@
 """ONNX files written: what was read comes out again, whole or not at all, and large weights one by one."""
 
+import gc
+import hashlib
 import os
+import resource
+import weakref
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_files import assert_one_sentence, external, good, snapshot
 from onnx_models import BN, conv_bn, initializers, random_feeds, run_onnxruntime, text_model
 
 import export.files.weights
 from export import fold_onnx, verify
-from export.files import as_model, read_model, writing
+from export.files import as_model, read_model, save, to_proto, writing
 from fastbn.errors import ModelError
 
 
@@ -21,16 +27,104 @@ def unknown_operator():
     return model
 
 
-def names_nothing():
-    model = good()
-    model.graph.node[0].input[0] = "nowhere"
-    return model
-
-
 def sizes_that_do_not_fit():
     model = good()
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.ones(2, np.float32), "s"))
     return model
+
+
+# The same model
+
+
+def canonical(message):
+    """A copy without what protobuf need not keep, that a field is set to its default, and with maps in order."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    _canonical(copy)
+    return copy
+
+
+def _canonical(message):
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "value_info", "quantization_annotation"):
+            entries = sorted(value, key=lambda entry: entry.SerializeToString(deterministic=True))
+            message.ClearField(field.name)
+            getattr(message, field.name).extend(entries)
+        if field.message_type is None:
+            if not field.is_repeated and value == field.default_value:
+                message.ClearField(field.name)
+        elif field.name != "dim":
+            value = getattr(message, field.name)
+            for inner in value if field.is_repeated else [value]:
+                _canonical(inner)
+
+
+FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data"
+SHIPPED = sorted(path for kind in ("light", "simple", "pytorch-converted") for path in FOLDER.glob(f"{kind}/**/*.onnx"))
+
+
+def test_models_that_come_with_onnx_are_the_same_when_written():
+    assert len(SHIPPED) > 80
+    for path in SHIPPED:
+        model = onnx.load(path)
+        assert canonical(to_proto(read_model(path))) == canonical(model), path
+
+
+EVERYTHING = """
+<ir_version: 10, opset_import: ["": 21, "own": 1, "com.acme": 3], producer_name: "someone", producer_version: "1.2",
+ domain: "org.example", model_version: 7, doc_string: "a model", metadata_props: ["b": "2", "a": "1"]>
+main (float[N, 2, 6, 6] x, bool k) => (float[N, 2, 6, 6] y, float[M, 2, 6, 6] z)
+<float[N, 2, 6, 6] c, float[2] w = {1, 2}, float[1] unused = {3}>
+{
+    c = own.F <slope = 0.5> (x)
+    z = com.acme.Bar <names = ["a", "b"], sizes = [1, 2], tensor = float[2] {5, 6}> (c)
+    y = If (k) <then_branch = t () => (u) <float[1] inner = {4}> { u = Add(c, inner) },
+                else_branch = e () => (v) { v = Identity(x) }>
+}
+<opset_import: ["": 21], domain: "own", doc_string: "leaks"> F <slope: float = 0.1> (a) => (b) {
+    b = LeakyRelu <alpha: float = @slope> (a)
+}
+"""
+
+
+def everything():
+    """A model with something in every field that there is a use for."""
+    model = onnx.parser.parse_model(EVERYTHING)
+    graph = model.graph
+    graph.doc_string = "a graph"
+    graph.metadata_props.add(key="graph", value="yes")
+    node = graph.node[0]
+    node.name, node.doc_string = "first", "a node"
+    node.metadata_props.add(key="namespace", value="layer.0")
+    graph.initializer[0].doc_string = "weights"
+    graph.initializer[0].metadata_props.add(key="weights", value="yes")
+    graph.input[0].doc_string = "an image"
+    graph.input[0].type.denotation = "IMAGE"
+    graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
+    graph.value_info[0].metadata_props.add(key="value", value="yes")
+    graph.value_info.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]))
+    annotation = graph.quantization_annotation.add(tensor_name="c")
+    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
+    training = model.training_info.add()
+    training.algorithm.CopyFrom(helper.make_graph([helper.make_node("Neg", ["w"], ["n"])], "step", [], []))
+    training.update_binding.add(key="w", value="n")
+    return model
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_everything_in_a_model_is_kept(tmp_path, split):
+    """Neither a field is lost nor one made up, in one file or in two."""
+    (tmp_path / "from").mkdir()
+    path, written = tmp_path / "from" / "model.onnx", tmp_path / "written.onnx"
+    model = everything()
+    onnx.save(model, path, save_as_external_data=split, size_threshold=0, convert_attribute=True)
+    with writing(read_model(path), written):
+        pass
+    assert canonical(onnx.load(written)) == canonical(everything())
+    assert canonical(to_proto(as_model(everything()))) == canonical(everything())
+
+
+# One file
 
 
 def test_write_and_read_back(tmp_path):
@@ -121,6 +215,174 @@ def test_weights_in_another_file_move_along(tmp_path, fold):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+def inside(folder):
+    """A model with 4 kB in a subgraph, a Constant node, a function and an initialiser each, all in another file."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(1024).astype(np.float32) for _ in range(4)]
+    then, constant, own, plain = (
+        numpy_helper.from_array(array, name) for name, array in zip("tkfw", arrays, strict=True)
+    )
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 21, "own": 1]>
+        main (float[1024] x, bool p) => (float[1024] y)
+        {
+            h = own.F(x)
+            i = Add(h, w)
+            y = If (p) <then_branch = a () => (u) { u = Add(i, t) }, else_branch = b () => (v) { v = Identity(i) }>
+        }
+        <opset_import: ["": 21], domain: "own"> F (a) => (b) { b = Identity(a) }
+    """)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["k"], value=constant))
+    model.graph.node[2].input[0] = "k"
+    model.graph.initializer.append(plain)
+    model.graph.node[3].attribute[0].g.initializer.append(then)
+    function = model.functions[0]
+    function.node.insert(0, helper.make_node("Constant", [], ["f"], value=own))
+    function.node[1].CopyFrom(helper.make_node("Add", ["a", "f"], ["b"]))
+    data = folder / "inside.data"
+    holders = [
+        model.graph.initializer[0],
+        model.graph.node[0].attribute[0].t,
+        model.graph.node[3].attribute[0].g.initializer[0],
+        function.node[0].attribute[0].t,
+    ]
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    with open(data, "wb") as file:
+        for holder in holders:
+            onnx.external_data_helper.set_external_data(holder, data.name, offset=file.tell(), length=4096)
+            file.write(holder.raw_data)
+            holder.ClearField("raw_data")
+    (folder / "inside.onnx").write_bytes(model.SerializeToString())
+    return whole, folder / "inside.onnx"
+
+
+def test_weights_of_subgraphs_functions_and_constants(tmp_path, monkeypatch):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    whole, path = inside(tmp_path / "from")
+    monkeypatch.chdir(tmp_path)
+    assert canonical(to_proto(read_model(path.relative_to(tmp_path)))) == canonical(whole)
+    written = tmp_path / "to" / "out.onnx"
+    with writing(read_model(path), written):
+        pass
+    path.unlink()
+    (tmp_path / "from" / "inside.data").unlink()
+    assert written.stat().st_size < 4096 < 4 * 4096 <= (tmp_path / "to" / "out.onnx.data").stat().st_size
+    assert canonical(to_proto(read_model(written))) == canonical(whole)
+
+
+# Weights beside the model
+
+
+def lazy(make, shape=(1024,)):
+    return ir.LazyTensor(make, ir.DataType.FLOAT, ir.Shape(shape))
+
+
+def test_weights_are_computed_one_by_one_and_once(tmp_path):
+    """As many as a model has, one is in memory."""
+    _, path = inside(tmp_path)
+    model = read_model(path)
+    alive: list[weakref.ref] = []
+    made = []
+
+    def make(name):
+        gc.collect()
+        assert all(array() is None for array in alive)
+        array = np.full(1024, len(made), np.float32)
+        alive.append(weakref.ref(array))
+        made.append(name)
+        return ir.Tensor(array)
+
+    for number in range(5):
+        name = f"new{number}"
+        kind = ir.TensorType(ir.DataType.FLOAT)
+        value = ir.Value(name=name, shape=ir.Shape([1024]), type=kind, const_value=lazy(lambda name=name: make(name)))
+        model.graph.initializers[name] = value
+    save(model, tmp_path / "out.onnx")
+    assert made == [f"new{number}" for number in range(5)]
+    stored = initializers(onnx.load(tmp_path / "out.onnx"))
+    assert [stored[name][0] for name in made] == [0, 1, 2, 3, 4]
+
+
+def test_what_is_small_stays_inside_and_offsets_can_be_mapped(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"t{size}": rng.standard_normal(size).astype(np.float32) for size in (1, 256, 257, 300, 20_000, 16_384)}
+    onnx.save(
+        text_model("y = Identity(x)", arrays), tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0
+    )
+    with writing(read_model(tmp_path / "model.onnx"), tmp_path / "out.onnx"):
+        pass
+    stored = onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
+    offsets = {
+        tensor.name: int(entry.value) for tensor in stored for entry in tensor.external_data if entry.key == "offset"
+    }
+    assert offsets.keys() == {"t257", "t300", "t20000", "t16384"}
+    assert all(offset % 64 == 0 for offset in offsets.values())
+    assert offsets["t20000"] % 4096 == offsets["t16384"] % 4096 == 0
+    for name, array in initializers(onnx.load(tmp_path / "out.onnx")).items():
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_weights_that_are_shared_are_written_once(tmp_path):
+    _, path = inside(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer.append(proto.graph.initializer[0])
+    proto.graph.initializer[1].name = "tied"
+    path.write_bytes(proto.SerializeToString())
+    with writing(read_model(path), tmp_path / "out.onnx"):
+        pass
+    assert (tmp_path / "out.onnx.data").stat().st_size == (tmp_path / "inside.data").stat().st_size
+    stored = initializers(onnx.load(tmp_path / "out.onnx"))
+    np.testing.assert_array_equal(stored["tied"], stored["w"])
+
+
+@pytest.mark.usefixtures("small_limit")
+@pytest.mark.parametrize("shape", [(1023,), (1025,)])
+def test_weights_of_another_size_than_they_said(tmp_path, shape):
+    model = as_model(large())
+    model.graph.initializers["s"].const_value = lazy(lambda: ir.Tensor(np.zeros(shape, np.float32)))
+    with (
+        pytest.raises(ModelError, match=r"weight s must have 4,096 bytes, got 4,(092|100)") as caught,
+        writing(model, tmp_path / "out.onnx"),
+    ):
+        pytest.fail("handed out")
+    assert_one_sentence(caught)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_weights_that_cannot_be_computed_keep_their_words(tmp_path):
+    def refuse():
+        raise ModelError("fold: weights of conv1 must be finite, got inf")
+
+    model = as_model(large())
+    model.graph.initializers["s"].const_value = lazy(refuse)
+    with pytest.raises(ModelError, match=r"^fold: weights of conv1"), writing(model, tmp_path / "out.onnx"):
+        pytest.fail("handed out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_full_disk(tmp_path, split):
+    """A limit of the size of files stands in for the disk."""
+    _, path = inside(tmp_path)
+    model = read_model(path) if split else as_model(large())
+    before = snapshot(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with (
+            pytest.raises(ModelError, match=r"out.onnx must be writable to its end, got File too large") as caught,
+            writing(model, tmp_path / "out.onnx"),
+        ):
+            pytest.fail("handed out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_one_sentence(caught)
+    assert snapshot(tmp_path) == before
+
+
 # Models beyond protobuf's 2 GB, tried with a limit of a few bytes
 
 
@@ -190,3 +452,81 @@ def test_large_weights_do_not_take_the_place_of_those_of_a_copy(tmp_path):
     except ModelError:
         pass
     assert fold_onnx(source)[0] == want
+
+
+# Weights that are there already
+
+
+def write_large(path, factor=1.0):
+    with writing(as_model(large(factor)), path):
+        pass
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_written_again(tmp_path):
+    """What an earlier run wrote under the same name is replaced, the model and its weights."""
+    path = tmp_path / "model.onnx"
+    write_large(path, 1.0)
+    write_large(path, 2.0)
+    assert snapshot(tmp_path).keys() == {"model.onnx", "model.onnx.data"}
+    assert verify(large(2.0), path).ok
+
+
+OTHERS = {
+    "nobody's weights": (lambda path: path.unlink(), r"model.onnx.data must be free .* got another file; remove it"),
+    "weights of no model": (lambda path: path.write_bytes(b"text"), "must be free for the weights"),
+    "an empty model": (lambda path: path.write_bytes(b""), "must be free for the weights"),
+    "weights of another model too": (
+        lambda path: path.with_name("copy.onnx").write_bytes(path.read_bytes()),
+        r"must not replace .*model.onnx.data, got .*copy.onnx, which may read it as well",
+    ),
+    "weights of another model": (
+        lambda path: path.rename(path.with_name("copy.onnx")),
+        r"must not replace .*model.onnx.data, got .*copy.onnx, which may read it as well",
+    ),
+}
+
+
+@pytest.mark.usefixtures("small_limit")
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("case", OTHERS)
+def test_weights_that_another_may_read_are_not_replaced(tmp_path, case, late):
+    """Neither those that are there at first nor those that appear while the model is proved."""
+    change, sentence = OTHERS[case]
+    path = tmp_path / "model.onnx"
+    write_large(path)
+    if not late:
+        change(path)
+    before = snapshot(tmp_path)
+    with pytest.raises(ModelError, match=sentence) as caught, writing(as_model(large(2.0)), path):
+        before = prove(change if late else None, path)
+    assert_one_sentence(caught)
+    assert snapshot(tmp_path) == before
+
+
+def prove(change, path):
+    """What happens while a model is proved, and what lies beside ``path`` then."""
+    assert change is not None
+    change(path)
+    files = [other for other in path.parent.iterdir() if other.is_file()]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.usefixtures("small_limit")
+@pytest.mark.parametrize("there", [False, True])
+def test_model_and_weights_appear_together_or_not_at_all(tmp_path, monkeypatch, there):
+    path = tmp_path / "model.onnx"
+    if there:
+        write_large(path)
+    before = snapshot(tmp_path)
+    replace = os.replace
+
+    def fail(source, target):
+        if Path(target) == path:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(ModelError, match=r"model.onnx must be writable, got Input/output error"):
+        write_large(path, 2.0)
+    assert snapshot(tmp_path) == before

@@ -74,6 +74,7 @@ def slots(model: ir.Model) -> Iterator[Slot]:
             if isinstance(graph, ir.Graph):
                 for value in graph.initializers.values():
                     if value.const_value is not None:
+                        value.const_value.name = value.const_value.name or value.name
                         yield value.const_value, _putter(value)
             for node in graph:
                 yield from _in_attributes(node)
@@ -118,6 +119,7 @@ def take_tensors(model: ir.Model, folder: Path) -> None:
             _check_count(tensor.name, dims, len(tensor.string_data()), math.prod(dims), "strings")
         else:
             _check_stored(tensor.raw)
+            del tensor.raw.metadata_props[:]  # onnx-ir has a copy of its own, and would write both
 
 
 def _dims(name: str | None, shape: Iterable[int]) -> tuple[int, ...]:
