@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from export.files.broken import BROKEN, reason
 from export.files.check import check_proto
 from export.files.origin import remember
-from export.files.tensors import bodies, slots, take_tensors
+from export.files.tensors import bodies, paths, take_tensors
 from fastbn.errors import DtypeError, ModelError
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
@@ -85,6 +85,5 @@ def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
                 body.sort()
             except ValueError:
                 raise ValueError("a cycle: nodes that read what is made from their own outputs") from None
-    files = {Path(tensor.path) for tensor, _ in slots(model) if isinstance(tensor, ir.ExternalTensor)}
-    remember(model, proto, frozenset(files))
+    remember(model, proto, paths(model))
     return model

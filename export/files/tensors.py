@@ -104,6 +104,11 @@ def _attribute_putter(owner: ir.Node | ir.Function, name: str, index: int | None
     return put
 
 
+def paths(model: ir.Model) -> frozenset[Path]:
+    """The files that tensors of ``model`` are in."""
+    return frozenset(map(Path, {tensor.path for tensor, _ in slots(model) if isinstance(tensor, ir.ExternalTensor)}))
+
+
 def take_tensors(model: ir.Model, folder: Path) -> None:
     """Raise ValueError for a tensor that is not all there; those in other files become FileTensors of ``folder``."""
     sizes: dict[str, int] = {}

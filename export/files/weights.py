@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from export.files.origin import Origin, restore
-from export.files.tensors import Tensor, described, slots
+from export.files.tensors import Tensor, described, paths, slots
 from fastbn.errors import ModelError
 
 INLINE_LIMIT = 2**31 - 2**26  # bytes of weights in one file: protobuf's 2 GB less 64 MB for the graph
@@ -47,7 +47,7 @@ def is_split(model: ir.Model) -> bool:
 
 def files_of(model: ir.Model) -> frozenset[Path]:
     """The files that ``model``'s weights come from."""
-    return Origin.of(model).files.union(Path(tensor.path) for tensor, _ in slots(model) if _is_external(tensor))
+    return Origin.of(model).files | paths(model)
 
 
 def _is_external(tensor: Tensor) -> bool:
@@ -77,17 +77,18 @@ def _moved(model: ir.Model, file: IO[bytes], data: Path) -> dict[int, Tensor]:
     for tensor, _ in slots(model):
         if id(tensor) in moved or isinstance(tensor, ir.StringTensor):
             continue
-        if tensor.nbytes <= SMALL:
+        size = tensor.nbytes
+        if size <= SMALL:
             if _is_external(tensor):
                 moved[id(tensor)] = _inside(tensor)
             continue
-        same = (tensor.path, tensor.offset, tensor.nbytes) if _is_external(tensor) else id(tensor)
+        same = (tensor.path, tensor.offset, size) if _is_external(tensor) else id(tensor)
         if same not in offsets:
             offsets[same] = _append(tensor, file)
         moved[id(tensor)] = ir.ExternalTensor(
             data.name,
             offsets[same],
-            tensor.nbytes,
+            size,
             tensor.dtype,
             shape=tensor.shape,
             base_dir=data.parent,
