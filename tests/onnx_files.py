@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import onnx
-from onnx_models import conv_bn, text_model
+from onnx_models import BN, conv_bn, text_model
 
 
 def good():
@@ -37,3 +37,10 @@ def external(folder, name="model.onnx", data="model.data"):
     saved.CopyFrom(model)
     onnx.save(saved, folder / name, save_as_external_data=True, size_threshold=0, location=data)
     return model, folder / name
+
+
+def large(factor=1.0):
+    rng = np.random.default_rng(0)
+    _, arrays = conv_bn(rng, channels=40)
+    arrays["W"] *= np.float32(factor)
+    return text_model(f"c = Conv(x, W) {BN}", arrays)

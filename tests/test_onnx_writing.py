@@ -1,7 +1,6 @@
 """ONNX files written: what was read comes out again, whole or not at all, and large weights one by one."""
 
 import gc
-import hashlib
 import os
 import resource
 import weakref
@@ -12,11 +11,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_files import assert_one_sentence, external, good, snapshot
-from onnx_models import BN, conv_bn, initializers, random_feeds, run_onnxruntime, text_model
+from onnx_files import assert_one_sentence, external, good, large, snapshot
+from onnx_models import initializers, random_feeds, run_onnxruntime, text_model
 
 import export.files.weights
-from export import fold_onnx, verify
+from export import verify
 from export.files import as_model, read_model, save, to_proto, writing
 from fastbn.errors import ModelError
 
@@ -391,13 +390,6 @@ def small_limit(monkeypatch):
     monkeypatch.setattr(export.files.weights, "INLINE_LIMIT", 10)
 
 
-def large(factor=1.0):
-    rng = np.random.default_rng(0)
-    _, arrays = conv_bn(rng, channels=40)
-    arrays["W"] *= np.float32(factor)
-    return text_model(f"c = Conv(x, W) {BN}", arrays)
-
-
 @pytest.mark.usefixtures("small_limit")
 def test_large_weights_go_beside_the_model(tmp_path):
     path = tmp_path / "model.onnx"
@@ -406,127 +398,3 @@ def test_large_weights_go_beside_the_model(tmp_path):
     assert snapshot(tmp_path).keys() == {"model.onnx", "model.onnx.data"}
     assert path.stat().st_size < initializers(large())["W"].nbytes <= (tmp_path / "model.onnx.data").stat().st_size
     assert verify(large(), path).ok
-
-
-@pytest.mark.usefixtures("small_limit")
-@pytest.mark.parametrize("there", [False, True])
-def test_large_model_that_fails_leaves_nothing_and_changes_nothing(tmp_path, there):
-    path = tmp_path / "model.onnx"
-    if there:
-        with writing(as_model(large()), path):
-            pass
-    before = snapshot(tmp_path)
-    with pytest.raises(ZeroDivisionError), writing(as_model(large(2.0)), path):
-        raise ZeroDivisionError
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.usefixtures("small_limit")
-def test_large_weights_do_not_take_the_place_of_the_sources(tmp_path):
-    """The source's weights happen to have the name that the target's would get."""
-    _, path = external(tmp_path, "source.onnx", "model.onnx.data")
-    before = snapshot(tmp_path)
-    model = read_model(path)
-    export.fold.fold_graph(model)
-    try:
-        with writing(model, tmp_path / "model.onnx"):
-            pass
-    except ModelError:
-        pass
-    after = snapshot(tmp_path)
-    assert {name: after[name] for name in before} == before
-
-
-@pytest.mark.usefixtures("small_limit")
-def test_large_weights_do_not_take_the_place_of_those_of_a_copy(tmp_path):
-    """``cp model.onnx source.onnx`` copies the graph alone: both read model.onnx.data."""
-    _, path = external(tmp_path, "model.onnx", "model.onnx.data")
-    source = tmp_path / "source.onnx"
-    source.write_bytes(path.read_bytes())
-    want = fold_onnx(source)[0]
-    model = read_model(source)
-    export.fold.fold_graph(model)
-    try:
-        with writing(model, path):
-            pass
-    except ModelError:
-        pass
-    assert fold_onnx(source)[0] == want
-
-
-# Weights that are there already
-
-
-def write_large(path, factor=1.0):
-    with writing(as_model(large(factor)), path):
-        pass
-
-
-@pytest.mark.usefixtures("small_limit")
-def test_written_again(tmp_path):
-    """What an earlier run wrote under the same name is replaced, the model and its weights."""
-    path = tmp_path / "model.onnx"
-    write_large(path, 1.0)
-    write_large(path, 2.0)
-    assert snapshot(tmp_path).keys() == {"model.onnx", "model.onnx.data"}
-    assert verify(large(2.0), path).ok
-
-
-OTHERS = {
-    "nobody's weights": (lambda path: path.unlink(), r"model.onnx.data must be free .* got another file; remove it"),
-    "weights of no model": (lambda path: path.write_bytes(b"text"), "must be free for the weights"),
-    "an empty model": (lambda path: path.write_bytes(b""), "must be free for the weights"),
-    "weights of another model too": (
-        lambda path: path.with_name("copy.onnx").write_bytes(path.read_bytes()),
-        r"must not replace .*model.onnx.data, got .*copy.onnx, which may read it as well",
-    ),
-    "weights of another model": (
-        lambda path: path.rename(path.with_name("copy.onnx")),
-        r"must not replace .*model.onnx.data, got .*copy.onnx, which may read it as well",
-    ),
-}
-
-
-@pytest.mark.usefixtures("small_limit")
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("case", OTHERS)
-def test_weights_that_another_may_read_are_not_replaced(tmp_path, case, late):
-    """Neither those that are there at first nor those that appear while the model is proved."""
-    change, sentence = OTHERS[case]
-    path = tmp_path / "model.onnx"
-    write_large(path)
-    if not late:
-        change(path)
-    before = snapshot(tmp_path)
-    with pytest.raises(ModelError, match=sentence) as caught, writing(as_model(large(2.0)), path):
-        before = prove(change if late else None, path)
-    assert_one_sentence(caught)
-    assert snapshot(tmp_path) == before
-
-
-def prove(change, path):
-    """What happens while a model is proved, and what lies beside ``path`` then."""
-    assert change is not None
-    change(path)
-    files = [other for other in path.parent.iterdir() if other.is_file()]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-@pytest.mark.usefixtures("small_limit")
-@pytest.mark.parametrize("there", [False, True])
-def test_model_and_weights_appear_together_or_not_at_all(tmp_path, monkeypatch, there):
-    path = tmp_path / "model.onnx"
-    if there:
-        write_large(path)
-    before = snapshot(tmp_path)
-    replace = os.replace
-
-    def fail(source, target):
-        if Path(target) == path:
-            raise OSError(5, "Input/output error")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(ModelError, match=r"model.onnx must be writable, got Input/output error"):
-        write_large(path, 2.0)
-    assert snapshot(tmp_path) == before

@@ -32,7 +32,9 @@ def save(model: ir.Model, path: str | Path) -> None:
     if not is_split(model):
         path.write_bytes(_to_proto(model, {}).SerializeToString())
         return
-    data = path.with_name(f"{path.name}.data")
+    data = data_of(path)
+    if reads(model, data):
+        raise ModelError(f"write: {path} must not replace {data}, got a source that reads it; choose another name")
     with open(data, "wb") as file:
         moved = _moved(model, file, data)
     if data.stat().st_size == 0:
@@ -48,6 +50,16 @@ def is_split(model: ir.Model) -> bool:
 def files_of(model: ir.Model) -> frozenset[Path]:
     """The files that ``model``'s weights come from."""
     return Origin.of(model).files | paths(model)
+
+
+def data_of(path: Path) -> Path:
+    """Where ``save`` puts the weights of ``path``."""
+    return path.with_name(f"{path.name}.data")
+
+
+def reads(model: ir.Model, data: Path) -> bool:
+    """Whether ``model``'s weights come from the file ``data``, under whatever name."""
+    return data.exists() and any(file.exists() and file.samefile(data) for file in files_of(model))
 
 
 def _is_external(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from export.files.broken import BROKEN, reason
-from export.files.weights import files_of, is_split, save
+from export.files.weights import data_of, is_split, reads, save
 from fastbn._files import check_target
 from fastbn.errors import FastbnError, ModelError
 
@@ -27,9 +27,8 @@ def writing(model: ir.Model, path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     check_target(target)
-    sources = files_of(model)
     if is_split(model):
-        _check_data(target, sources)
+        _check_data(model, target)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
@@ -38,7 +37,7 @@ def writing(model: ir.Model, path: str | Path) -> Iterator[Path]:
         temporary = folder / target.name
         _save_checked(model, temporary, target)
         yield temporary
-        _publish(temporary, target, sources)
+        _publish(model, temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -55,41 +54,40 @@ def _save_checked(model: ir.Model, temporary: Path, target: Path) -> None:
         raise ModelError(f"write: {target} must be valid ONNX, got {reason(error)}") from error
 
 
-def _check_data(target: Path, sources: frozenset[Path]) -> None:
+def _check_data(model: ir.Model, target: Path) -> None:
     """Raise ModelError where ``<target>.data`` is read by another model than the one that ``target`` is now."""
-    data = _data_of(target)
+    data = data_of(target)
     if not data.exists():
         return
-    if any(source.exists() and source.samefile(data) for source in sources):
+    if reads(model, data):
         raise ModelError(f"write: {target} must not replace {data}, got a source that reads it; choose another name")
-    others = [model for model in target.parent.glob("*.onnx") if model != target and _mentions(model, data.name)]
+    others = [file for file in target.parent.glob("*.onnx") if file != target and _mentions(file, data.name)]
     if others:
         raise ModelError(f"write: {target} must not replace {data}, got {others[0]}, which may read it as well")
     if not _mentions(target, data.name):
         raise ModelError(f"write: {data} must be free for the weights of {target}, got another file; remove it")
 
 
-def _data_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}.data")
-
-
-def _mentions(model: Path, name: str) -> bool:
-    """Whether the bytes of ``model`` have ``name`` in them: where they do not, it cannot refer to such a file."""
-    if not model.is_file() or not model.stat().st_size:
+def _mentions(path: Path, name: str) -> bool:
+    """Whether ``name`` stands in the bytes of ``path`` as a location does: with its length before it, or a slash."""
+    if not path.is_file() or not path.stat().st_size:
         return False
-    with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(os.fsencode(name)) >= 0
+    encoded = os.fsencode(name)
+    size = len(encoded)
+    length = bytes([size] if size < 128 else [size & 127 | 128, size >> 7])  # protobuf's varint
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(before + encoded) >= 0 for before in (length, b"/"))
 
 
-def _publish(temporary: Path, target: Path, sources: frozenset[Path]) -> None:
+def _publish(model: ir.Model, temporary: Path, target: Path) -> None:
     """Move the model and its weights into place; after an error both are as they were."""
-    data, fresh = _data_of(target), _data_of(temporary)
+    data, fresh = data_of(target), data_of(temporary)
     replaced = temporary.parent / "replaced"
     try:
         if not fresh.exists():
             os.replace(temporary, target)
             return
-        _check_data(target, sources)  # it may have appeared while the model was proved
+        _check_data(model, target)  # it may have appeared while the model was proved
         if data.exists():
             os.replace(data, replaced)
         try:
