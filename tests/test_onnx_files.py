@@ -286,14 +286,16 @@ def test_bad_model(tmp_path, monkeypatch, capsys, case):
     assert "model.onnx must be an ONNX model, got " in line
 
 
-def test_nodes_in_any_order(tmp_path):
+IF = """y = If(k) <then_branch = t () => (u) { u = Relu(v) v = Neg(later) },
+                   else_branch = e () => (w) { w = Abs(later) }>"""
+INSIDE = IF.replace("u = Relu(v) v = Neg(later)", "v = Neg(later) u = Relu(v)")
+
+
+@pytest.mark.parametrize("branch", [IF, INSIDE])
+@pytest.mark.parametrize("order", ["{0} {1} {2}", "{1} {0} {2}", "{2} {0} {1}", "{1} {2} {0}"])
+def test_nodes_in_any_order(branch, order):
     """onnxruntime runs such a graph as well; onnx's checker refuses it, so it is put in order."""
-    body = """
-        y = If(k) <then_branch = t () => (u) { u = Relu(v) v = Neg(later) },
-                   else_branch = e () => (w) { w = Abs(later) }>
-        later = Neg(x)
-        k = Constant<value = bool {1}>()
-    """
+    body = order.format(branch, "k = Constant<value = bool {1}>()", "later = Neg(x)")
     model = text_model(body, {})
     ordered = to_proto(as_model(model))
     onnx.checker.check_model(ordered, full_check=True)
@@ -329,6 +331,8 @@ def test_every_type_and_shape(tmp_path, dtype, shape):
             assert got.dtype == array.dtype
             np.testing.assert_array_equal(got, array)
         assert value.const_value.tobytes() == numpy_helper.from_array(array).raw_data
+    del got
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_weights_are_mapped_only_while_they_are_used(tmp_path):

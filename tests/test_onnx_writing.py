@@ -238,8 +238,10 @@ def inside(folder):
     function = model.functions[0]
     function.node.insert(0, helper.make_node("Constant", [], ["f"], value=own))
     function.node[1].CopyFrom(helper.make_node("Add", ["a", "f"], ["b"]))
+    function.attribute_proto.append(helper.make_attribute("default", numpy_helper.from_array(arrays[0], "d")))
     data = folder / "inside.data"
     holders = [
+        function.attribute_proto[0].t,
         model.graph.initializer[0],
         model.graph.node[0].attribute[0].t,
         model.graph.node[3].attribute[0].g.initializer[0],
@@ -306,7 +308,7 @@ def test_weights_are_computed_one_by_one_and_once(tmp_path):
 
 def test_what_is_small_stays_inside_and_offsets_can_be_mapped(tmp_path):
     rng = np.random.default_rng(0)
-    arrays = {f"t{size}": rng.standard_normal(size).astype(np.float32) for size in (1, 256, 257, 300, 20_000, 16_384)}
+    arrays = {f"t{size}": rng.standard_normal(size).astype(np.float32) for size in (1, 256, 257, 300, 400_000, 16_384)}
     onnx.save(
         text_model("y = Identity(x)", arrays), tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0
     )
@@ -316,11 +318,24 @@ def test_what_is_small_stays_inside_and_offsets_can_be_mapped(tmp_path):
     offsets = {
         tensor.name: int(entry.value) for tensor in stored for entry in tensor.external_data if entry.key == "offset"
     }
-    assert offsets.keys() == {"t257", "t300", "t20000", "t16384"}
+    assert offsets.keys() == {"t257", "t300", "t400000", "t16384"}
     assert all(offset % 64 == 0 for offset in offsets.values())
-    assert offsets["t20000"] % 4096 == offsets["t16384"] % 4096 == 0
+    assert offsets["t400000"] % 4096 == offsets["t16384"] % 4096 == 0
     for name, array in initializers(onnx.load(tmp_path / "out.onnx")).items():
         np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_a_model_stays_as_it_is_when_it_is_written(tmp_path):
+    """Its weights are still those of the source, not of what was written and may be gone."""
+    (tmp_path / "to").mkdir()
+    whole, path = inside(tmp_path)
+    model = read_model(path)
+    for _ in range(2):
+        with writing(model, tmp_path / "to" / "out.onnx"):
+            pass
+        for file in (tmp_path / "to").iterdir():
+            file.unlink()
+    assert canonical(to_proto(model)) == canonical(whole)
 
 
 def test_weights_that_are_shared_are_written_once(tmp_path):
