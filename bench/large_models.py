@@ -2,16 +2,16 @@
 
 blocks: 5,000 times Conv, batch norm and ReLU, 15,000 nodes in one file. weights: 2.4 GB of convolutions in another
 file. tensors: 20,000 small ones in another file. The changes: none; every weight computed anew when it is written
-("scaled"); batch norms folded. Each measurement is a process of its own. Memory is what a process holds (anonymous)
-and what it has resident, pages of mapped files among it.
+("scaled"); batch norms folded. Each measurement is a process of its own. Memory is what the work makes a process hold
+(anonymous), and all that it has resident: the libraries and pages of mapped files as well.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -101,30 +101,15 @@ MODELS = {"blocks": blocks, "weights": weights, "tensors": tensors}
 CHANGES = {"none": lambda model: None, "scaled": scaled, "folded": fold_graph}
 
 
-def status(field: str) -> int:
-    """Bytes of a line of this process's status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise LookupError(field)
-
-
-class Peak(threading.Thread):
-    """The most anonymous memory held at any time, looked at every 10 ms."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.bytes = 0
-
-    def run(self) -> None:
-        while True:
-            self.bytes = max(self.bytes, status("RssAnon"))
-            time.sleep(0.01)
+def status(process: int, field: str) -> int:
+    """Bytes of a line of a process's status; 0 when it has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
 
 
 def measure(path: Path, change: str) -> dict[str, float]:
-    start, peak = status("RssAnon"), Peak()
-    peak.start()
+    """Seconds of each part, memory held before and most memory resident; for a process of its own."""
+    start = status(os.getpid(), "RssAnon")
     spent = {}
     begun = time.perf_counter()
 
@@ -140,8 +125,20 @@ def measure(path: Path, change: str) -> dict[str, float]:
     with writing(model, path.with_name("out.onnx")) as temporary:
         lap("write")
         onnx.checker.check_model(str(temporary), full_check=True)
-        lap("check alone")
-    return {**spent, "held": peak.bytes - start, "resident": status("VmHWM")}
+        lap("check")
+    return {**spent, "start": start, "resident": status(os.getpid(), "VmHWM")}
+
+
+def watch(path: Path, change: str) -> dict[str, float]:
+    """``measure``, and the most that was held: looked at from outside every 10 ms."""
+    command = [sys.executable, "-m", "bench.large_models", "--measure", str(path), change]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    held = 0
+    while process.poll() is None:
+        held = max(held, status(process.pid, "RssAnon"))
+        time.sleep(0.01)
+    found: dict[str, float] = json.loads(process.communicate()[0])
+    return {**found, "held": held - found["start"]}
 
 
 def main() -> None:
@@ -162,9 +159,8 @@ def main() -> None:
             if name == "tensors":
                 onnx.save(onnx.load(path), path, save_as_external_data=True, size_threshold=0)
             for change in options.changes:
-                command = [sys.executable, "-m", "bench.large_models", "--measure", str(path), change]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-                seconds = "".join(f"{found[part]:10.2f}" for part in ("read", "change", "write", "check alone"))
+                found = watch(path, change)
+                seconds = "".join(f"{found[part]:10.2f}" for part in ("read", "change", "write", "check"))
                 print(
                     f"{name:9} {change:8}{seconds} {found['held'] / 1e6:12.0f} {found['resident'] / 1e6:12.0f}",
                     flush=True,
