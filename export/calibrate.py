@@ -4,7 +4,8 @@ With the data of another domain this is AdaBN (Li, Wang, Shi, Liu and Hou 2016, 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from export import undo as undo_files
-from export.calibration_data import Batch, store_batches
+from export.batches import Batch, store_batches
 from export.files import BROKEN, as_model
 from export.progress import Progress
 from export.refused import Refused
@@ -21,7 +22,7 @@ from export.running_stats import RunningStats, name_of
 from export.stage_runner import Moments, StageRunner
 from export.stages import Stages
 from fastbn._checks import check_int
-from fastbn.errors import ArgumentError, ModelError
+from fastbn.errors import ArgumentError, FastbnError, ModelError
 from fastbn.functional.norm import merge_moments
 
 MODES = ("layers", "once")
@@ -100,23 +101,27 @@ def calibrate_graph(
         raise ArgumentError(f"calibrate: mode must be {' or '.join(MODES)}, got {mode!r}")
     check_int("calibrate", "cache_bytes", cache_bytes, 0)
     norms = {node: RunningStats.read(model, node) for node in _batch_norms(model)}
-    known = [norm for norm in norms.values() if isinstance(norm, RunningStats)]
-    before = undo_files.capture(known)
     with StageRunner(cache_bytes) as runner:
         fed = store_batches(model, batches, runner.store)
-        try:
-            for norm in known:
-                norm.to_inference()
-            stages = Stages(model, [norm.node for norm in known], fed, once=mode == "once")
-            shifts = _run(model, {norm.node: norm for norm in known}, stages, runner, progress)
+        known = [norm for norm in norms.values() if isinstance(norm, RunningStats)]
+        before = undo_files.capture(known)
+        with _undone_after_error(model, before):
+            stages = Stages(model, known, fed, once=mode == "once")
+            shifts = _run(model, stages, runner, progress)
             if undo is not None:
                 undo_files.write(undo, {norm.key: before[norm.key] for norm in known if norm.node in shifts})
-        except BaseException as error:
-            undo_files.apply(model, before)
-            if isinstance(error, BROKEN) and not isinstance(error, (ModelError, ArgumentError)):
-                raise ModelError(f"calibrate: the model must be valid ONNX, got {error}") from error
-            raise
         return CalibrationReport(_layers(norms, shifts), runner.batches, mode)
+
+
+@contextmanager
+def _undone_after_error(model: ir.Model, before: undo_files.Undo) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        undo_files.apply(model, before)
+        if isinstance(error, (FastbnError, OSError)) or not isinstance(error, BROKEN):
+            raise
+        raise ModelError(f"calibrate: the model must be valid ONNX, got {error}") from error
 
 
 def _batch_norms(model: ir.Model) -> list[ir.Node]:
@@ -129,36 +134,36 @@ def _batch_norms(model: ir.Model) -> list[ir.Node]:
     ]
 
 
-def _run(
-    model: ir.Model, norms: dict[ir.Node, RunningStats], stages: Stages, runner: StageRunner, progress: bool
-) -> dict[ir.Node, LayerShift]:
+def _run(model: ir.Model, stages: Stages, runner: StageRunner, progress: bool) -> dict[ir.Node, LayerShift]:
     """New statistics, stage by stage; those of a stage are in force in the next."""
     shifts = {}
+    for norm in stages.all_norms():
+        norm.to_inference()
     with Progress(progress, len(stages), runner.batches) as bar:
         for number in range(len(stages)):
-            found = [norms[node] for node in stages.norms[number]]
+            found = stages.norms[number]
             bar.begin(number, len(found))
-            values = dict.fromkeys(str(norm.x.name) for norm in found)
-            totals: dict[str, Totals] = {name: Totals() for name in values}
+            totals = [Totals(norm.name) for norm in found]
             stage = stages.cut(runner.base, number, runner.types)
-            for batch, moments in enumerate(runner.run(stage, number, values)):
-                for (name, total), one in zip(totals.items(), moments, strict=True):
-                    total.add(one, batch, next(norm.name for norm in found if norm.x.name == name))
+            for batch, moments in enumerate(runner.run(stage, number, [str(norm.x.name) for norm in found])):
+                for total, one in zip(totals, moments, strict=True):
+                    total.add(one, batch)
                 bar.advance()
-            for norm in found:
-                shifts[norm.node] = _set(model, norm, totals[str(norm.x.name)])
+            for norm, total in zip(found, totals, strict=True):
+                shifts[norm.node] = _set(model, norm, total)
     return shifts
 
 
 class Totals:
-    """Moments of the batches so far."""
+    """Moments of the batches so far, for the batch norm ``name``."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self.count = 0
         self.mean: np.ndarray = np.zeros(0)
         self.var: np.ndarray = np.zeros(0)
 
-    def add(self, moments: Moments, batch: int, name: str) -> None:
+    def add(self, moments: Moments, batch: int) -> None:
         """Merge the moments of one batch. Raises ModelError where they are not finite."""
         count, mean, squares = moments[0], np.array(moments[1]), np.array(moments[2])
         if not count:
@@ -166,7 +171,7 @@ class Totals:
         finite = np.isfinite(mean) & np.isfinite(squares)
         if not finite.all():
             raise ModelError(
-                f"calibrate: the input of batch norm {name} must be finite, got NaN or infinity in channel "
+                f"calibrate: the input of batch norm {self._name} must be finite, got NaN or infinity in channel "
                 f"{int(np.argmin(finite))} of batch {batch}; correct that batch or leave it out"
             )
         if self.count:

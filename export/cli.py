@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 import fastbn
+from export.adapt import BATCH_SIZE, calibrate_file, restore_file
+from export.calibrate import MODES
 from export.convert import check_opset, export
 from export.files import BROKEN, read_model, writing
 from export.fold import fold_graph
@@ -30,6 +32,7 @@ from fastbn.training import checkpoint
 
 EPOCHS = {"digits": 20, "mnist": 3}
 TRAINING_ONLY = ("data", "epochs", "seed")
+ONNX_ONLY = ("calibrate", "undo")
 
 DESCRIPTION = """
 Write a network as ONNX with its batch norms folded into the layers before them, and prove with onnxruntime
@@ -49,6 +52,8 @@ examples:
   python -m export --data mnist --epochs 5 -o lenet.onnx
   python -m export model.safetensors -o model.onnx --input-shape 3,224,224
   python -m export model.onnx -o folded.onnx --json > report.json
+  python -m export model.onnx --calibrate newdomain.npz -o adapted.onnx
+  python -m export adapted.unfolded.onnx --undo adapted.undo.safetensors -o back.onnx
 """
 
 
@@ -65,6 +70,7 @@ def _main(options: argparse.Namespace) -> int:
     suffix = "" if source is None else source.suffix.lower()
     if options.opset is not None:
         check_opset(options.opset)
+    _check_calibration(options, suffix)
     if source is not None:
         _check_source(options, source, suffix)
     elif options.input_shape is not None:
@@ -79,6 +85,18 @@ def _main(options: argparse.Namespace) -> int:
         report = _train_and_export(options, out)
     elif suffix == ".safetensors":
         report = _export_checkpoint(options, source, out)
+    elif options.undo is not None:
+        report = restore_file(source, out, Path(options.undo))
+    elif options.calibrate is not None:
+        report = calibrate_file(
+            source,
+            out,
+            Path(options.calibrate),
+            fold=lambda calibrated: _fold_file(options, calibrated, out),
+            keep_unfolded=not options.no_fold,
+            mode=options.calibration_mode or MODES[0],
+            batch_size=options.batch_size or BATCH_SIZE,
+        )
     else:
         report = _fold_file(options, source, out)
     print(json.dumps(report) if options.json else render(report))
@@ -99,6 +117,17 @@ def _check_source(options: argparse.Namespace, source: Path, suffix: str) -> Non
         raise ArgumentError(f"OUT must be another file than SOURCE, which is never written, got {source} twice")
     if suffix == ".onnx" and (options.opset is not None or options.input_shape is not None):
         raise ArgumentError(f"--opset and --input-shape must come with a fastbn model, got {source}")
+
+
+def _check_calibration(options: argparse.Namespace, suffix: str) -> None:
+    if options.calibrate is not None and options.undo is not None:
+        raise ArgumentError(f"--calibrate must come without --undo, got both, with {options.undo}")
+    for name in ONNX_ONLY:
+        if getattr(options, name) is not None and suffix != ".onnx":
+            raise ArgumentError(f"--{name} must come with a SOURCE that ends in .onnx, got {options.source}")
+    for name in ("calibration_mode", "batch_size"):
+        if getattr(options, name) is not None and options.calibrate is None:
+            raise ArgumentError(f"--{name.replace('_', '-')} must come with --calibrate, got it alone")
 
 
 def _train_and_export(options: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -235,5 +264,9 @@ def _parser() -> Parser:
     add("--opset", type=integer(1), metavar="N", help="operator set of a fastbn model (17); an .onnx keeps its own")
     add("--tolerance", type=number(0), default=1e-4, help="largest difference relative to the output (1e-4)")
     add("--no-fold", action="store_true", help="keep the batch norms")
+    add("--calibrate", metavar="DATA", help="estimate statistics anew from an .npz or .npy file before folding (AdaBN)")
+    add("--calibration-mode", choices=MODES, help="correct batch norms layer by layer (layers) or in one pass (once)")
+    add("--batch-size", type=integer(1), metavar="N", help=f"samples of DATA to run together ({BATCH_SIZE})")
+    add("--undo", metavar="FILE", help="bring back the statistics that --calibrate replaced, from its undo file")
     add("--json", action="store_true", help="the report as JSON on stdout, everything else on stderr")
     return parser

@@ -2,10 +2,16 @@
 
 from typing import Any
 
+from export.adapt import render_calibration
+
 
 def render(report: dict[str, Any]) -> str:
     """The command's report, the same figures as its JSON, a line or a few for each subject."""
     lines: list[tuple[str, str]] = []
+    if "restored" in report:
+        undone = f"{report['restored']} batch norms have their statistics of {report['undo']}"
+        lines = [("read", report["source"]), ("written", report["output"]), ("restored", undone)]
+        return _text(lines)
     training = report.get("training")
     if training:
         how = f"{training['epochs']} epochs, {training['seconds']:.1f} s"
@@ -15,7 +21,10 @@ def render(report: dict[str, Any]) -> str:
     written = [f"{report['output']} ({'batch norms kept' if report['fold'] is None else 'folded'})"]
     written += [f"{report['unfolded']} (unfolded)"] if report.get("unfolded") else []
     written += [report["checkpoint"]] if report.get("checkpoint") else []
+    written += [f"{report['undo']} (the old statistics)"] if report.get("undo") else []
     lines += _block("written", written)
+    if report.get("calibration"):
+        lines += render_calibration(report["calibration"])
     if report["fold"] is not None:
         lines += _fold_lines(report["fold"])
     names = {"fastbn": "the fastbn model", "unfolded": "the unfolded ONNX"}
@@ -34,6 +43,10 @@ def render(report: dict[str, Any]) -> str:
     tolerance = next(figures["tolerance"] for figures in report["verify"].values() if figures is not None)
     verdict = f"yes, within {tolerance:g}" if report["ok"] else f"NO: the outputs differ by more than {tolerance:g}"
     lines.append(("verified", verdict))
+    return _text(lines)
+
+
+def _text(lines: list[tuple[str, str]]) -> str:
     return "\n".join(f"{label:<14}{text}" for label, text in lines)
 
 

@@ -87,14 +87,14 @@ def is_training(node: ir.Node) -> bool:
 
 def write_statistics(model: ir.Model, node: ir.Node, mean: np.ndarray, var: np.ndarray) -> None:
     """Set the mean and the variance of one batch norm, copied where another node reads the same constant."""
-    for index, array in ((MEAN, mean), (VAR, var)):
+    for index, array, role in ((MEAN, mean, "mean"), (VAR, var, "var")):
         value = node.inputs[index]
         assert value is not None
         own = value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
         if own and value.graph is model.graph:
             value.const_value = ir.tensor(array, name=value.name)
         else:
-            replace_constant(model, node, index, array, value.name or f"{name_of(node)}.{('mean', 'var')[index - MEAN]}")
+            replace_constant(model, node, index, array, value.name or f"{name_of(node)}.{role}")
 
 
 def _refused(model: ir.Model, node: ir.Node) -> Refused | None:

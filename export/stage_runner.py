@@ -29,6 +29,7 @@ class StageRunner:
     def __init__(self, cache_bytes: int) -> None:
         self._temporary = tempfile.TemporaryDirectory()
         self._folder = Path(self._temporary.name)
+        self._errors = self._folder / "stderr"
         self._cache_bytes = cache_bytes
         self._process: subprocess.Popen[str] | None = None
         self.batches = 0
@@ -71,16 +72,16 @@ class StageRunner:
 
     def _send(self, request: dict[str, Any]) -> None:
         if self._process is None:
-            self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(CHILD)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                text=True,
-            )
-            first = {"task": "stages", "folder": str(self._folder), "sets": self.batches, "budget": self._cache_bytes}
-            self._say(first)
+            with self._errors.open("w") as errors:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", str(CHILD)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
+            folder = str(self._folder)
+            self._say({"task": "stages", "folder": folder, "sets": self.batches, "budget": self._cache_bytes})
         self._say(request)
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -103,8 +104,7 @@ class StageRunner:
     def _failure(self) -> ModelError:
         assert self._process is not None
         code = self._process.wait()
-        self._errors.seek(0)
-        last = self._errors.read().strip().splitlines()[-1:] or [f"exit code {code}"]
+        last = self._errors.read_text(errors="replace").strip().splitlines()[-1:] or [f"exit code {code}"]
         what = f"a crash (signal {-code})" if code < 0 else last[0][:300]
         return ModelError(f"calibrate: onnxruntime must be able to run the model, got {what}")
 
@@ -117,5 +117,4 @@ class StageRunner:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
-            self._errors.close()
         self._temporary.cleanup()

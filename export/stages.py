@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from export.running_stats import RunningStats
 from fastbn.errors import ModelError
 
 
@@ -32,25 +33,26 @@ class Stages:
     fed: names of the graph's inputs that are given. Raises ModelError where nodes come before what they read.
     """
 
-    def __init__(self, model: ir.Model, norms: Sequence[ir.Node], fed: Collection[str], *, once: bool) -> None:
+    def __init__(self, model: ir.Model, norms: Sequence[RunningStats], fed: Collection[str], *, once: bool) -> None:
         self._model = model
         self._inputs = {value for value in model.graph.inputs if value.name in fed}
-        self._depths: dict[ir.Value, int] = dict.fromkeys(self._inputs, 0)
+        self._depths = dict.fromkeys(self._inputs, 0)
         self._nodes: dict[int, list[ir.Node]] = defaultdict(list)
-        self._sort(set() if once else set(norms))
-        self.norms: dict[int, list[ir.Node]] = defaultdict(list)
-        for node in norms:
-            if node.inputs[0] in self._depths:
-                self.norms[self._depths[node.inputs[0]]].append(node)
+        self._sort(set() if once else {norm.node for norm in norms})
+        self.norms: dict[int, list[RunningStats]] = defaultdict(list)
+        for norm in norms:
+            if norm.x in self._depths:
+                self.norms[self._depths[norm.x]].append(norm)
         self._keeps: dict[int, list[ir.Value]] = defaultdict(list)
-        self._prune([node.inputs[0] for found in self.norms.values() for node in found])
+        self._prune([norm.x for found in self.norms.values() for norm in found])
 
     def __len__(self) -> int:
         return len(self.norms)
 
-    def depends_on_inputs(self, norm: ir.Node) -> bool:
-        """Whether what ``norm`` reads changes with what the model is given."""
-        return norm.inputs[0] in self._depths
+    def all_norms(self) -> Iterator[RunningStats]:
+        """The batch norms whose inputs depend on those of the graph, stage by stage."""
+        for number in range(len(self)):
+            yield from self.norms[number]
 
     def cut(self, base: int, last: int, types: dict[str, tuple[str, int]]) -> Stage:
         """Stages ``base + 1`` to ``last`` as one, ending at the inputs of the batch norms of ``last``.
@@ -59,7 +61,7 @@ class Stages:
         """
         nodes = [node for depth in range(base + 1, last + 1) for node in self._nodes[depth]]
         made = {output for node in nodes for output in node.outputs}
-        wanted = dict.fromkeys(node.inputs[0] for node in self.norms[last])
+        wanted = dict.fromkeys(norm.x for norm in self.norms[last])
         keeps = dict.fromkeys(self._keeps[last])
         read = dict.fromkeys(value for node in nodes for value in self._reads(node) if value not in made)
         sources = [value for value in (*read, *wanted, *keeps) if value in self._depths and value not in made]
@@ -90,7 +92,7 @@ class Stages:
                 self._nodes[depth].append(node)
                 self._depths.update(dict.fromkeys(node.outputs, depth))
 
-    def _prune(self, ends: Iterable[ir.Value | None]) -> None:
+    def _prune(self, ends: Iterable[ir.Value]) -> None:
         """Forget nodes that lead to no batch norm; note how long the values of the others are needed."""
         needed = dict.fromkeys(ends, -1)
         for depth in sorted(self._nodes, reverse=True):
@@ -103,7 +105,6 @@ class Stages:
             self._nodes[depth] = useful[::-1]
         for value, last in needed.items():
             if value in self._depths and value not in self._inputs:
-                assert value is not None
                 for depth in range(self._depths[value], last):
                     self._keeps[depth].append(value)
 

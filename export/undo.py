@@ -59,7 +59,9 @@ def write(path: str | Path, undo: Undo) -> None:
 def read(path: str | Path) -> Undo:
     """What ``write`` wrote. Raises ModelError for any other file."""
     if not Path(path).is_file():
-        raise ModelError(f"restore: {path} must be a file, got {'a folder' if Path(path).is_dir() else 'nothing there'}")
+        raise ModelError(
+            f"restore: {path} must be a file, got {'a folder' if Path(path).is_dir() else 'nothing there'}"
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -89,9 +91,9 @@ def apply(model: ir.Model, undo: Undo) -> None:
                 f"restore: the model must have the batch norm {name} of the undo file, got none of that output; "
                 "a folded model cannot be restored, give the unfolded one"
             )
-        shapes = [None if node.inputs[i] is None else node.inputs[i].shape for i in (MEAN, VAR)]
+        shapes = [value.shape for value in (node.inputs[MEAN], node.inputs[VAR]) if value is not None]
         if any(shape is not None and tuple(shape) != old.mean.shape for shape in shapes):
-            raise ModelError(f"restore: batch norm {name} must have {old.mean.size} channels, got {shapes[0]}")
+            raise ModelError(f"restore: batch norm {name} must have {old.mean.size} channels, got {shapes}")
     for name, old in undo.items():
         node = nodes[name]
         write_statistics(model, node, old.mean, old.var)
