@@ -132,7 +132,7 @@ def _load(path: str | Path) -> dict[str, np.ndarray] | np.ndarray:
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            return dict(loaded)
+            return {name: np.asarray(array) for name, array in loaded.items()}
     except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise ModelError(f"calibrate: {path} must be a file of arrays, got {what}") from error

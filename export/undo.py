@@ -59,9 +59,7 @@ def write(path: str | Path, undo: Undo) -> None:
 def read(path: str | Path) -> Undo:
     """What ``write`` wrote. Raises ModelError for any other file."""
     if not Path(path).is_file():
-        raise ModelError(
-            f"restore: {path} must be a file, got {'a folder' if Path(path).is_dir() else 'nothing there'}"
-        )
+        raise ModelError(f"restore: {path} must be a file, got {'a folder' if Path(path).is_dir() else 'no file'}")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
