@@ -11,9 +11,9 @@ from typing import Any
 import onnx_ir as ir
 
 from export import undo as undo_files
-from export.batches import read_samples
 from export.calibrate import calibrate_graph
 from export.files import read_model, writing
+from export.samples import read_samples
 from fastbn._files import check_target, replacing
 from fastbn.errors import ArgumentError
 

@@ -49,7 +49,9 @@ class RunningStats:
             if isinstance(array, Refused):
                 return Refused(f"its {role} {array.reason}")
             if array.dtype.name not in DTYPES or array.ndim != 1:
-                return Refused(f"its {role} is {array.dtype} of shape {array.shape}, not a vector of floats")
+                return Refused(
+                    f"its {role} is {array.dtype} of shape {array.shape}, not a vector of {', '.join(DTYPES)}"
+                )
             arrays.append(array)
         mean, var = arrays
         if mean.shape != var.shape:

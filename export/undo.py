@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from export.files import as_model
-from export.running_stats import MEAN, VAR, RunningStats, write_statistics
+from export.refused import Refused
+from export.running_stats import RunningStats, write_statistics
 from fastbn._files import replacing
 from fastbn.errors import ModelError
 
@@ -83,24 +84,32 @@ def apply(model: ir.Model, undo: Undo) -> None:
     """Bring the statistics of ``undo`` back, in place. Raises ModelError, before any change, where they do not fit."""
     nodes = {node.outputs[0].name: node for node in model.graph if node.op_type == "BatchNormalization"}
     for name, old in undo.items():
-        node = nodes.get(name)
-        if node is None or len(node.inputs) != 5:
+        now = None if name not in nodes else RunningStats.read(model, nodes[name])
+        if now is None:
             raise ModelError(
                 f"restore: the model must have the batch norm {name} of the undo file, got none of that output; "
                 "a folded model cannot be restored, give the unfolded one"
             )
-        shapes = [value.shape for value in (node.inputs[MEAN], node.inputs[VAR]) if value is not None]
-        if any(shape is not None and tuple(shape) != old.mean.shape for shape in shapes):
-            raise ModelError(f"restore: batch norm {name} must have {old.mean.size} channels, got {shapes}")
+        if isinstance(now, Refused):
+            raise ModelError(f"restore: batch norm {name} must have constant statistics, got one of which {now.reason}")
+        for role, here, there in (("mean", now.mean, old.mean), ("variance", now.var, old.var)):
+            if (here.shape, here.dtype) != (there.shape, there.dtype):
+                raise ModelError(
+                    f"restore: the {role} of batch norm {name} must be {here.dtype} of shape {here.shape}, "
+                    f"got {there.dtype} of shape {there.shape} in the undo file"
+                )
     for name, old in undo.items():
-        node = nodes[name]
-        write_statistics(model, node, old.mean, old.var)
-        if old.training_mode:
-            node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
-        if len(old.outputs) > len(node.outputs):
-            node.resize_outputs(len(old.outputs))
-            for output, output_name in zip(node.outputs, old.outputs, strict=True):
-                output.name = output_name
+        _put_back(model, nodes[name], old)
+
+
+def _put_back(model: ir.Model, node: ir.Node, old: OldStatistics) -> None:
+    write_statistics(model, node, old.mean, old.var)
+    if old.training_mode:
+        node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
+    if len(old.outputs) > len(node.outputs):
+        node.resize_outputs(len(old.outputs))
+        for output, name in zip(node.outputs, old.outputs, strict=True):
+            output.name = name
 
 
 def restore(model_or_path: str | Path | onnx.ModelProto, undo: str | Path) -> onnx.ModelProto:

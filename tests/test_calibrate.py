@@ -13,12 +13,15 @@ from onnx_models import assert_relative, conv_bn, in_constants, in_float64, init
 from onnx_models import statistics as random_statistics
 from safetensors.numpy import save_file
 
+import export
 import export.stage_runner
+import fastbn
 from export import calibrate, calibrate_graph, child, restore
 from export.calibrate import Totals
 from export.files import as_model
 from export.running_stats import RunningStats
 from export.stages import Stages
+from fastbn import nn
 from fastbn.errors import ArgumentError, DtypeError, ModelError
 
 SIZES = (5, 1, 17, 2)
@@ -232,6 +235,19 @@ def test_a_large_offset_does_not_cancel(rng):
     np.testing.assert_allclose(var, x.var(0), rtol=1e-7)
 
 
+def test_one_batch_gives_what_training_finds(rng, tmp_path):
+    """With one batch, layer by layer is what ``update_bn_stats`` does, but for the unbiased variance."""
+    fastbn.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3))
+    export.export(model, tmp_path / "model.onnx", input_shape=(2, 6, 6), fold=False)
+    [x] = draw(rng, sizes=(9,))
+    fastbn.update_bn_stats(model, [x])
+    for index, (mean, var) in zip((1, 4), statistics(calibrate(tmp_path / "model.onnx", [x])), strict=True):
+        count = len(x) * (16 if index == 1 else 4)
+        np.testing.assert_allclose(mean, model[index].running_mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(var, model[index].running_var * ((count - 1) / count), rtol=1e-4)
+
+
 def test_the_population_variance_is_stored(rng):
     model = text_model("y = BatchNormalization(x, s, b, m, v)", random_statistics(rng, 1), x="float[N, 1] x")
     [(mean, var)] = statistics(calibrate(model, [np.float32([[1]]), np.float32([[3]])]))
@@ -402,7 +418,10 @@ LEFT = {
     "overridable": (overridable, "its mean can be given by the caller: it is an input of the graph"),
     "computed": (computed, "its mean is computed, not constant"),
     "old opset": (lambda model: setattr(model.opset_import[0], "version", 6), "its opset is below 7"),
-    "integers": (lambda model: put(model, norms_of(model)[0], np.arange(3), np.arange(3)), "its mean is int64"),
+    "integers": (
+        lambda model: put(model, norms_of(model)[0], np.arange(3), np.arange(3)),
+        r"its mean is int64 of shape \(3,\), not a vector of float16, float32, float64",
+    ),
     "another shape": (
         lambda model: put(model, norms_of(model)[0], np.ones(3, np.float32), np.ones(4, np.float32)),
         r"its mean and variance have the shapes \(3,\) and \(4,\)",
@@ -486,10 +505,11 @@ def test_undo_must_belong_to_the_model(rng, tmp_path):
     calibrate(block(rng), draw(rng), undo=tmp_path / "other")
     with pytest.raises(ModelError, match="must have the batch norm n1 of the undo file, got"):
         restore(done, tmp_path / "other")
-    other = chain(rng)
-    put(other, norms_of(other)[0], np.ones(5, np.float32), np.ones(5, np.float32))
-    with pytest.raises(ModelError, match="batch norm d must have 3 channels, got"):
-        restore(other, undo)
+    for array, got in ((np.ones(5, np.float32), r"float32 of shape \(5,\)"), (np.ones(3), r"float64 of shape \(3,\)")):
+        other = chain(rng)
+        put(other, norms_of(other)[0], array, array)
+        with pytest.raises(ModelError, match=rf"the mean of batch norm d must be {got}, got float32 of shape \(3,\)"):
+            restore(other, undo)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text", "checkpoint"])

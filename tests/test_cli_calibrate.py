@@ -16,10 +16,10 @@ from onnx_models import statistics as random_statistics
 import export.cli
 import fastbn
 from export import calibrate
-from export.batches import read_samples
 from export.cli import main
 from export.files import as_model
 from export.progress import Progress
+from export.samples import read_samples
 from fastbn import nn
 from fastbn.errors import ModelError
 
@@ -152,6 +152,14 @@ def test_a_fixed_batch_leaves_samples_out_and_says_so(cli):
     _, out = cli("fixed.onnx", "--calibrate", "data.npy", "-o", "out.onnx")
     assert "16 samples of data.npy in 2 batches" in out
     assert "4 samples left out: too few for the model's fixed batch" in out
+
+
+def test_no_batch_norm(cli):
+    onnx.save(text_model("y = Relu(x)", {}), "relu.onnx")
+    code, out = cli("relu.onnx", "--calibrate", "data.npy", "-o", "out.onnx")
+    assert code == 0
+    assert "calibrated    0 of 0 batch norms" in out
+    assert "nothing: the model has no batch norm" in out
 
 
 def statistics(channels):
