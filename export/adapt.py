@@ -86,14 +86,27 @@ def render_calibration(calibration: dict[str, Any], worst: int = 5) -> list[tupl
     if calibration["left_out"]:
         lines.append(("", f"{calibration['left_out']} samples left out: too few for the model's fixed batch"))
     lines += [("moved most" if not i else "", text) for i, text in enumerate(_moved(done)[:worst])]
-    for layer in layers:
-        if layer["reason"]:
-            lines.append(("", f"  {layer['batch_norm']} left as it is: {layer['reason']}"))
-        if layer["recovers"]:
-            lines.append(("", f"  {layer['batch_norm']} recovered: {layer['recovers']}"))
-        if layer["constant"]:
-            lines.append(("", f"  {layer['batch_norm']} has {layer['constant']} channels without variance"))
+    lines += [("", f"  recovered: {text}") for text in _grouped(layers, "recovers")]
+    lines += [("", f"  left as it is: {text}") for text in _grouped(layers, "reason")]
+    constant = [layer for layer in layers if layer["constant"]]
+    if constant:
+        count = sum(layer["constant"] for layer in constant)
+        lines.append(("", f"  without variance: {count} channels of {_names(constant)}"))
     return lines
+
+
+def _grouped(layers: list[dict[str, Any]], key: str) -> list[str]:
+    """A line for every text under ``key``, with the batch norms that it is said of."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        if layer[key]:
+            groups.setdefault(layer[key], []).append(layer)
+    return [f"{_names(group)}: {text}" for text, group in groups.items()]
+
+
+def _names(layers: list[dict[str, Any]], most: int = 3) -> str:
+    names = ", ".join(layer["batch_norm"] for layer in layers[:most])
+    return names if len(layers) <= most else f"{names} and {len(layers) - most} more"
 
 
 def _moved(layers: list[dict[str, Any]]) -> list[str]:

@@ -174,6 +174,13 @@ def test_no_memory_for_activations_gives_the_same_bits(rng):
     assert calibrate(model, batches, cache_bytes=8_000) == want
 
 
+def test_weights_beyond_what_protobuf_holds(rng, monkeypatch):
+    model, batches = block(rng), draw(rng)
+    want = calibrate(model, batches)
+    monkeypatch.setattr(export.stage_runner, "PROTOBUF_LIMIT", 2)
+    assert calibrate(model, batches) == want
+
+
 def test_independent_batch_norms_share_a_pass(rng):
     model = as_model(block(rng))
     norms = [RunningStats.read(model, node) for node in model.graph if node.op_type == "BatchNormalization"]

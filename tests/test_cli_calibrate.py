@@ -16,6 +16,7 @@ from onnx_models import statistics as random_statistics
 import export.cli
 import fastbn
 from export import calibrate
+from export.adapt import render_calibration
 from export.cli import main
 from export.files import as_model
 from export.progress import Progress
@@ -107,6 +108,22 @@ def test_text(cli):
         assert text in out
 
 
+def test_what_many_batch_norms_have_in_common_is_said_once():
+    layer = {"mean_shift": None, "var_ratio": 0.5, "recovers": "so", "reason": None, "constant": 2}
+    layers = [{"batch_norm": f"n{i}", **layer, "mean_shift": i or None} for i in range(5)]
+    layers.append({"batch_norm": "z", **layer, "recovers": None, "reason": "not so", "constant": 0})
+    head = {"mode": "once", "samples": 1200, "data": "d.npy", "batches": 19, "left_out": 0, "layers": layers}
+    assert render_calibration(head, worst=2) == [
+        ("calibrated", "5 of 6 batch norms, in one pass"),
+        ("", "1,200 samples of d.npy in 19 batches"),
+        ("moved most", "  n0: mean by unknown, variance x 0.5"),
+        ("", "  n4: mean by 4 old deviations, variance x 0.5"),
+        ("", "  recovered: n0, n1, n2 and 2 more: so"),
+        ("", "  left as it is: z: not so"),
+        ("", "  without variance: 10 channels of n0, n1, n2 and 2 more"),
+    ]
+
+
 def test_batch_size_does_not_matter(cli):
     for size, name in ((7, "one"), (20, "two")):
         assert cli("model.onnx", "--calibrate", "data.npy", "--batch-size", size, "-o", f"{name}.onnx")[0] == 0
@@ -143,7 +160,7 @@ def test_a_batch_norm_in_training_mode_becomes_foldable(cli):
     onnx.save(model, "training.onnx")
     code, out = cli("training.onnx", "--calibrate", "data.npy", "-o", "out.onnx")
     assert code == 0
-    assert "y recovered: it was in training mode" in out
+    assert "recovered: y: it was in training mode" in out
     assert operators(onnx.load("out.onnx")) == ["Conv"]
 
 
