@@ -1,14 +1,12 @@
 """Calibration and its undoing as commands: files in, files out, and the report."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import onnx_ir as ir
 
 from export import undo as undo_files
 from export.calibrate import calibrate_graph
@@ -34,7 +32,7 @@ def calibrate_file(
 
     fold: writes ``out`` from the file that it is given, and reports. Beside ``out`` go the old statistics,
     ``.undo.safetensors``, and with ``keep_unfolded`` the model to which they belong, ``.unfolded.onnx``: calibrated,
-    not folded. Nothing is written after an error. Raises ModelError, ArgumentError.
+    not folded; neither where no batch norm could be calibrated. Nothing is written after an error. Raises ModelError, ArgumentError.
     """
     twin, undo = out.with_suffix(".unfolded.onnx"), out.with_suffix(".undo.safetensors")
     for target in (twin, undo):
@@ -43,25 +41,25 @@ def calibrate_file(
         raise ArgumentError(f"OUT must not have SOURCE for its unfolded twin, which is written, got {out}")
     model = read_model(source)
     samples = read_samples(data, model, batch_size)
-    with replacing(undo) as old:
+    with TemporaryDirectory() as folder:
+        old = Path(folder, undo.name)
         done = calibrate_graph(model, samples.batches(), mode=mode, undo=old, progress=True)
-        with _written(model, twin, keep_unfolded) as calibrated:
-            report = fold(calibrated)
+        kept = keep_unfolded and bool(done.calibrated)
+        if done.calibrated:
+            with writing(model, twin if kept else Path(folder, twin.name)) as calibrated:
+                report = fold(calibrated)
+                with replacing(undo) as file:
+                    shutil.copyfile(old, file)
+        else:
+            report = fold(source)
     counts = {"data": str(data), "samples": samples.count - samples.left_out, "left_out": samples.left_out}
     return {
         **report,
         "source": str(source),
-        "unfolded": str(twin) if keep_unfolded else None,
-        "undo": str(undo),
+        "unfolded": str(twin) if kept else None,
+        "undo": str(undo) if done.calibrated else None,
         "calibration": {**counts, **asdict(done)},
     }
-
-
-@contextmanager
-def _written(model: ir.Model, twin: Path, keep: bool) -> Iterator[Path]:
-    """A file of ``model``, which stays as ``twin`` if it is to be kept."""
-    with TemporaryDirectory() as folder, writing(model, twin if keep else Path(folder, twin.name)) as temporary:
-        yield temporary
 
 
 def restore_file(source: Path, out: Path, undo: Path) -> dict[str, Any]:

@@ -171,12 +171,14 @@ def test_a_fixed_batch_leaves_samples_out_and_says_so(cli):
     assert "4 samples left out: too few for the model's fixed batch" in out
 
 
-def test_no_batch_norm(cli):
+def test_no_batch_norm(cli, folder):
     onnx.save(text_model("y = Relu(x)", {}), "relu.onnx")
+    before = snapshot(folder)
     code, out = cli("relu.onnx", "--calibrate", "data.npy", "-o", "out.onnx")
     assert code == 0
     assert "calibrated    0 of 0 batch norms" in out
     assert "nothing: the model has no batch norm" in out
+    assert snapshot(folder).keys() - before.keys() <= {"out.onnx"}
 
 
 def statistics(channels):
