@@ -32,7 +32,8 @@ def calibrate_file(
 
     fold: writes ``out`` from the file that it is given, and reports. Beside ``out`` go the old statistics,
     ``.undo.safetensors``, and with ``keep_unfolded`` the model to which they belong, ``.unfolded.onnx``: calibrated,
-    not folded; neither where no batch norm could be calibrated. Nothing is written after an error. Raises ModelError, ArgumentError.
+    not folded; neither where no batch norm could be calibrated. Nothing is written after an error.
+    Raises ModelError, ArgumentError.
     """
     twin, undo = out.with_suffix(".unfolded.onnx"), out.with_suffix(".undo.safetensors")
     for target in (twin, undo):
