@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from export import undo as undo_files
 from export.batches import Batch, store_batches
-from export.constants import Constants
 from export.files import BROKEN, as_model, to_proto
+from export.folding.constants import Constants
+from export.folding.refused import Refused
 from export.progress import Progress
-from export.refused import Refused
 from export.running_stats import RunningStats, name_of
 from export.stage_runner import Moments, StageRunner
 from export.stages import Stages

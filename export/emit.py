@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.constants import initializer
+from export.folding.constants import initializer
 from fastbn import nn
 from fastbn.errors import ModelError
 from fastbn.nn.batchnorm import BatchNorm

@@ -6,8 +6,8 @@ from typing import Self
 import numpy as np
 import onnx_ir as ir
 
-from export.constants import Constants
-from export.refused import Refused
+from export.folding.constants import Constants
+from export.folding.refused import Refused
 
 DTYPES = ("float16", "float32", "float64")
 MEAN, VAR = 3, 4  # inputs of the node

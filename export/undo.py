@@ -11,9 +11,9 @@ import onnx_ir as ir
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from export.constants import Constants
 from export.files import as_model, to_proto
-from export.refused import Refused
+from export.folding.constants import Constants
+from export.folding.refused import Refused
 from export.running_stats import RunningStats, write_statistics
 from fastbn._files import replacing
 from fastbn.errors import ModelError

@@ -18,8 +18,8 @@ import export.stage_runner
 import fastbn
 from export import calibrate, calibrate_graph, child, restore
 from export.calibrate import Totals
-from export.constants import Constants
 from export.files import as_model, to_proto
+from export.folding.constants import Constants
 from export.running_stats import RunningStats
 from export.stages import Stages
 from fastbn import nn

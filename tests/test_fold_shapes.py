@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from export.affine import Affine
-from export.shapes import carry
+from export.folding.affine import Affine
+from export.folding.shapes import carry
 
 SETTINGS = hypothesis.settings(deadline=None, max_examples=200, derandomize=True)
 
