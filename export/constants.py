@@ -18,7 +18,7 @@ LARGEST = 2**28  # elements of a constant that has to be computed
 COMPUTED = frozenset(
     {"Identity", "Cast", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Flatten", "Concat", "Slice", "Gather"}
     | {"Expand", "ConstantOfShape", "Shape", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Exp"}
-    | {"Abs", "DequantizeLinear"}
+    | {"Abs", "DequantizeLinear", "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare", "ReduceMean", "ReduceMax"}
 )
 
 

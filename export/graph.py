@@ -62,6 +62,7 @@ class Graph:
         self.left_alone: set[ir.Node] = set()
         self.changed: set[ir.Value] = set()
         self._shapes = Shapes(model)
+        self._node_names: set[str | None] | None = None
         self._shifted: dict[tuple[ir.Value, bytes], ir.Value] = {}
 
     def shape(self, value: ir.Value) -> Shape | None:
@@ -135,10 +136,21 @@ class Graph:
             self._shifted[key] = self.insert_before(node, "Add", [value, constant], f"{value.name}.shifted")
         node.replace_input_with(0, self._shifted[key])
 
+    def fresh_node_name(self, wanted: str) -> str:
+        """``wanted``, numbered if need be."""
+        if self._node_names is None:
+            self._node_names = {node.name for node in ir.traversal.RecursiveGraphIterator(self.model.graph)}
+        name, number = wanted, 1
+        while name in self._node_names:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._node_names.add(name)
+        return name
+
     def insert_before(self, before: ir.Node, op_type: str, inputs: list[ir.Value], name: str) -> ir.Value:
         """A new node in front of ``before``; its output has the type and shape of its first input."""
         fresh = self.constants.fresh_name(name)
-        node = ir.node(op_type, inputs, name=fresh)
+        node = ir.node(op_type, inputs, name=self.fresh_node_name(fresh))
         node.outputs[0].name, node.outputs[0].type = fresh, inputs[0].type
         node.outputs[0].shape = inputs[0].shape
         assert before.graph is not None
@@ -159,7 +171,7 @@ class Graph:
         name = value.name
         value.name = self.constants.fresh_name(f"{name}.{producer.op_type.lower()}")
         new.name, new.type, new.shape = name, value.type, value.shape
-        node.name = name
+        node.name = self.fresh_node_name(f"{producer.name or name}.{op_type.lower()}")
         if value in self.changed:
             self.changed.add(new)
         self._shapes.same(value, new)

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from export.affine import Affine
 from export.graph import Graph, Held, attribute
 from export.refused import Refused
-from fastbn.errors import FastbnError
 from fastbn.functional.fold import scale_and_shift
 
 
@@ -39,10 +38,10 @@ def read_batch_norm(graph: Graph, node: ir.Node) -> Held | Refused:
     gamma, beta, mean, var = (array.astype(np.float64) for array in arrays)
     # The attribute is a float32, and so is its default.
     eps = float(np.float32(attribute(node, "epsilon", 1e-5)))
-    try:
-        scale, shift = scale_and_shift("fold", mean, var, eps, gamma, beta)
-    except FastbnError as error:
-        return Refused(str(error))
+    if not (var + eps > 0).all():
+        channel = int(np.argmax(~(var + eps > 0)))
+        return Refused(f"its variance plus epsilon is {var[channel] + eps:g} in channel {channel}, not positive")
+    scale, shift = scale_and_shift("fold", mean, var, eps, gamma, beta)
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         return Refused("its constants do not give finite numbers")
     channels = graph.length(node.inputs[0], 1) if mean.size == 1 else None

@@ -1,4 +1,8 @@
-"""Cast between floating-point types: an affine may move to the side with more digits, where it is the more exact."""
+"""Cast between floating-point types.
+
+An affine may move to the side with more digits, where it is the more exact. It may move backward to fewer digits, too,
+as what is cast has no more: but not to float16, whose range is too small for what the batch norm may make of it.
+"""
 
 import onnx_ir as ir
 
@@ -10,23 +14,30 @@ DIGITS = {ir.DataType.BFLOAT16: 8, ir.DataType.FLOAT16: 11, ir.DataType.FLOAT: 2
 
 
 def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step | Refused:
-    """Through a cast that narrows."""
-    return _through(graph, node, affine, narrows=True)
+    """The input holds the affine."""
+    value = node.inputs[0]
+    assert value is not None
+    source, target = _types(graph, node, value)
+    if source is None or target is None:
+        return Refused(f"{describe(node)} is not known to be from one floating-point type to another")
+    if source is ir.DataType.FLOAT16 and target is not source:
+        return Refused(f"{describe(node)}: the batch norm would be computed in float16, whose range is too small")
+    return Step(onward=[(value, affine)])
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
-    """Through a cast that widens."""
-    return _through(graph, node, affine, narrows=False)
-
-
-def _through(graph: Graph, node: ir.Node, affine: Affine, narrows: bool) -> Step | Refused:
-    value, result = node.inputs[0], node.outputs[0]
+    """The output hands it on."""
+    value = node.inputs[0]
     assert value is not None
-    dtype = graph.dtype(value)
-    source = None if dtype is None else DIGITS.get(dtype)
-    target = DIGITS.get(ir.DataType(attribute(node, "to", 0)))
+    source, target = _types(graph, node, value)
     if source is None or target is None:
         return Refused(f"{describe(node)} is not known to be from one floating-point type to another")
-    if (source < target) if narrows else (source > target):
-        return Refused(f"{describe(node)}: the batch norm would be computed with fewer digits on its other side")
-    return Step(onward=[(value if narrows else result, affine)])
+    if DIGITS[source] > DIGITS[target]:
+        return Refused(f"{describe(node)}: the batch norm would be computed with fewer digits behind it")
+    return Step(onward=[(node.outputs[0], affine)])
+
+
+def _types(graph: Graph, node: ir.Node, value: ir.Value) -> tuple[ir.DataType | None, ir.DataType | None]:
+    """The floating-point types of input and output, None for another or an unknown one."""
+    source, target = graph.dtype(value), ir.DataType(attribute(node, "to", 0))
+    return source if source in DIGITS else None, target if target in DIGITS else None

@@ -1,11 +1,15 @@
 """Concat: along the channels every part has its slice of the affine; along another axis every part has all of it."""
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
 from export.affine import Affine
-from export.graph import Graph, Step, attribute, describe
+from export.graph import Graph, Step, along, attribute, describe
 from export.refused import Refused
+from fastbn.errors import FastbnError
+from fastbn.functional.fold import round_to
 
 
 def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step | Refused:
@@ -13,18 +17,34 @@ def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step |
     parts = [value for value in node.inputs if value is not None]
     axis = _axis(graph, node)
     if affine.uniform or (axis is not None and axis != affine.axis):
-        return Step(onward=[(value, affine) for value in parts])
+        return _step(graph, node, [(value, affine) for value in parts])
     lengths = None if axis is None else _lengths(graph, node, axis)
     if axis is None or lengths is None or sum(lengths) != affine.scale.size:
         return Refused(f"{describe(node)}: the channels of its inputs are not known")
     ends = np.cumsum(lengths)
     slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-    return Step(
-        onward=[
-            (value, Affine.of(affine.scale[part], affine.shift[part], axis))
-            for value, part in zip(parts, slices, strict=True)
-        ]
-    )
+    affines = [Affine.of(affine.scale[part], affine.shift[part], axis) for part in slices]
+    return _step(graph, node, list(zip(parts, affines, strict=True)))
+
+
+def _step(graph: Graph, node: ir.Node, parts: list[tuple[ir.Value, Affine]]) -> Step | Refused:
+    """Constants are mapped at once, everything else is asked to hold its part."""
+    step = Step()
+    for index, (value, affine) in enumerate(parts):
+        constant = graph.constants.floats(value)
+        if isinstance(constant, Refused):
+            step.onward.append((value, affine))
+            continue
+        shape = (1,) if affine.axis is None else along(constant.ndim, affine.axis, affine.scale.size)
+        with np.errstate(all="ignore"):
+            mapped = constant.astype(np.float64) * affine.scale.reshape(shape) + affine.shift.reshape(shape)
+        try:
+            tensor = ir.tensor(round_to("fold", mapped, constant.dtype))
+        except FastbnError as error:
+            return Refused(f"{describe(node)}: {error}")
+        name = value.name or "constant"
+        step.edits.append(partial(graph.constants.replace, node, index, tensor, name))
+    return step
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:

@@ -1,7 +1,8 @@
 """ConvTranspose, W (C_in, C_out / groups, *kernel), its channels on axis 1.
 
 Backward: W' = s W along output channels, b' = s b + t. Forward: the layer is linear in x and pads nothing that goes in,
-so ConvTranspose(s x + t) = ConvTranspose(x + t / s, W s): exact, with one Add before where t != 0.
+so ConvTranspose(s x + t) = ConvTranspose(x + t / s, W s): exact, with one Add before where t != 0. With a kernel of
+one tap and stride 1 every output is made of one pixel, and b' = b + sum(W t).
 """
 
 import math
@@ -41,7 +42,7 @@ def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | R
         return linear
     if not affine.fits(1, linear.inputs):
         return Refused(f"{describe(node)}: its {linear.inputs} inputs are on axis 1, the batch norm has {affine}")
-    if affine.linear:
+    if affine.linear or _is_pointwise(node, linear):
         return absorb_before(graph, node, affine, read)
     return offset_before(graph, node, linear, affine, read)
 
@@ -70,6 +71,12 @@ def read(graph: Graph, node: ir.Node) -> Linear | Refused:
         out_axis=1 if groups == 1 else None,
         bias=bias,
     )
+
+
+def _is_pointwise(node: ir.Node, linear: Linear) -> bool:
+    plain = not any(any(attribute(node, name, ())) for name in ("pads", "output_padding", "output_shape"))
+    unstrided = all(step == 1 for step in attribute(node, "strides", ()))
+    return plain and unstrided and all(size == 1 for size in linear.shape[2:])
 
 
 def write(graph: Graph, node: ir.Node, linear: Linear) -> None:

@@ -37,7 +37,15 @@ def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | R
     if not affine.uniform and (axis is None or not affine.fits(axis, linear.inputs)):
         where = "an axis that is not known" if axis is None else f"axis {axis}"
         return Refused(f"{describe(node)}: its {linear.inputs} inputs are on {where}, the batch norm has {affine}")
-    return absorb_before(graph, node, affine, read)
+    whole = absorb_before(graph, node, affine, read)
+    scaled = absorb_before(graph, node, affine.only_scale(), read)
+    if affine.linear or isinstance(whole, Refused) or isinstance(scaled, Refused):
+        return whole
+    # An Add behind, if there is one, takes t W; else there will be one.
+    shift = linear.response(affine.wide(linear.inputs)[1])
+    scaled.onward = [(node.outputs[0], Affine.of(np.ones_like(shift), shift, axis))]
+    scaled.otherwise = whole
+    return scaled
 
 
 def read(graph: Graph, node: ir.Node) -> Linear | Refused:

@@ -58,7 +58,8 @@ def rescale(graph: Graph, source: ir.Node, node: ir.Node, index: int, linear: Li
         inputs.append(graph.constants.add(ir.tensor(np.ascontiguousarray(zeros)), f"{source.inputs[2].name}"))
     old = node.inputs[index]
     assert old is not None
-    fresh = ir.node("DequantizeLinear", inputs, {"axis": linear.out_axis}, name=f"{source.name or old.name}_folded")
+    name = graph.fresh_node_name(f"{source.name or old.name}_folded")
+    fresh = ir.node("DequantizeLinear", inputs, {"axis": linear.out_axis}, name=name)
     fresh.outputs[0].name = graph.constants.fresh_name(str(old.name))
     fresh.outputs[0].type, fresh.outputs[0].shape = old.type, old.shape
     assert node.graph is not None
