@@ -1,19 +1,27 @@
 """ONNX: write fastbn models, fold batch norms in any ONNX model, and prove the result with onnxruntime.
 
-``python -m export`` is the command line; ``export``, ``fold_onnx`` and ``verify`` are the same from Python.
+``python -m export`` is the command line; ``export``, ``fold_onnx``, ``calibrate`` and ``verify`` are the same from
+Python.
 """
 
+from export.calibrate import CalibrationReport, LayerShift, calibrate, calibrate_graph
 from export.convert import ExportReport, export
 from export.fold import FoldReport, FoldSite, fold_onnx
+from export.undo import restore
 from export.verify import Comparison, VerifyReport, verify
 
 __all__ = [
+    "CalibrationReport",
     "Comparison",
     "ExportReport",
     "FoldReport",
     "FoldSite",
+    "LayerShift",
     "VerifyReport",
+    "calibrate",
+    "calibrate_graph",
     "export",
     "fold_onnx",
+    "restore",
     "verify",
 ]

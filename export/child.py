@@ -58,10 +58,67 @@ def _time(request: dict[str, Any]) -> dict[str, Any]:
     return {"milliseconds": [1e3 * statistics.median(own) for own in times]}
 
 
+BLOCK = 2**18  # values widened to float64 at a time
+
+
+def _moments(x: np.ndarray) -> tuple[int, list[float], list[float]]:
+    """Count, mean and sum of squares about it for every channel, axis 1 of ``x``, in two passes over float64."""
+    if not x.size:
+        return 0, [], []
+    x = x.reshape(len(x), x.shape[1] if x.ndim > 1 else 1, -1)
+    count, rows = x.shape[0] * x.shape[2], max(1, BLOCK // x[0].size)
+    blocks = [x[begin : begin + rows] for begin in range(0, len(x), rows)]
+    mean = sum(block.sum(axis=(0, 2), dtype=np.float64) for block in blocks) / count
+    squares = np.zeros_like(mean)
+    for block in blocks:
+        apart = block.astype(np.float64)
+        apart -= mean[:, None]
+        squares += np.einsum("ncs,ncs->c", apart, apart)
+    return count, mean.tolist(), squares.tolist()
+
+
+def _stages(request: dict[str, Any]) -> dict[str, Any]:
+    """Stages of a graph as further lines on stdin, each over all sets of inputs; answered by a line for each set.
+
+    What a stage keeps for later ones stays in memory, if it is no more than ``budget`` bytes for all sets together.
+    """
+    np.seterr(all="ignore")
+    kept: list[dict[str, np.ndarray]] = [{} for _ in range(request["sets"])]
+    for line in sys.stdin:
+        stage = json.loads(line)
+        session = None if stage["model"] is None else _session(stage["model"], optimise=False)
+        fresh: list[dict[str, np.ndarray]] | None = []
+        size = 0
+        for index, values in enumerate(kept):
+            found = _run_stage(session, stage, values, Path(request["folder"], f"in{index}"))
+            print(json.dumps([_moments(found[name]) for name in stage["norms"]]), flush=True)
+            later = {name: found[name] for name in stage["keeps"]}
+            size += sum(getattr(value, "nbytes", request["budget"] + 1) for value in later.values())
+            fresh = None if fresh is None or size > request["budget"] else [*fresh, later]
+        if fresh is not None:
+            kept = fresh
+        types = None if fresh is None else {name: (str(v.dtype), v.ndim) for name, v in fresh[0].items()}
+        print(json.dumps({"types": types}), flush=True)
+    return {}
+
+
+def _run_stage(
+    session: onnxruntime.InferenceSession | None, stage: dict[str, Any], values: dict[str, np.ndarray], folder: Path
+) -> dict[str, Any]:
+    """Values by name: what the stage reads and what it computes."""
+    names = json.loads((folder / "names.json").read_text())
+    given = {name: np.load(folder / f"{names.index(name)}.npy") for name in stage["inputs"]}
+    given.update({name: values[name] for name in stage["reads"]})
+    if session is None:
+        return given
+    outputs = [output.name for output in session.get_outputs()]
+    return given | dict(zip(outputs, session.run(outputs, given), strict=True))
+
+
 if __name__ == "__main__":
-    task = json.loads(sys.stdin.read())
+    task = json.loads(sys.stdin.readline())
     try:
-        print(json.dumps({"run": _run, "time": _time}[task["task"]](task)))
+        print(json.dumps({"run": _run, "time": _time, "stages": _stages}[task["task"]](task)))
     except Exception as error:
         # Without onnxruntime's codes, its source paths and C++ signatures, and the path of a temporary file.
         noise = r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/onnxruntime_src/.*?\) (?=[A-Z])"

@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 import fastbn
+from export.adapt import BATCH_SIZE, calibrate_file, restore_file
+from export.calibrate import MODES
 from export.choice import Choice
 from export.convert import check_opset, export
 from export.files import BROKEN, read_model, writing
@@ -55,6 +57,8 @@ examples:
   python -m export --data mnist --epochs 5 -o lenet.onnx
   python -m export model.safetensors -o model.onnx --input-shape 3,224,224
   python -m export model.onnx -o folded.onnx --json > report.json
+  python -m export model.onnx --calibrate newdomain.npz -o adapted.onnx
+  python -m export adapted.unfolded.onnx --undo adapted.undo.safetensors -o back.onnx
   python -m export model.onnx -o folded.onnx --skip '/head/*' --report report.html
   python -m export model.onnx --inspect
   python -m export model.onnx --dry-run --verbose
@@ -107,6 +111,18 @@ def _write(options: argparse.Namespace, source: Path | None, suffix: str) -> dic
         report = _train_and_export(options, out)
     elif suffix == ".safetensors":
         report = _export_checkpoint(options, source, out)
+    elif options.undo is not None:
+        report = restore_file(source, out, Path(options.undo))
+    elif options.calibrate is not None:
+        report = calibrate_file(
+            source,
+            out,
+            Path(options.calibrate),
+            fold=lambda calibrated: _fold_file(options, calibrated, out),
+            keep_unfolded=not options.no_fold,
+            mode=options.calibration_mode or MODES[0],
+            batch_size=options.batch_size or BATCH_SIZE,
+        )
     else:
         report = _fold_file(options, source, out)
     if options.report is not None:
@@ -307,6 +323,10 @@ def _parser() -> Parser:
     add("--opset", type=integer(1), metavar="N", help="operator set of a fastbn model (17); an .onnx keeps its own")
     add("--tolerance", type=number(0), default=1e-4, help="largest difference relative to the output (1e-4)")
     add("--no-fold", action="store_true", help="keep the batch norms")
+    add("--calibrate", metavar="DATA", help="estimate statistics anew from an .npz or .npy file before folding (AdaBN)")
+    add("--calibration-mode", choices=MODES, help="correct batch norms layer by layer (layers) or in one pass (once)")
+    add("--batch-size", type=integer(1), metavar="N", help=f"samples of DATA to run together ({BATCH_SIZE})")
+    add("--undo", metavar="FILE", help="bring back the statistics that --calibrate replaced, from its undo file")
     add("--only", nargs="+", action="extend", metavar="NAME", help="fold these batch norms of an .onnx; or a pattern")
     add("--merge-branches", action="store_true", help="convolutions and batch norms that are added become one")
     add("--allow-overridable", action="store_true", help="weights that the caller could override are constants")

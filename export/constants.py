@@ -26,7 +26,7 @@ class Constants:
     """The constants of one model. ``overridable``: defaults of inputs count as constants, too."""
 
     def __init__(self, model: ir.Model, overridable: bool = False) -> None:
-        self._model = model
+        self.model = model
         self._overridable = overridable or model.ir_version < 4  # before, every initialiser had to be an input
         self._computed: dict[ir.Value, np.ndarray | Refused] = {}
         self._names: set[str | None] | None = None
@@ -68,7 +68,7 @@ class Constants:
             if _result_size(node, known) > LARGEST:
                 return Refused(f"is computed by {node.op_type} with more than {LARGEST:,} elements")
             try:
-                arrays[node.outputs[0]] = _evaluate(self._model, node, known)
+                arrays[node.outputs[0]] = _evaluate(self.model, node, known)
             except Exception as error:  # whatever the evaluator meets in a broken expression
                 return Refused(f"cannot be computed: {node.op_type}: {(str(error).splitlines() or [''])[0]}")
         return arrays[value]
@@ -100,7 +100,7 @@ class Constants:
     def fresh_name(self, wanted: str) -> str:
         """``wanted``, or wanted_folded, numbered if need be, if some value is called so."""
         if self._names is None:
-            self._names = _names(self._model.graph)
+            self._names = _names(self.model.graph)
         name, number = wanted, 1
         while name in self._names:
             name = f"{wanted}_folded" if number == 1 else f"{wanted}_folded{number}"
@@ -122,7 +122,7 @@ class Constants:
 
     def add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
         """A new initialiser of the main graph, which subgraphs see as well."""
-        graph = self._model.graph
+        graph = self.model.graph
         value = ir.Value(
             name=self.fresh_name(name),
             shape=ir.Shape(tensor.shape.numpy()),
@@ -131,7 +131,7 @@ class Constants:
         )
         tensor.name = value.name
         graph.initializers[str(value.name)] = value
-        if self._model.ir_version < 4:
+        if self.model.ir_version < 4:
             graph.inputs.append(value)
         return value
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from export import merge_branches as branches
-from export.files import BROKEN, as_model
+from export.files import BROKEN, as_model, to_proto
 from export.graph import Graph, Held, describe, is_onnx, name_of, reads_shape
 from export.push import Plan, backward, forward
 from export.refused import Refused
@@ -78,7 +78,7 @@ def fold_onnx(
     model = as_model(model_or_path)
     try:
         report = fold_graph(model, chosen=chosen, allow_overridable=allow_overridable, merge_branches=merge_branches)
-        return ir.to_proto(model), report
+        return to_proto(model), report
     except BROKEN as error:
         raise ModelError(f"fold_onnx: the model must be valid ONNX, got {error}") from error
 

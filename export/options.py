@@ -4,12 +4,14 @@ import argparse
 
 from fastbn.errors import ArgumentError
 
-ONNX_ONLY = ("inspect", "dry_run", "only", "skip", "copy", "merge_branches", "allow_overridable")
+ONNX_ONLY = ("inspect", "dry_run", "only", "skip", "copy", "merge_branches", "allow_overridable", "calibrate", "undo")
 EXCLUSIVE = {
-    "inspect": ("out", "dry_run", "only", "skip", "copy", "no_fold", "report"),
-    "dry_run": ("copy", "no_fold", "report"),
+    "inspect": ("out", "dry_run", "only", "skip", "copy", "no_fold", "report", "calibrate", "undo"),
+    "dry_run": ("copy", "no_fold", "report", "calibrate", "undo"),
+    "undo": ("calibrate", "only", "skip", "copy", "no_fold", "report", "merge_branches", "allow_overridable"),
     "no_fold": ("only", "skip", "merge_branches", "allow_overridable"),
 }
+NEEDS = {"calibration_mode": "calibrate", "batch_size": "calibrate"}
 
 
 def check_modes(options: argparse.Namespace, suffix: str) -> None:
@@ -22,3 +24,6 @@ def check_modes(options: argparse.Namespace, suffix: str) -> None:
         for other in others:
             if name in given and other in given:
                 raise ArgumentError(f"{given[name]} must come without {given[other]}, got both")
+    for name, other in NEEDS.items():
+        if name in given and other not in given:
+            raise ArgumentError(f"{given[name]} must come with --{other}, got it alone")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from export.adapt import render_calibration
 from export.table import Row, print_line, print_table
 
 LONG = 40  # batch norms; of more, those that were folded are counted, not named
@@ -20,7 +21,13 @@ def print_report(report: dict[str, Any], file: TextIO | None = None, *, verbose:
     verbose: name every batch norm, of however many. At a terminal the batch norms are a table of rich's, anywhere
     else plain lines that are never wrapped.
     """
+    if "restored" in report:
+        undone = f"{report['restored']} batch norms have their statistics of {report['undo']}"
+        _print_lines([("read", report["source"]), ("written", report["output"]), ("restored", undone)], file)
+        return
     _print_lines(_origin(report), file)
+    if report.get("calibration"):
+        _print_lines(render_calibration(report["calibration"]), file)
     fold = report["fold"]
     if fold is not None:
         _print_lines(_block("folded", [_verdict(report, verbose=verbose)]), file)
@@ -119,6 +126,7 @@ def _origin(report: dict[str, Any]) -> list[Line]:
     written = [f"{report['output']} ({state})"]
     written += [f"{report['unfolded']} (unfolded)"] if report.get("unfolded") else []
     written += [report["checkpoint"]] if report.get("checkpoint") else []
+    written += [f"{report['undo']} (the old statistics)"] if report.get("undo") else []
     if report.get("dry_run"):
         written = ["nothing: a dry run"]
     return lines + (_block("written", written) if report["output"] or report.get("dry_run") else [])

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
-from export.files import as_model
+from export.files import as_model, save
 from fastbn.errors import ModelError
 
 CHILD = Path(__file__).with_name("child.py")
@@ -89,5 +88,5 @@ def _as_file(model: str | Path | onnx.ModelProto) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        ir.save(as_model(model), path)
+        save(as_model(model), path)
         yield path
