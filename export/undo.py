@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from export.constants import Constants
-from export.files import as_model
+from export.files import as_model, to_proto
 from export.refused import Refused
 from export.running_stats import RunningStats, write_statistics
 from fastbn._files import replacing

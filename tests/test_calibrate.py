@@ -19,7 +19,7 @@ import fastbn
 from export import calibrate, calibrate_graph, child, restore
 from export.calibrate import Totals
 from export.constants import Constants
-from export.files import as_model
+from export.files import as_model, to_proto
 from export.running_stats import RunningStats
 from export.stages import Stages
 from fastbn import nn
@@ -382,12 +382,12 @@ def test_training_mode_is_left_and_undone(opset, rng, tmp_path):
     model, batches, plain = training_mode(rng, opset=opset), draw(rng), chain(np.random.default_rng(0))
     graph = as_model(model)
     report = calibrate_graph(graph, batches, undo=tmp_path / "undo.safetensors")
-    done = ir.to_proto(graph)
+    done = to_proto(graph)
     assert [layer.recovers for layer in report.layers] == ["it was in training mode", None]
     assert [len(node.output) for node in norms_of(done)] == [1, 1]
     assert not any(attribute.name == "training_mode" for attribute in norms_of(done)[0].attribute)
     assert statistics(done)[0][1].tobytes() == statistics(calibrate(plain, batches))[0][1].tobytes()
-    assert restore(done, tmp_path / "undo.safetensors") == ir.to_proto(as_model(model))
+    assert restore(done, tmp_path / "undo.safetensors") == model
 
 
 def test_further_outputs_that_are_used_keep_it_in_training_mode(rng):
@@ -474,7 +474,7 @@ def test_what_does_not_depend_on_the_data_is_left(rng):
 def test_no_batch_norm(rng):
     model = text_model("y = Relu(x)", {}, x="float[N, 3] x")
     assert calibrate_graph(as_model(model), draw(rng, (3,))).layers == ()
-    assert calibrate(model, draw(rng, (3,))).graph == ir.to_proto(as_model(model)).graph
+    assert calibrate(model, draw(rng, (3,))).graph == model.graph
 
 
 def test_the_report_says_how_far_statistics_moved(rng):
@@ -494,7 +494,7 @@ def test_undo_brings_back_every_bit(rng, tmp_path):
     model, undo = block(rng), tmp_path / "undo.safetensors"
     done = calibrate(model, draw(rng), undo=undo)
     assert all((a[0] != b[0]).all() for a, b in zip(statistics(done), statistics(model), strict=True))
-    assert restore(done, undo) == ir.to_proto(as_model(model))
+    assert restore(done, undo) == model
     onnx.save(done, tmp_path / "done.onnx")
     assert restore(tmp_path / "done.onnx", undo) == restore(done, undo)
 
@@ -615,7 +615,7 @@ def test_nodes_out_of_order(rng):
     model = chain(rng)
     model.graph.node.insert(0, model.graph.node.pop())
     with pytest.raises(ModelError, match="nodes must come after what they read, got BatchNormalization before f"):
-        calibrate(model, draw(rng))
+        calibrate_graph(ir.from_proto(model), draw(rng))
 
 
 @pytest.mark.parametrize(
