@@ -21,6 +21,7 @@ from rich.table import Table
 
 from bench.fold_tools import Outcome, Tool, installed
 from bench.light import LIGHT, reseeded
+from bench.light import light as light_model
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -64,8 +65,8 @@ def patterns() -> Iterator[Case]:
 def light() -> Iterator[Case]:
     rng = np.random.default_rng(0)
     for name, (_, left) in LIGHT.items():
-        model = reseeded(name)
-        yield Case("light", name, model, [random_feeds(model, rng)], 1e-4, {}, not left)
+        for suffix, model in (("", light_model(name)), (", random weights", reseeded(name))):
+            yield Case("light", name + suffix, model, [random_feeds(model, rng)], 1e-4, {}, not left)
 
 
 def networks() -> Iterator[Case]:
@@ -91,7 +92,7 @@ def error(got: list[list[np.ndarray]], want: list[list[np.ndarray]]) -> float:
             if a.shape != b.shape or not np.array_equal(np.isfinite(a), finite):
                 return float("inf")
             if finite.any():
-                gap = np.abs(a.astype(np.float64) - b)[finite].max()
+                gap = np.abs(a.astype(np.float64)[finite] - b[finite]).max()
                 worst = max(worst, float(gap / max(np.abs(b[finite]).max(), 1e-30)))
     return worst
 

@@ -142,6 +142,9 @@ THROUGH = [
     into("convs that share a weight", "e = Conv(d, W) f = Conv(x, W) y = Add(e, f)", W3, "Conv Conv Add"),
     into("conv and gemm", "y = Conv(d, W) e = Flatten(d) z = Gemm(e, V)", {**W3, "V": (72, 3)}, "Conv Flatten Gemm",
          exported=("z",)),
+    gone("between Relu and two products, one behind an Add",
+         "r = Relu(x) d = BN(r) e = Add(k, d) f = MatMul(e, W) g = MatMul(d, V) y = Concat<axis = 1>(f, g)",
+         {"W": (4, 3), "V": (4, 2), "k": (4,)}, "Relu MatMul MatMul Add Add Concat", x="float[N, 4] x", channels=4),
     kept("conv and Relu", "Relu", "e = Conv(d, W) f = Relu(d) g = GlobalAveragePool(f) h = GlobalAveragePool(e) "
          "y = Concat<axis = 1>(g, h)", W3),
     kept("conv, exported too", "output|export", "y = Conv(d, W)", W3, exported=("d",)),

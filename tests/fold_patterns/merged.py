@@ -132,7 +132,7 @@ PARALLEL = [
     stays("branches, one read elsewhere", "read|output|export",
           f"a = {THREE} c = BN(a) e = BN2(x) f = Add(c, e) y = Relu(f)", {"W": (3, 3, 3, 3)},
           x="float[N, 3, 6, 6] x", exported=("c",), **BRANCHES),
-    stays("branches of unlike strides", "strid|identity|shape",
+    stays("branches of unlike strides", "strid|identity|shape|Add",
           "a = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, W) c = BN(a) e = BN2(x) f = Add(c, e) y = Relu(f)",
           {"W": (3, 3, 3, 3)}, x="float[N, 3, 1, 1] x", **BRANCHES),
 ]  # fmt: skip
