@@ -19,9 +19,9 @@ def affine(scale, shift, axis):
 
 def apply(affine, x):
     """``affine`` of an array."""
-    if affine.axis is None:
-        return affine.scale[0] * x + affine.shift[0]
-    shape = [affine.scale.size if axis == affine.axis else 1 for axis in range(x.ndim)]
+    shape = [1] * x.ndim
+    for axis, size in zip(affine.axes, affine.scale.shape, strict=bool(affine.axes)):
+        shape[axis] = size
     return affine.scale.reshape(shape) * x + affine.shift.reshape(shape)
 
 
@@ -50,12 +50,6 @@ def test_carry_is_the_affine_of_the_reshaped_array(case):
     one = Affine.of(*vectors(rng, source[axis]), axis)
     x = rng.standard_normal(source)
     moved = carry(one, source, target)
-    if moved is None:  # then it must need more than one axis, or be written out over axes that are not constant
-        full = np.stack([apply(one, np.zeros(source)), apply(one, np.ones(source))]).reshape(2, *target)
-        for kept in range(len(target)):
-            along = np.moveaxis(full, kept + 1, 1).reshape(2, target[kept], -1)
-            assert not (along == along[..., :1]).all()
-        return
     np.testing.assert_array_equal(apply(moved, x.reshape(target)), apply(one, x).reshape(target))
 
 
@@ -78,30 +72,30 @@ def test_carry_with_unknown_lengths_is_right_where_it_answers(case, data):
 @pytest.mark.parametrize(
     ("source", "target", "axis", "want"),
     [
-        (("N", 3, 4, 4), ("N", 48), 1, (1, 48)),
-        (("N", 3, 4, 4), (None, 48), 1, (1, 48)),
-        (("B", "T", 3), (None, 3), 2, (1, 3)),
-        ((None, 3), ("B", "T", 3), 1, (2, 3)),
-        (("N", 3), ("N", 3, 1, 1), 1, (1, 3)),
-        (("N", 3, 1, 1), ("N", 3), 1, (1, 3)),
-        (("N", 3, "H", "W"), ("N", 3, None), 1, (1, 3)),
+        (("N", 3, 4, 4), ("N", 48), 1, ((1,), 48)),
+        (("N", 3, 4, 4), (None, 48), 1, ((1,), 48)),
+        (("B", "T", 3), (None, 3), 2, ((1,), 3)),
+        ((None, 3), ("B", "T", 3), 1, ((2,), 3)),
+        (("N", 3), ("N", 3, 1, 1), 1, ((1,), 3)),
+        (("N", 3, 1, 1), ("N", 3), 1, ((1,), 3)),
+        (("N", 3, "H", "W"), ("N", 3, None), 1, ((1,), 3)),
         (("N", 3, "H", "W"), ("N", None), 1, None),
         (("N", 3, 2), (None, 3), 1, None),
         ((3, "N"), ("N", 3), 0, None),
-        (("N", "T", 3), ("T", "N", 3), 2, (2, 3)),
-        (("N", 6), ("N", 2, 3), 1, None),
-        ((0, 3), (0, 3), 1, (1, 3)),
+        (("N", "T", 3), ("T", "N", 3), 2, ((2,), 3)),
+        (("N", 6), ("N", 2, 3), 1, ((1, 2), 6)),
+        ((0, 3), (0, 3), 1, ((1,), 3)),
     ],
 )
 def test_carry_with_names_of_lengths(source, target, axis, want):
     moved = carry(affine([1, 2, 3, 4, 5, 6][: 6 if 6 in source else 3], 0, axis), source, target)
-    assert (None if moved is None else (moved.axis, moved.scale.size)) == want
+    assert (None if moved is None else (moved.axes, moved.scale.size)) == want
 
 
 def test_channels_that_agree_pass_a_split_into_two_axes():
     moved = carry(affine([1, 1, 2, 2, 3, 3], 0, 1), ("N", 6), ("N", 3, 2))
     assert moved is not None
-    assert moved.axis == 1
+    assert moved.axes == (1,)
     np.testing.assert_array_equal(moved.scale, [1, 2, 3])
 
 

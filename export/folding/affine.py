@@ -1,5 +1,6 @@
 """A map x -> scale x + shift with a pair of numbers for every index of one axis: a batch norm in inference."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,24 +8,45 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Affine:
-    """scale, shift: (C,) float64, C the length of ``axis``; (1,) with axis None: the same numbers everywhere."""
+    """scale, shift: float64, one axis for each of ``axes``, which ascend; (1,) without axes: the same everywhere.
+
+    A batch norm has one axis. More than one appear on the way through a Reshape that splits the channels.
+    """
 
     scale: np.ndarray
     shift: np.ndarray
-    axis: int | None
+    axes: tuple[int, ...]
 
     @classmethod
     def of(cls, scale: np.ndarray, shift: np.ndarray, axis: int | None) -> "Affine":
-        """Vectors on ``axis``; an affine that is the same for every index has no axis."""
-        scale, shift = np.broadcast_arrays(scale, shift)
-        if scale.size > 0 and (scale == scale[0]).all() and (shift == shift[0]).all():
-            return cls(scale[:1], shift[:1], None)
-        return cls(scale, shift, axis)
+        """Vectors on ``axis``."""
+        return cls.over(scale, shift, () if axis is None else (axis,))
+
+    @classmethod
+    def over(cls, scale: np.ndarray, shift: np.ndarray, axes: Sequence[int]) -> "Affine":
+        """Arrays over ``axes``, of which those that make no difference are dropped."""
+        both = np.stack(np.broadcast_arrays(scale, shift))
+        kept: list[int] = []
+        for axis in axes:
+            place = 1 + len(kept)
+            first = both.take(range(min(1, both.shape[place])), place)
+            if first.size and (both == first).all():
+                both = first.squeeze(place)
+            else:
+                kept.append(axis)
+        if not kept:
+            both = both.reshape(2, 1)
+        return cls(both[0], both[1], tuple(kept))
+
+    @property
+    def axis(self) -> int | None:
+        """The axis of an affine that has one, None for none."""
+        return self.axes[0] if self.axes else None
 
     @property
     def uniform(self) -> bool:
         """Whether it is one pair of numbers."""
-        return self.axis is None
+        return not self.axes
 
     @property
     def identity(self) -> bool:
@@ -38,18 +60,25 @@ class Affine:
 
     def after(self, first: "Affine") -> "Affine | None":
         """``first``, then this one; None where they live on different axes."""
-        if not self.uniform and not first.uniform and (self.axis != first.axis or self.scale.size != first.scale.size):
+        if (
+            not self.uniform
+            and not first.uniform
+            and (self.axes != first.axes or self.scale.shape != first.scale.shape)
+        ):
             return None
-        axis = self.axis if first.uniform else first.axis
-        return Affine.of(self.scale * first.scale, self.scale * first.shift + self.shift, axis)
+        axes = self.axes if first.uniform else first.axes
+        return Affine.over(self.scale * first.scale, self.scale * first.shift + self.shift, axes)
 
-    def on(self, axis: int) -> "Affine":
-        """The same vectors on another axis."""
-        return self if self.uniform else Affine(self.scale, self.shift, axis)
+    def on(self, *axes: int) -> "Affine":
+        """The same numbers on other axes, in the order of the old ones."""
+        order = sorted(range(len(axes)), key=axes.__getitem__)
+        if self.uniform:
+            return self
+        return Affine(self.scale.transpose(order), self.shift.transpose(order), tuple(axes[place] for place in order))
 
     def fits(self, axis: int, channels: int) -> bool:
         """Whether it can act on ``axis`` of length ``channels``."""
-        return self.uniform or (self.axis == axis and self.scale.size == channels)
+        return self.uniform or (self.axes == (axis,) and self.scale.size == channels)
 
     def wide(self, channels: int) -> "tuple[np.ndarray, np.ndarray]":
         """Scale and shift as vectors of ``channels`` entries."""
@@ -57,7 +86,10 @@ class Affine:
 
     def only_scale(self) -> "Affine":
         """x -> scale x."""
-        return Affine.of(self.scale, np.zeros_like(self.shift), self.axis)
+        return Affine.over(self.scale, np.zeros_like(self.shift), self.axes)
 
     def __str__(self) -> str:
-        return "one number" if self.uniform else f"{self.scale.size} channels on axis {self.axis}"
+        if self.uniform:
+            return "one number"
+        where = " and ".join(str(axis) for axis in self.axes)
+        return f"{self.scale.size} channels on {'axis' if len(self.axes) == 1 else 'axes'} {where}"

@@ -30,7 +30,9 @@ class Chain:
     @property
     def scales(self) -> bool:
         """Whether it may be a batch norm: nodes that only add are biases."""
-        return bool(self.norms) or not (self.whole.affine.scale == 1).all()
+        return any(node.op_type != "Add" and node.op_type != "Sub" for node in self.nodes) or not (
+            (self.whole.affine.scale == 1).all()
+        )
 
     @property
     def looks_like_a_norm(self) -> bool:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from export.folding.affine import Affine
 from export.folding.graph import Edit, Graph, Step, describe, is_onnx, reads_shape
 from export.folding.refused import Refused
-from export.folding.rules import RULES
+from export.folding.rules import RULES, SEVERAL_AXES
 
 Push = Callable[[Graph, ir.Value, Affine, ir.Node, int], "Plan | Refused"]
 
@@ -50,6 +50,8 @@ def backward(graph: Graph, value: ir.Value, affine: Affine, reader: ir.Node, dep
         return Refused(f"it follows {describe(node)}, which cannot take a batch norm")
     if depth >= FARTHEST:
         return Refused(f"it is more than {FARTHEST} nodes away from a layer that could take it")
+    if len(affine.axes) > 1 and rule not in SEVERAL_AXES:
+        return Refused(f"{describe(node)} cannot take {affine}")
     output = list(node.outputs).index(value)
     step = rule.backward(graph, node, output, affine)
     return _walk(graph, step, value, node, depth, backward)
@@ -76,6 +78,8 @@ def forward(graph: Graph, value: ir.Value, affine: Affine, depth: int = 0) -> Pl
             return Refused(f"{describe(node)} behind it reads it twice")
         if depth >= FARTHEST:
             return Refused(f"it is more than {FARTHEST} nodes away from a layer that could take it")
+        if len(affine.axes) > 1 and rule not in SEVERAL_AXES:
+            return Refused(f"{describe(node)} cannot take {affine}")
         readers.add(node)
         step = rule.forward(graph, node, index, affine)
         way = _walk(graph, step, None, node, depth, lambda g, v, a, _, d: forward(g, v, a, d))

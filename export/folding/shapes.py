@@ -7,9 +7,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from export.folding.affine import Affine
+from export.folding.shape_values import Shape, reshaped
 
-Shape = tuple[int | str | None, ...]  # a length, a name for one, or nothing known
+Known = tuple[ir.Shape | None, ir.DataType | None]
 
+ROUNDS = 5  # of inference, each with the shapes of Reshape that the one before made known
 LARGEST_EXPANSION = 2**24  # elements of an affine written out over the axes that a Reshape joins
 
 
@@ -18,7 +20,7 @@ class Shapes:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._known: dict[ir.Value, tuple[ir.Shape | None, ir.DataType | None]] | None = None
+        self._known: dict[ir.Value, Known] | None = None
 
     def of(self, value: ir.Value) -> Shape | None:
         """The shape of ``value``, None where not even its rank is known."""
@@ -29,15 +31,13 @@ class Shapes:
             shape = value.shape
         else:
             shape = self._inferred(value)[0]
-        if shape is None:
-            return None
-        return tuple(size if isinstance(size, int) else size.value for size in shape)
+        return _lengths(shape)
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """The type of the elements of ``value``, None where it is not known."""
         return value.dtype if value.producer() is None else self._inferred(value)[1]
 
-    def _inferred(self, value: ir.Value) -> tuple[ir.Shape | None, ir.DataType | None]:
+    def _inferred(self, value: ir.Value) -> Known:
         if self._known is None:
             self._known = _infer(self._model)
         return self._known.get(value, (None, None))
@@ -48,14 +48,19 @@ class Shapes:
             self._known[new] = self._known[old]
 
 
-def _infer(model: ir.Model) -> dict[ir.Value, tuple[ir.Shape | None, ir.DataType | None]]:
-    values = [value for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.outputs]
+def _infer(model: ir.Model) -> dict[ir.Value, Known]:
+    """ONNX's inference, and again with what it did not find out of a Reshape."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    values = [value for node in nodes for value in node.outputs]
     claimed = [(value, value.shape, value.type) for value in values]
     initializers = list(model.graph.initializers.items())
     for value in values:
         value.shape = None
     try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        for _ in range(ROUNDS):
+            ShapeInferencePass(check_type=False, strict_mode=False)(model)
+            if not _complete(nodes):
+                break
         return {value: (value.shape, value.dtype) for value in values}
     finally:
         for value, shape, kind in claimed:
@@ -65,49 +70,64 @@ def _infer(model: ir.Model) -> dict[ir.Value, tuple[ir.Shape | None, ir.DataType
             model.graph.initializers[name] = value
 
 
+def _complete(nodes: list[ir.Node]) -> bool:
+    """Give the outputs of Reshape the shapes that follow from computed lengths; whether there were any."""
+    known = {
+        value: _lengths(value.shape) for node in nodes for value in (*node.inputs, *node.outputs) if value is not None
+    }
+    shapes = {value: shape for value, shape in known.items() if shape is not None}
+    more = False
+    for node in nodes:
+        output = node.outputs[0] if node.outputs else None
+        if node.op_type != "Reshape" or output is None or output in shapes:
+            continue
+        found = reshaped(node, shapes)
+        if found is not None:
+            output.shape, more = ir.Shape(found), True
+    return more
+
+
+def _lengths(shape: ir.Shape | None) -> Shape | None:
+    return None if shape is None else tuple(size if isinstance(size, int) else size.value for size in shape)
+
+
 def carry(affine: Affine, source: Shape, target: Shape) -> Affine | None:
     """``affine`` on an array of shape ``source`` as one on its reshape to ``target``; None without proof.
 
     Row-major order: where the products of the last lengths agree, so do the elements before and behind them. Between
-    two such borders the affine is written out, reshaped and must vary along one axis only.
+    two such borders the affine is written out and reshaped.
     """
-    if affine.axis is None:
+    if affine.uniform:
         return affine
-    if affine.axis >= len(source):
+    first, last = affine.axes[0], affine.axes[-1]
+    if last >= len(source):
         return None
-    source = tuple(affine.scale.size if axis == affine.axis else size for axis, size in enumerate(source))
+    known = dict(zip(affine.axes, affine.scale.shape, strict=True))
+    source = tuple(known.get(axis, size) for axis, size in enumerate(source))
     borders = [
         (i, j)
         for i in range(len(source) + 1)
         for j in range(len(target) + 1)
         if _equal(source[:i], target[:j]) or _equal(source[i:], target[j:])
     ]
-    begin = max(border for border in borders if border[0] <= affine.axis)
-    end = min(border for border in borders if border[0] > affine.axis and border[1] >= begin[1])
-    inner, outer = source[begin[0] : end[0]], list(target[begin[1] : end[1]])
-    if not all(isinstance(size, int) for size in inner):
+    begin = max(border for border in borders if border[0] <= first)
+    end = min(border for border in borders if border[0] > last and border[1] >= begin[1])
+    inner = [size for size in source[begin[0] : end[0]] if isinstance(size, int)]
+    outer = _completed(list(target[begin[1] : end[1]]), math.prod(inner))
+    if len(inner) < end[0] - begin[0] or outer is None or not 0 < math.prod(inner) <= LARGEST_EXPANSION:
         return None
-    lengths = [size for size in inner if isinstance(size, int)]
-    unknown = [axis for axis, size in enumerate(outer) if not isinstance(size, int)]
-    total = math.prod(lengths)
+    lone = [known.get(axis, 1) for axis in range(begin[0], end[0])]
+    full = [np.broadcast_to(array.reshape(lone), inner).reshape(outer) for array in (affine.scale, affine.shift)]
+    return Affine.over(full[0], full[1], range(begin[1], end[1]))
+
+
+def _completed(sizes: list[int | str | None], total: int) -> list[int] | None:
+    """``sizes`` with the one that is not known filled in; None where they cannot make ``total`` elements."""
+    unknown = [place for place, size in enumerate(sizes) if not isinstance(size, int)]
     if len(unknown) == 1:
-        outer[unknown[0]] = total // max(1, math.prod(size for size in outer if isinstance(size, int)))
-    sizes = [size for size in outer if isinstance(size, int)]
-    if len(unknown) > 1 or math.prod(sizes) != total or not 0 < total <= LARGEST_EXPANSION:
-        return None
-    position = affine.axis - begin[0]
-    return _along_one_axis(affine, lengths, position, sizes, begin[1])
-
-
-def _along_one_axis(affine: Affine, inner: list[int], position: int, outer: list[int], offset: int) -> Affine | None:
-    vectors = np.stack([affine.scale, affine.shift])
-    lone = [2] + [size if axis == position else 1 for axis, size in enumerate(inner)]
-    full = np.broadcast_to(vectors.reshape(lone), (2, *inner)).reshape(2, *outer)
-    for axis, size in enumerate(outer):
-        along = np.moveaxis(full, axis + 1, 1).reshape(2, size, -1)
-        if (along == along[..., :1]).all():
-            return Affine.of(along[0, :, 0], along[1, :, 0], offset + axis)
-    return None
+        sizes[unknown[0]] = total // max(1, math.prod(size for size in sizes if isinstance(size, int)))
+    known = [size for size in sizes if isinstance(size, int)]
+    return known if len(known) == len(sizes) and math.prod(known) == total else None
 
 
 def _equal(one: Shape, other: Shape) -> bool:

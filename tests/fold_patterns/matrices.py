@@ -131,7 +131,7 @@ TRAPS = [
     ),
     stays(
         "product split into rows: the channels are half rows",
-        "Reshape",
+        "axes 1 and 2",
         "c = MatMul(x, W) r = Reshape(c, k) y = BN(r)",
         {"W": (4, 6), "k": np.int64([4, 3, 4])},
         x="float[4, 2, 4] x",

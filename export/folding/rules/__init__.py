@@ -68,4 +68,6 @@ RULES: dict[str, ModuleType] = {
     "Upsample": resize,
 }
 
-__all__ = ["RULES"]
+SEVERAL_AXES = (cast, identity, reshape, transpose)  # rules for channels that a Reshape has split, too
+
+__all__ = ["RULES", "SEVERAL_AXES"]

@@ -11,29 +11,30 @@ def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step |
     """On the axis from which it came."""
     value = node.inputs[0]
     assert value is not None
-    if affine.axis is None:
-        return Step(onward=[(value, affine)])
-    perm = _permutation(graph, node, value)
-    if isinstance(perm, Refused) or affine.axis >= len(perm):
-        return perm if isinstance(perm, Refused) else Refused(f"{describe(node)} has no axis {affine.axis}")
-    return Step(onward=[(value, affine.on(perm[affine.axis]))])
+    perm = _permutation(graph, node, value, affine)
+    if isinstance(perm, Refused):
+        return perm
+    return Step(onward=[(value, affine.on(*(perm[axis] for axis in affine.axes)))])
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
     """On the axis to which it goes."""
     value = node.inputs[0]
     assert value is not None
-    if affine.axis is None:
-        return Step(onward=[(node.outputs[0], affine)])
-    perm = _permutation(graph, node, value)
-    if isinstance(perm, Refused) or affine.axis not in perm:
-        return perm if isinstance(perm, Refused) else Refused(f"{describe(node)} has no axis {affine.axis}")
-    return Step(onward=[(node.outputs[0], affine.on(perm.index(affine.axis)))])
+    perm = _permutation(graph, node, value, affine)
+    if isinstance(perm, Refused):
+        return perm
+    return Step(onward=[(node.outputs[0], affine.on(*(perm.index(axis) for axis in affine.axes)))])
 
 
-def _permutation(graph: Graph, node: ir.Node, value: ir.Value) -> list[int] | Refused:
+def _permutation(graph: Graph, node: ir.Node, value: ir.Value, affine: Affine) -> list[int] | Refused:
+    """Where the axes come from; with all of ``affine`` among them."""
     perm = attribute(node, "perm", None)
-    if perm is not None:
-        return list(perm)
-    rank = graph.rank(value)
-    return Refused(f"{describe(node)}: the rank of its input is not known") if rank is None else [*range(rank)][::-1]
+    rank = graph.rank(value) if perm is None else len(perm)
+    if affine.uniform:
+        return []
+    if rank is None:
+        return Refused(f"{describe(node)}: the rank of its input is not known")
+    if affine.axes[-1] >= rank:
+        return Refused(f"{describe(node)} has no axis {affine.axes[-1]}")
+    return [*range(rank)][::-1] if perm is None else list(perm)
