@@ -18,7 +18,21 @@ LARGEST = 2**28  # elements of a constant that has to be computed
 COMPUTED = frozenset(
     {"Identity", "Cast", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Flatten", "Concat", "Slice", "Gather"}
     | {"Expand", "ConstantOfShape", "Shape", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Pow", "Exp"}
-    | {"Abs", "DequantizeLinear", "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare", "ReduceMean", "ReduceMax"}
+    | {
+        "Abs",
+        "Mod",
+        "Floor",
+        "Ceil",
+        "Min",
+        "Max",
+        "DequantizeLinear",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceMean",
+        "ReduceMax",
+    }
 )
 
 
@@ -203,7 +217,7 @@ def _result_size(node: ir.Node, arrays: list[np.ndarray]) -> int:
     if node.op_type == "Expand":
         lengths = [*arrays[0].shape, *(max(1, int(size)) for size in arrays[1].reshape(-1))]
         return math.prod(lengths)
-    if node.op_type in ("Add", "Sub", "Mul", "Div", "Pow"):
+    if node.op_type in ("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max"):
         return math.prod(max(sizes) for sizes in zip(*_padded(arrays), strict=True))
     if node.op_type == "Gather":
         return arrays[0].size * max(1, arrays[1].size)

@@ -61,7 +61,7 @@ class Graph:
         self.affines: dict[ir.Node, Held] = {}
         self.left_alone: set[ir.Node] = set()
         self.changed: set[ir.Value] = set()
-        self.shapes = Shapes(model)
+        self.shapes = Shapes(model, self.constants.array)
         self._node_names: set[str | None] | None = None
         self._shifted: dict[tuple[ir.Value, bytes], ir.Value] = {}
 

@@ -1,25 +1,28 @@
 """Shapes of a graph's values, proved by ONNX's inference from the inputs' shapes and the constants alone."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from export.folding.affine import Affine
-from export.folding.shape_values import Shape, reshaped
+from export.folding.refused import Refused
+from export.folding.shape_values import Shape, ShapeValues
 
 Known = tuple[ir.Shape | None, ir.DataType | None]
 
-ROUNDS = 5  # of inference, each with the shapes of Reshape that the one before made known
+ROUNDS = 100  # of inference, each with the shapes of Reshape that the one before made known
 LARGEST_EXPANSION = 2**24  # elements of an affine written out over the axes that a Reshape joins
 
 
 class Shapes:
     """Inferred once, when the first question comes; what the model claims of inner values is not believed."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]) -> None:
         self._model = model
+        self._constant = constant
         self._known: dict[ir.Value, Known] | None = None
 
     def of(self, value: ir.Value) -> Shape | None:
@@ -39,7 +42,7 @@ class Shapes:
 
     def _inferred(self, value: ir.Value) -> Known:
         if self._known is None:
-            self._known = _infer(self._model)
+            self._known = _infer(self._model, self._constant)
         return self._known.get(value, (None, None))
 
     def same(self, old: ir.Value, new: ir.Value) -> None:
@@ -48,7 +51,7 @@ class Shapes:
             self._known[new] = self._known[old]
 
 
-def _infer(model: ir.Model) -> dict[ir.Value, Known]:
+def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]) -> dict[ir.Value, Known]:
     """ONNX's inference, and again with what it did not find out of a Reshape."""
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     values = [value for node in nodes for value in node.outputs]
@@ -59,7 +62,7 @@ def _infer(model: ir.Model) -> dict[ir.Value, Known]:
     try:
         for _ in range(ROUNDS):
             ShapeInferencePass(check_type=False, strict_mode=False)(model)
-            if not _complete(nodes):
+            if not _complete(nodes, constant):
                 break
         return {value: (value.shape, value.dtype) for value in values}
     finally:
@@ -70,18 +73,18 @@ def _infer(model: ir.Model) -> dict[ir.Value, Known]:
             model.graph.initializers[name] = value
 
 
-def _complete(nodes: list[ir.Node]) -> bool:
+def _complete(nodes: list[ir.Node], constant: Callable[[ir.Value], np.ndarray | Refused]) -> bool:
     """Give the outputs of Reshape the shapes that follow from computed lengths; whether there were any."""
     known = {
         value: _lengths(value.shape) for node in nodes for value in (*node.inputs, *node.outputs) if value is not None
     }
     shapes = {value: shape for value, shape in known.items() if shape is not None}
-    more = False
+    lengths, more = ShapeValues(shapes, constant), False
     for node in nodes:
         output = node.outputs[0] if node.outputs else None
         if node.op_type != "Reshape" or output is None or output in shapes:
             continue
-        found = reshaped(node, shapes)
+        found = lengths.reshaped(node)
         if found is not None:
             output.shape, more = ir.Shape(found), True
     return more
