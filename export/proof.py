@@ -30,7 +30,9 @@ def prove(
     paths = (reference, candidate)
     inputs, wanted, notes = _run_reference(reference, inputs or proof_inputs(reference), inputs is not None)
     alone = bool(notes)
-    got = _answers_of(candidate, inputs, run_jobs([Job(candidate, inputs)])[0], alone)
+    jobs = [Job(candidate, inputs), *(Job(path, inputs[:1], optimise=True) for path in paths)]
+    answers, *optimised = run_jobs(jobs[:1] if alone else jobs)
+    got = _answers_of(candidate, inputs, answers, alone)
     _check_names(wanted[0], got[0])
     tolerance *= (max(map(_precision, paths)) / PRECISION[TensorProto.FLOAT]) ** 0.5
     at = layers(*paths, sites) if any(site.values for site in sites) else {}
@@ -44,7 +46,7 @@ def prove(
         tolerance,
         judged=sum(exact is not None for exact in known),
         sites=errors,
-        optimised=() if alone else _optimised(paths, inputs[0], wanted[0], known[0], tolerance),
+        optimised=_optimised([sets[0] for sets in optimised], wanted[0], known[0], tolerance),
         notes=(*notes, *truth.notes),
     )
     if report.ok:
@@ -57,10 +59,10 @@ def prove(
 
 
 def _site_errors(
-    paths: Sequence[Path], inputs: Answers, at: dict[str, str], exact: Answers | None, tolerance: float, alone: bool
+    paths: tuple[Path, Path], inputs: Answers, at: dict[str, str], exact: Answers | None, tolerance: float, alone: bool
 ) -> tuple[SiteError, ...]:
-    inside = _inside(*paths, inputs, list(at), alone) if at else None
-    return () if inside is None else site_errors(at, *inside, exact, tolerance)
+    inside = _inside(paths, inputs, list(at), alone) if at else []
+    return site_errors(at, inside[0], inside[1], exact, tolerance) if inside else ()
 
 
 def _run_reference(
@@ -133,35 +135,30 @@ def _compare(
     return compare(name, [w[name] for w in wanted], [g[name] for g in got], exact, tolerance)
 
 
-def _inside(
-    reference: Path, candidate: Path, inputs: Answers, values: Sequence[str], alone: bool
-) -> list[Answers] | None:
-    """Both models' values inside for one set; None where a model with more outputs cannot be run."""
+def _inside(paths: tuple[Path, Path], inputs: Answers, values: Sequence[str], alone: bool) -> list[Answers]:
+    """Both models' values inside for one set; none where a model with more outputs cannot be run."""
     try:
         if alone:
-            return [_run_alone(path, [inputs], values)[0] for path in (reference, candidate)]
+            return [_run_alone(path, [inputs], values)[0] for path in paths]
     except UnjudgedError:
-        return None
-    with exposing(reference, values, [inputs]) as first, exposing(candidate, values, [inputs]) as second:
+        return []
+    with exposing(paths[0], values, [inputs]) as first, exposing(paths[1], values, [inputs]) as second:
         answers = [sets[0] for sets in run_jobs([first, second])]
     found = [answer for answer in answers if not isinstance(answer, ModelError)]
-    return found if len(found) == 2 else None
+    return found if len(found) == 2 else []
 
 
 def _optimised(
-    paths: Sequence[Path], inputs: Answers, wanted: Answers, exact: Answers | None, tolerance: float
+    optimised: Sequence[Answers | ModelError], wanted: Answers, exact: Answers | None, tolerance: float
 ) -> tuple[Optimised, ...]:
     """Both models as onnxruntime comes, judged like a candidate."""
     found = []
-    for name, [answers] in zip(
-        ("reference", "candidate"), run_jobs([Job(path, [inputs], optimise=True) for path in paths]), strict=True
-    ):
-        if isinstance(answers, ModelError):
-            found.append(Optimised(name, None, False))
-            continue
+    for name, answers in zip(("reference", "candidate"), optimised, strict=False):
         try:
+            if isinstance(answers, ModelError):
+                raise answers
             outputs = [_compare(output, [wanted], [answers], [exact], tolerance) for output in wanted]
-        except ModelError:  # another shape
+        except ModelError:  # a model that it cannot run, or outputs of another shape
             found.append(Optimised(name, None, False))
             continue
         worst = max((o.max_rel if o.candidate_error is None else o.candidate_error for o in outputs), default=0.0)

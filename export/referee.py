@@ -1,4 +1,4 @@
-"""The referee: a model in float64, by onnx's reference evaluator on a copy whose floating-point tensors are all float64.
+"""The referee: a model in float64, by onnx's reference evaluator on a copy with all floating-point tensors as float64.
 
 What onnxruntime and a folded model answer in float32 is judged by its distance from this. Operators that the evaluator
 computes wrongly or slowly are in ``referee_operators``.
@@ -53,7 +53,7 @@ class Referee:
             self._evaluator = _attempt(lambda: _Evaluator(model))
 
     def run(self, inputs: dict[str, np.ndarray], values: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Outputs, and other values of the main graph, by name. Raises UnjudgedError where that fails or takes too long."""
+        """Outputs and other ``values`` of the main graph by name. UnjudgedError where that fails or takes too long."""
         feeds = {name: _as_float64(array) if self.exact else array for name, array in inputs.items()}
         names = list(dict.fromkeys([*self._evaluator.output_names, *values]))
         self._evaluator.deadline = time.monotonic() + SECONDS
@@ -75,11 +75,11 @@ class _Evaluator(ReferenceEvaluator):
             for name, index in last.items():
                 self._dead[index].append(name)
 
-    def run(
+    def run(  # type: ignore[override]  # what it leaves out checks shapes
         self,
-        output_names: Any,
+        output_names: Sequence[str] | None,
         feed_inputs: dict[str, Any],
-        attributes: Any = None,
+        attributes: dict[str, Any] | None = None,
         intermediate: bool = False,
         **_: Any,
     ) -> Any:
@@ -95,8 +95,9 @@ class _Evaluator(ReferenceEvaluator):
             outputs = node.run(*(results[name] for name in node.input), **more)
             results.update(zip(node.output, outputs, strict=False))
             if not intermediate:
-                for name in kept.symmetric_difference([*kept, *dead]):
-                    results.pop(name, None)
+                for name in dead:
+                    if name not in kept:
+                        results.pop(name, None)  # a name inside a subgraph is none here
         return results if intermediate else [results[name] for name in names]
 
 
@@ -185,15 +186,15 @@ def _widen_node(node: NodeProto) -> None:
         if named and attribute.i in FLOATS:
             attribute.i = TensorProto.DOUBLE
         if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-            numbers = np.float64(attribute.f if attribute.name == "value_float" else list(attribute.floats))
-            _set_tensor(attribute, numbers)
+            numbers = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            _set_tensor(attribute, np.asarray(numbers, np.float64))
     if node.op_type == "ConstantOfShape" and not node.attribute:
         _set_tensor(node.attribute.add(), np.zeros(1))
 
 
 def _set_tensor(attribute: AttributeProto, array: np.ndarray) -> None:
     attribute.Clear()
-    attribute.CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(np.asarray(array))))
+    attribute.CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(array)))
 
 
 def _widen_tensor(tensor: TensorProto) -> None:

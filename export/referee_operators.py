@@ -1,7 +1,7 @@
 """Operators that onnx's reference evaluator computes wrongly or slowly, again: from the ONNX operator specification.
 
-``onnx.reference`` is wrong for ConvTranspose with groups, LRN, Softmax before opset 13, BatchNormalization of opset 9 to
-13 and every operator with ``broadcast`` before opset 7; its Conv and its pools take minutes for an image.
+``onnx.reference`` is wrong for ConvTranspose with groups, LRN, Softmax before opset 13, BatchNormalization of opsets 9
+to 13 and every operator with ``broadcast`` before opset 7; its Conv and its pools take minutes for an image.
 float16 and bfloat16 are computed in float32 and rounded once.
 """
 
@@ -19,8 +19,8 @@ def _opset(operator: OpRun) -> int:
     return operator.run_params["opsets"].get("", 1)
 
 
-def _wide(*arrays: np.ndarray) -> list[np.ndarray]:
-    return [array.astype(np.float32) if array.dtype.itemsize < 4 else array for array in arrays]
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 class Conv(OpRun):
@@ -29,7 +29,7 @@ class Conv(OpRun):
     op_domain = ""
 
     def _run(self, x: np.ndarray, w: np.ndarray, b: Any = None, group: int = 1, **window: Any) -> tuple[np.ndarray]:
-        y = convolve(*_wide(x, w), group, **window)
+        y = convolve(_wide(x), _wide(w), group, **window)
         return ((y if b is None else y + _channels(b, y)).astype(x.dtype),)
 
 
@@ -39,7 +39,7 @@ class ConvTranspose(OpRun):
     op_domain = ""
 
     def _run(self, x: np.ndarray, w: np.ndarray, b: Any = None, group: int = 1, **window: Any) -> tuple[np.ndarray]:
-        y = convolve_transpose(*_wide(x, w), group, **window)
+        y = convolve_transpose(_wide(x), _wide(w), group, **window)
         return ((y if b is None else y + _channels(b, y)).astype(x.dtype),)
 
 
@@ -58,7 +58,7 @@ class AveragePool(OpRun):
     op_domain = ""
 
     def _run(self, x: np.ndarray, count_include_pad: int = 0, **window: Any) -> tuple[np.ndarray]:
-        return (average_pool(*_wide(x), bool(count_include_pad), **window).astype(x.dtype),)
+        return (average_pool(_wide(x), bool(count_include_pad), **window).astype(x.dtype),)
 
 
 class BatchNormalization(OpRun):
@@ -76,7 +76,7 @@ class BatchNormalization(OpRun):
             training = not attributes.get("is_test")
         spatial = opset >= 9 or attributes.get("spatial") != 0
         eps, momentum = float(attributes["epsilon"]), float(attributes["momentum"])
-        wide, scale, bias, mean, var = _wide(x, *statistics)
+        wide, scale, bias, mean, var = map(_wide, (x, *statistics))
         shape = (-1, *(1,) * (x.ndim - 2)) if spatial else x.shape[1:]
         outputs: tuple[np.ndarray, ...] = ()
         if training:
@@ -85,9 +85,13 @@ class BatchNormalization(OpRun):
             running = [old * momentum + new * (1 - momentum) for old, new in zip((mean, var), of_batch, strict=True)]
             mean, var = of_batch
             outputs = (*running,) if opset >= 14 else (*running, mean, var)
-        # Divided, not multiplied by an inverse: float64 rounds once less.
-        y = (wide - mean.reshape(shape)) / np.sqrt(var + eps).reshape(shape) * scale.reshape(shape)
-        outputs = (y + bias.reshape(shape), *outputs)
+        if x.dtype == np.float64:
+            y = (wide - mean.reshape(shape)) / np.sqrt(var + eps).reshape(shape) * scale.reshape(shape)
+            y += bias.reshape(shape)
+        else:  # as runtimes do it, who lose more: what rounding does to them is to be known
+            slope = scale / np.sqrt(var + eps)
+            y = wide * slope.reshape(shape) + (bias - mean * slope).reshape(shape)
+        outputs = (y, *outputs)
         dtypes = (x.dtype, *(statistics[-1].dtype for _ in outputs[1:]))
         return tuple(output.astype(dtype) for output, dtype in zip(outputs, dtypes, strict=True))
 
@@ -124,26 +128,26 @@ class Reshape(OpRun):
         return (x.reshape([x.shape[i] if size == 0 and not allowzero else size for i, size in enumerate(sizes)]),)
 
 
-class _AlongAxis:
+class _AlongAxis(OpRun):
     """Before opset 13 the axes from ``axis`` on, 1 by default, are one."""
 
-    def run(self, x: np.ndarray, **options: Any) -> Any:
+    def run(self, x: np.ndarray, **options: Any) -> Any:  # type: ignore[override]
         if _opset(self) >= 13:
-            return super().run(x, **options)  # type: ignore[misc]
+            return super().run(x, **options)
         axis = next((attribute.i for attribute in self.onnx_node.attribute if attribute.name == "axis"), 1)
         self.axis = 1
         rows = x.reshape(int(np.prod(x.shape[: axis % max(x.ndim, 1)])), -1)
-        return tuple(y.reshape(x.shape) for y in super().run(rows, **options))  # type: ignore[misc]
+        return tuple(y.reshape(x.shape) for y in super().run(rows, **options))
 
 
-class _Broadcast:
+class _Broadcast(OpRun):
     """Before opset 7 the second operand is aligned to ``axis`` of the first, to its last axes by default."""
 
-    def run(self, a: np.ndarray, b: np.ndarray, **options: Any) -> Any:
+    def run(self, a: np.ndarray, b: np.ndarray, **options: Any) -> Any:  # type: ignore[override]
         given = {attribute.name: attribute.i for attribute in self.onnx_node.attribute}
         if _opset(self) < 7 and given.get("broadcast") and "axis" in given:
             b = b.reshape(*b.shape, *(1,) * (a.ndim - b.ndim - given["axis"] % a.ndim))
-        return super().run(a, b, **options)  # type: ignore[misc]
+        return super().run(a, b, **options)
 
 
 def _channels(bias: np.ndarray, y: np.ndarray) -> np.ndarray:

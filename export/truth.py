@@ -16,17 +16,17 @@ EXPLAINED = 10.0  # a runtime may be this many times as far from float64 as roun
 
 
 class Truth:
-    """Float64's answers for one model and sets of inputs, beside ``answers``, those of the runtime that is judged by it.
+    """Float64's answers for one model and sets of inputs, beside ``answers``, those of the runtime.
 
-    A runtime much further away than rounding explains computes something else than the referee (an operator that one of
-    them reads differently): then there is no truth. ``notes``: why there is none.
+    A runtime much further away than rounding explains computes something else than the referee, an operator that one
+    of them reads differently: then there is no truth. notes: why there is none.
     """
 
     def __init__(self, path: Path, inputs: Sequence[Answers], answers: Sequence[Answers], tolerance: float) -> None:
         self.path, self.inputs, self.answers, self.tolerance = path, inputs, answers, tolerance
         self.notes: list[str] = []
         self._known: dict[int, Answers] = {}
-        self._spent = 0.0
+        self._spent = self._explained = 0.0
         self._referee: Referee | None = None
         self._rounding: Referee | None = None
         try:
@@ -61,9 +61,10 @@ class Truth:
         if far <= self.tolerance:
             return
         self._rounding = self._rounding or Referee(self.path, exact=False)
-        explained = _furthest(self._rounding.run(self.inputs[index]), exact)
-        if not far <= EXPLAINED * explained + self.tolerance:
-            raise UnjudgedError(f"onnxruntime is {far:.1e} from it, of which rounding explains {explained:.1e}")
+        own = _furthest(self._rounding.run(self.inputs[index]), exact)
+        self._explained = max(self._explained, own)
+        if not far <= EXPLAINED * self._explained + self.tolerance:
+            raise UnjudgedError(f"onnxruntime is {far:.1e} from it, of which rounding explains {own:.1e}")
 
     def _resign(self, reason: str) -> None:
         self._referee = None

@@ -84,9 +84,9 @@ def _verify_module(
     if len(wanted[0]) != len(got[0]):
         raise ModelError(f"verify: the candidate must have the outputs {list(wanted[0])}, got {list(got[0])}")
     names = list(got[0] if isinstance(reference, Module) else wanted[0])
-    pairs = [[list(answers.values()) for answers in side] for side in (wanted, got)]
+    first, second = ([list(answers.values()) for answers in side] for side in (wanted, got))
     outputs = [
-        compare(name, *([a[index] for a in side] for side in pairs), [None] * len(inputs), tolerance)
+        compare(name, [a[index] for a in first], [b[index] for b in second], [None] * len(inputs), tolerance)
         for index, name in enumerate(names)
     ]
     return VerifyReport(tuple(outputs), len(inputs), tolerance)

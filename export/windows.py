@@ -46,8 +46,9 @@ def convolve_transpose(x: np.ndarray, w: np.ndarray, groups: int, **window: Any)
     for tap in np.ndindex(*kernel):
         starts = [t * d for t, d in zip(tap, dilations, strict=True)]
         where = [slice(b, b + s * (i - 1) + 1, s) for b, s, i in zip(starts, strides, inputs, strict=True)]
-        y[(..., *where)] += columns[(slice(None), slice(None), *tap)]
-    return y[(..., *(slice(b, b + s) for b, s in zip(begins, sizes, strict=True)))]
+        y[(slice(None), slice(None), *where)] += columns[(slice(None), slice(None), *tap)]
+    where = [slice(b, b + s) for b, s in zip(begins, sizes, strict=True)]
+    return y[(slice(None), slice(None), *where)]
 
 
 def _crop(
@@ -95,7 +96,7 @@ def average_pool(x: np.ndarray, include_pad: bool, **window: Any) -> np.ndarray:
     padded, weight = np.pad(x, [(0, 0), (0, 0), *map(_total, pads, beyond)]), np.pad(weight, beyond)
     total, count = np.zeros((*x.shape[:2], *sizes), x.dtype), np.zeros(sizes, x.dtype)
     for where in _taps(kernel, strides, dilations, sizes):
-        total += padded[(..., *where)]
+        total += padded[(slice(None), slice(None), *where)]
         count += weight[where]
     return total / count
 
