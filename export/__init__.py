@@ -5,6 +5,7 @@
 
 from export.convert import ExportReport, export
 from export.fold import FoldReport, FoldSite, fold_onnx
+from export.input_files import load_inputs
 from export.verify import Comparison, VerifyReport, verify
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "VerifyReport",
     "export",
     "fold_onnx",
+    "load_inputs",
     "verify",
 ]

@@ -17,9 +17,11 @@ import fastbn
 from export.convert import check_opset, export
 from export.files import BROKEN, read_model, writing
 from export.fold import fold_graph
+from export.input_files import load_inputs
+from export.inputs import random_inputs
 from export.report import render
 from export.runtime import latencies
-from export.verify import VerifyReport, random_inputs, run_any, verify
+from export.verify import VerifyReport, run_any, verify
 from fastbn import data, nn
 from fastbn._files import check_target
 from fastbn.cli import Parser, integer, number, shape_of, train_lenet
@@ -29,7 +31,8 @@ from fastbn.nn.module import Module
 from fastbn.training import checkpoint
 
 EPOCHS = {"digits": 20, "mnist": 3}
-TRAINING_ONLY = ("data", "epochs", "seed")
+TRAINING_ONLY = ("epochs", "seed")
+SAMPLES = 64  # of --data that the proof runs
 
 DESCRIPTION = """
 Write a network as ONNX with its batch norms folded into the layers before them, and prove with onnxruntime
@@ -49,6 +52,7 @@ examples:
   python -m export --data mnist --epochs 5 -o lenet.onnx
   python -m export model.safetensors -o model.onnx --input-shape 3,224,224
   python -m export model.onnx -o folded.onnx --json > report.json
+  python -m export model.onnx -o folded.onnx --data inputs.npz
 """
 
 
@@ -69,6 +73,9 @@ def _main(options: argparse.Namespace) -> int:
         _check_source(options, source, suffix)
     elif options.input_shape is not None:
         raise ArgumentError("--input-shape must come with a checkpoint, got it without SOURCE")
+    elif options.data is not None and options.data not in data.DATASETS:
+        names = " or ".join(data.DATASETS)
+        raise ArgumentError(f"--data must be {names} without SOURCE, what to train on, got {options.data!r}")
     if options.out == "":
         raise ArgumentError("-o OUT.onnx must be a file name, got ''")
     out = Path("lenet.onnx" if options.out is None else options.out)
@@ -91,6 +98,8 @@ def _check_source(options: argparse.Namespace, source: Path, suffix: str) -> Non
     given = [f"--{name}" for name in TRAINING_ONLY if getattr(options, name) is not None]
     if given:
         raise ArgumentError(f"{given[0]} must come without SOURCE, which is not trained, got {source}")
+    if options.data is not None and suffix != ".onnx":
+        raise ArgumentError(f"--data must come with an .onnx SOURCE, to run it on, or without SOURCE, got {source}")
     if not source.is_file():
         raise ModelError(f"SOURCE must be a file that exists, got {source}")
     if options.out is None:
@@ -178,8 +187,10 @@ def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str
         fold = None if options.no_fold else fold_graph(model)
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
+    inputs = None if options.data is None else load_inputs(options.data, source, limit=SAMPLES)
     with writing(model, out) as temporary:
-        proof = verify(source, temporary, tolerance=options.tolerance)
+        sites: list[Any] = [site for site in ([] if fold is None else fold.sites) if getattr(site, "values", ())]
+        proof = verify(source, temporary, inputs, tolerance=options.tolerance, sites=sites)
     return {
         "source": str(source),
         "output": str(out),
@@ -197,7 +208,15 @@ def _figures(report: VerifyReport) -> dict[str, Any]:
         "max_rel": report.max_rel,
         "tolerance": report.tolerance,
         "ok": report.ok,
+        "source_error": report.reference_error,
+        "folded_error": report.candidate_error,
+        "inputs": report.inputs,
+        "judged": report.judged,
         "outputs": [asdict(output) for output in report.outputs],
+        "sites": [asdict(site) for site in report.sites],
+        "first_difference": report.first_difference,
+        "optimised": [asdict(entry) for entry in report.optimised],
+        "notes": list(report.notes),
     }
 
 
@@ -228,7 +247,9 @@ def _parser() -> Parser:
     add("source", nargs="?", metavar="SOURCE", help="a .safetensors checkpoint or an .onnx model")
     add("-o", "--out", metavar="OUT.onnx", help="the model to write (lenet.onnx without SOURCE)")
     defaults = ", ".join(f"{epochs} for {name}" for name, epochs in EPOCHS.items())
-    add("--data", choices=list(data.DATASETS), help="what to train on (digits); mnist is read from $FASTBN_DATA/mnist")
+    about = "what to train on: digits, the default, or mnist, read from $FASTBN_DATA/mnist; with an .onnx SOURCE "
+    about += "inputs for the proof instead of random ones: .npz by input name, .npy, or a folder of images"
+    add("--data", metavar="DATA", help=about)
     add("--epochs", type=integer(1), metavar="N", help=f"epochs to train ({defaults})")
     add("--seed", type=integer(0), metavar="N", help="seed of the training (0)")
     add("--input-shape", type=shape_of, metavar="C,H,W", help="one sample's shape, for a checkpoint without it")
