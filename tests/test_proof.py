@@ -285,7 +285,7 @@ def test_a_referee_out_of_time_judges_what_differs_and_no_more(monkeypatch):
     assert verify(model, model).judged == 1
     proof = verify(model, fold_onnx(model)[0])
     assert proof.ok
-    assert 1 < proof.judged
+    assert proof.judged > 1
     monkeypatch.setattr("export.referee.SECONDS", -1.0)
     proof = verify(model, model)
     assert (proof.ok, proof.judged) == (True, 0)
