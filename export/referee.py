@@ -44,13 +44,23 @@ class Referee:
             if entry.domain in ("", "ai.onnx")
         ):
             raise UnjudgedError("its operator set is newer than those of the installed onnx")
-        onnx.external_data_helper.load_external_data_for_model(model, str(Path(path).parent))
-        _normalise(model)
-        if exact:
-            _widen(model)
         self.exact = exact
         with _quiet():
-            self._evaluator = _attempt(lambda: _Evaluator(model))
+            self._evaluator = _attempt(lambda: self._evaluator_of(model, str(Path(path).parent)))
+
+    def _evaluator_of(self, model: ModelProto, folder: str) -> "_Evaluator":
+        weights = {}  # not through protobuf, which would hold them once more
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor, folder)
+            weights[tensor.name] = _as_float64(array) if self.exact else array
+        del model.graph.initializer[:]
+        onnx.external_data_helper.load_external_data_for_model(model, folder)
+        _normalise(model)
+        if self.exact:
+            _widen(model)
+        evaluator = _Evaluator(model)
+        evaluator.rt_inits_ = weights
+        return evaluator
 
     def run(self, inputs: dict[str, np.ndarray], values: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Outputs and other ``values`` of the main graph by name. UnjudgedError where that fails or takes too long."""
@@ -130,7 +140,7 @@ def _quiet() -> Any:
 
 
 def _as_float64(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float64) if array.dtype.kind in "fV" else array
+    return array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
 
 
 def _as_numbers(answer: Any) -> np.ndarray:

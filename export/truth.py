@@ -11,7 +11,7 @@ from export.referee import Referee, UnjudgedError
 
 Answers = dict[str, np.ndarray]
 
-PATIENCE = 10.0  # seconds of work after which the answers are worked out no more unless they decide
+PATIENCE = 5.0  # seconds of work after which the answers are worked out no more unless they decide
 EXPLAINED = 10.0  # a runtime may be this many times as far from float64 as rounding alone
 
 
