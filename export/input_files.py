@@ -92,8 +92,11 @@ def _batches(path: Path, entries: dict[str, Input], arrays: Inputs, limit: int |
         if len(counts) > 1 or counts[0] == 0 or (size == first and counts[0] % size):
             wanted = f"a multiple of {first} samples" if size == first else "one number of samples in all arrays"
             raise ModelError(f"data: {path} must hold {wanted}, at least one, got {counts}")
-        starts = range(0, counts[0] if limit is None else min(counts[0], max(limit, size)), size)
-        cuts = [{name: array[start : start + size] for name, array in arrays.items()} for start in starts]
+        count = counts[0]
+        if limit is not None:
+            count = min(count, max(limit // size, 1) * size if size == first else max(limit, 1))
+        starts = range(0, count, size)
+        cuts = [{name: array[start : min(start + size, count)] for name, array in arrays.items()} for start in starts]
     for cut in cuts:
         for name, entry in entries.items():
             check_array(f"data: {name} in {path}", entry, cut[name])

@@ -1,6 +1,8 @@
 """Inputs made for a model, and inputs from files: shapes, types, and one sentence for what does not fit."""
 
+import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -159,18 +161,12 @@ def archive(name, **arrays):
 
 
 def written(name, content):
-    def write():
-        with open(name, "wb") as file:
-            file.write(content)
-
-    return write
+    return lambda: Path(name).write_bytes(content)
 
 
 def images_of(content):
     def make():
-        import os
-
-        os.mkdir("images")
+        Path("images").mkdir()
         if content is not None:
             written("images/a.png", content)()
 
@@ -195,8 +191,13 @@ BAD = {
         "N, 3",
         "that NumPy can read",
     ),
-    "an archive called .npy": (lambda: open("a.npy", "wb").write(zipped()), "a.npy", "N, 3", "call it .npz"),
-    "an array called .npz": (lambda: np.save(open("a.npz", "wb"), ONE), "a.npz", "N, 3", "call it .npy"),
+    "an archive called .npy": (lambda: written("a.npy", zipped())(), "a.npy", "N, 3", "call it .npz"),
+    "an array called .npz": (
+        lambda: (np.save("a.npy", ONE), Path("a.npy").rename("a.npz")),
+        "a.npz",
+        "N, 3",
+        "call it .npy",
+    ),
     "another name": (archive("a.npz", u=ONE), "a.npz", "N, 3", r"must hold the arrays \['x'\]"),
     "another rank": (archive("a.npz", x=ONE[None, None]), "a.npz", "N, 3", "must have the shape"),
     "another shape": (archive("a.npz", x=ONE[:, :2]), "a.npz", "N, 3", r"must have the shape \(N, 3\), got \(2, 2\)"),
@@ -211,8 +212,6 @@ BAD = {
 
 
 def zipped():
-    import io
-
     file = io.BytesIO()
     np.savez(file, x=ONE)
     return file.getvalue()
@@ -235,14 +234,14 @@ def test_bad_data(folder, case):
 )
 def test_integers_that_do_not_fit(folder, kind, array):
     np.savez("a.npz", x=np.array(array))
-    with pytest.raises(ModelError, match="x in a.npz must (be|fit)"):
+    with pytest.raises(ModelError, match=r"x in a\.npz must (be|fit)"):
         load_inputs("a.npz", identity("N, 2", kind))
 
 
 def test_several_inputs_need_names(folder):
     model = text_model("y = Add(x, u)", {}, x="float[N, 3] x, float[N, 3] u", y="float[N, 3] y")
     np.save("a.npy", ONE)
-    with pytest.raises(ModelError, match="give an .npz"):
+    with pytest.raises(ModelError, match=r"give an \.npz"):
         load_inputs("a.npy", model)
     np.savez("a.npz", x=ONE, u=ONE[:1])
     with pytest.raises(ModelError, match="one number of samples"):
