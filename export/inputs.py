@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from export.files import as_model
+from export.files import BROKEN, as_model
 from export.runtime import Job, as_file, run_jobs
 from fastbn.errors import ModelError
 
@@ -46,8 +46,23 @@ class Input:
 
 def model_inputs(model: Model) -> list[Input]:
     """Every input that has no default. Raises ModelError for one whose shape or type is unknown or no tensor."""
+    return _entries(_graph(model))
+
+
+def _graph(model: Model) -> ir.Graph:
+    """Without the weights in other files, which may be large."""
+    if isinstance(model, onnx.ModelProto) or not Path(model).is_file():
+        return as_model(model).graph
+    try:
+        return ir.from_proto(onnx.load(model, load_external_data=False)).graph
+    except BROKEN as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(f"verify: {model} must be an ONNX model, got {reason}") from error
+
+
+def _entries(graph: ir.Graph) -> list[Input]:
     entries = []
-    for value in as_model(model).graph.inputs:
+    for value in graph.inputs:
         if value.is_initializer():
             continue
         if value.dtype is None or value.shape is None or value.name is None:
@@ -90,11 +105,12 @@ def proof_inputs(model: Model) -> list[Inputs]:
 
 def check_inputs(model: Model, inputs: Sequence[Inputs]) -> None:
     """Raise ModelError unless every set has the model's inputs, by name, dtype and shape."""
+    graph = _graph(model)
     try:
-        entries = {entry.name: entry for entry in model_inputs(model)}
+        entries = {entry.name: entry for entry in _entries(graph)}
     except ModelError:  # what the model does not declare cannot be compared
         return
-    defaults = {value.name for value in as_model(model).graph.inputs if value.is_initializer()}
+    defaults = {value.name for value in graph.inputs if value.is_initializer()}
     for arrays in inputs:
         if entries.keys() - arrays.keys() or arrays.keys() - entries.keys() - defaults:
             raise ModelError(f"verify: inputs must be {list(entries)}, got {list(arrays)}")

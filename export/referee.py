@@ -34,7 +34,7 @@ class Referee:
     """
 
     def __init__(self, path: str | Path, exact: bool = True) -> None:
-        model = onnx.load(path, load_external_data=False)
+        model = _attempt(lambda: onnx.load(path, load_external_data=False))
         elements = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
         if elements * 8 > LARGEST:
             raise UnjudgedError(f"its weights are {elements:,} numbers, too many to hold in float64")

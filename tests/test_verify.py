@@ -250,9 +250,10 @@ def test_file_that_is_no_model(tmp_path, content, given):
     if content is not None:
         path.write_bytes(content)
     inputs = [{"x": np.zeros((1, 3), np.float32)}] if given else None
-    with pytest.raises(ModelError) as caught:
-        verify(identity("float"), path, inputs)
-    assert_one_sentence(caught)
+    for pair in ((identity("float"), path), (path, identity("float"))):
+        with pytest.raises(ModelError) as caught:
+            verify(*pair, inputs)
+        assert_one_sentence(caught)
 
 
 @pytest.mark.parametrize(
