@@ -19,6 +19,11 @@ from export.referee_operators import OPERATORS
 LARGEST = 2**31  # bytes of weights as float64
 SECONDS = 60.0  # that one set of inputs may take
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    *(f"Random{kind}{like}" for kind in ("Normal", "Uniform") for like in ("", "Like")),
+}
 DTYPED = {"Cast": "to", "EyeLike": "dtype", "SequenceEmpty": "dtype"}
 DTYPED |= {f"{name}Window": "output_datatype" for name in ("Hann", "Hamming", "Blackman")}
 
@@ -44,6 +49,8 @@ class Referee:
             if entry.domain in ("", "ai.onnx")
         ):
             raise UnjudgedError("its operator set is newer than those of the installed onnx")
+        if any(node.op_type in RANDOM for holder in (model.graph, *model.functions) for node in _nodes(holder)):
+            raise UnjudgedError("it draws random numbers, which have no right answer")
         self.exact = exact
         with _quiet():
             self._evaluator = _attempt(lambda: self._evaluator_of(model, str(Path(path).parent)))

@@ -1,7 +1,8 @@
 """Operators that onnx's reference evaluator computes wrongly or slowly, again: from the ONNX operator specification.
 
 ``onnx.reference`` is wrong for ConvTranspose with groups, LRN, Softmax before opset 13, BatchNormalization of opsets 9
-to 13 and every operator with ``broadcast`` before opset 7; its Conv and its pools take minutes for an image.
+to 13 and every operator with ``broadcast`` before opset 7; its Conv and its pools take minutes for an image; it has no
+DequantizeLinear before opset 19.
 float16 and bfloat16 are computed in float32 and rounded once.
 """
 
@@ -128,6 +129,27 @@ class Reshape(OpRun):
         return (x.reshape([x.shape[i] if size == 0 and not allowzero else size for i, size in enumerate(sizes)]),)
 
 
+class DequantizeLinear(OpRun):
+    """(x - zero point) * scale, for all of x, along ``axis`` or in blocks of it: onnx's begins at opset 19."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: np.ndarray, scale: np.ndarray, zero: Any = None, axis: int = 1, block_size: int = 0, **_: Any
+    ) -> tuple[np.ndarray]:
+        def spread(parameter: np.ndarray) -> np.ndarray:
+            if block_size:
+                return np.repeat(parameter, block_size, axis).take(range(x.shape[axis]), axis)
+            along = [1] * x.ndim
+            along[axis if parameter.size > 1 else 0] = -1
+            return parameter.reshape(along) if x.ndim else parameter.reshape(())
+
+        wide = x.astype(np.float64)
+        if zero is not None:
+            wide -= spread(zero.astype(np.float64))
+        return ((wide * spread(scale.astype(np.float64))).astype(scale.dtype),)
+
+
 class _AlongAxis(OpRun):
     """Before opset 13 the axes from ``axis`` on, 1 by default, are one."""
 
@@ -155,7 +177,7 @@ def _channels(bias: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 OPERATORS: list[type[OpRun]] = [
-    *(Conv, ConvTranspose, MaxPool, AveragePool, BatchNormalization, LRN, Dropout, Reshape),
+    *(Conv, ConvTranspose, MaxPool, AveragePool, BatchNormalization, LRN, Dropout, Reshape, DequantizeLinear),
     *(type(name, (_AlongAxis, load_op("", name)), {}) for name in ("Softmax", "LogSoftmax", "Hardmax")),
     *(type(name, (_Broadcast, load_op("", name)), {}) for name in ("Add", "Sub", "Mul", "Div")),
 ]

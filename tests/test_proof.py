@@ -305,3 +305,21 @@ def test_candidate_that_does_not_run_is_an_error():
     model = chain(np.random.default_rng(0))
     with pytest.raises(ModelError, match="onnxruntime must be able to run the model"):
         verify(model, with_weight(model, "W1", lambda array: array[:, :1]))
+
+
+def test_random_numbers_prove_nothing():
+    """They are as far from each other in two runs of one model as anything may be."""
+    model = text_model("r = RandomNormalLike(x) y = Add(x, r)", {}, x="float[N, 3] x")
+    proof = verify(model, model)
+    assert (proof.ok, proof.judged) == (False, 0)
+    assert "random" in proof.notes[0]
+
+
+def test_quantised_model():
+    """Quantised values turn over where rounding does, in both models alike; another scale is found."""
+    arrays = {"k": np.float32(0.1), "z": np.uint8(128)}
+    model = text_model("q = QuantizeLinear(x, k, z) y = DequantizeLinear(q, k, z)", arrays)
+    proof = verify(model, model)
+    assert (proof.ok, proof.judged) == (True, 6)
+    assert proof.tolerance > 1 / 128
+    assert not verify(model, with_weight(model, "k", lambda array: array * 1.1)).ok

@@ -171,6 +171,21 @@ def test_reshape_of_old(tmp_path):
     assert answers(model, tmp_path, x=np.ones((2, 3, 4), np.float32))[0].shape == (2, 12)
 
 
+@pytest.mark.parametrize("opset", [10, 13, 19])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_quantised(tmp_path, opset, channels):
+    if opset == 10 and channels > 1:
+        pytest.skip("per channel since opset 13")
+    rng = np.random.default_rng(0)
+    shape = (channels,) if channels > 1 else ()
+    arrays = {
+        "s": rng.uniform(0.05, 0.1, shape).astype(np.float32),
+        "z": rng.integers(100, 150, shape).astype(np.uint8),
+    }
+    model = text_model("q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)", arrays, opset=opset)
+    agree_on_image(model, tmp_path, rng)
+
+
 # The copy in float64
 
 TENTH = "h = Constant<value_float=0.1>() t = Constant<value_floats=[0.1,0.1]>() k = Add(h, t) y = Add(x, k)"
@@ -231,7 +246,14 @@ def test_rounding_alone_is_in_the_models_own_type(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "body", ["y = Nonsense(x)", "y, k = Dropout<ratio=0.5>(x, r, t)", "y = Reshape(x, s)", "y = Identity(nowhere)"]
+    "body",
+    [
+        "y = Nonsense(x)",
+        "y, k = Dropout<ratio=0.5>(x, r, t)",
+        "y = Reshape(x, s)",
+        "y = Identity(nowhere)",
+        "y = RandomNormalLike(x)",
+    ],
 )
 def test_what_it_cannot_do_is_a_reason(tmp_path, body):
     arrays = {"r": np.float32(0.5), "t": np.array(True), "s": np.array([7, 7])}
