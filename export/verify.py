@@ -41,7 +41,8 @@ def verify(
     fastbn model with one input. inputs: sets of arrays by input name; unless given, random ones (three seeds), zeros,
     ones and large ones shaped from the reference. tolerance: largest relative difference allowed where the reference is
     not itself further from float64, see ``compare``; it holds for float32, and grows or shrinks for other types, eight
-    bits of quantised models among them, with the square root of their precision. sites: batch norms with the values behind them, which are compared as well.
+    bits of quantised models among them, with the square root of their precision. sites: batch norms with the values
+    behind them, which are compared as well.
     Raises ModelError where a model cannot be run or the outputs do not correspond.
     """
     check_number("verify", "tolerance", tolerance, 0.0)
