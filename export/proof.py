@@ -49,7 +49,7 @@ def prove(
         judged=sum(exact is not None for exact in known),
         sites=errors,
         optimised=_optimised([sets[0] for sets in optimised], wanted[0], known[0], tolerance),
-        notes=(*notes, *truth.notes),
+        notes=(*notes, *truth.notes, *_unseen(sites, errors)),
     )
     if report.ok:
         return report
@@ -58,6 +58,16 @@ def prove(
         errors = _site_errors(paths, inputs[0], at, None, tolerance, alone)
     first = next((site.layer for site in errors if not site.ok), None)
     return replace(report, first_difference=first)
+
+
+def _unseen(sites: Sequence[Site], errors: Sequence[SiteError]) -> list[str]:
+    """Which sites could not be looked at: those in a subgraph, or in a model that does not run with more outputs."""
+    seen = {error.layer for error in errors}
+    unseen = [site.batch_norm for site in sites if site.values and site.batch_norm not in seen]
+    if not unseen:
+        return []
+    named = ", ".join(unseen[:3]) + (", ..." if len(unseen) > 3 else "")
+    return [f"not compared inside the models, by their outputs alone: {len(unseen)} batch norms ({named})"]
 
 
 def _site_errors(

@@ -180,6 +180,7 @@ def test_sites_of_a_model_with_its_weights_in_another_file(tmp_path):
     proof = verify(path, path, sites=[Site("bn0", ("y0",)), Site("bn1", ("no such value",))])
     assert proof.ok
     assert [site.value for site in proof.sites] == ["y0"]
+    assert proof.notes == ("not compared inside the models, by their outputs alone: 1 batch norms (bn1)",)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
