@@ -62,6 +62,17 @@ class AveragePool(OpRun):
         return (average_pool(_wide(x), bool(count_include_pad), **window).astype(x.dtype),)
 
 
+class GlobalAveragePool(OpRun):
+    """Float32 summed one by one as runtimes do, who lose 1e-4 of a constant image; NumPy's pairs lose nothing."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
+        flat = _wide(x).reshape(*x.shape[:2], -1)
+        total = flat.sum(axis=-1) if x.dtype == np.float64 else np.cumsum(flat, axis=-1)[..., -1]
+        return ((total / flat.shape[-1]).astype(x.dtype).reshape(*x.shape[:2], *(1,) * (x.ndim - 2)),)
+
+
 class BatchNormalization(OpRun):
     """Every opset's: ``is_test`` and ``spatial`` of the first, extra outputs that mean training, ``training_mode``."""
 
@@ -177,7 +188,18 @@ def _channels(bias: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 OPERATORS: list[type[OpRun]] = [
-    *(Conv, ConvTranspose, MaxPool, AveragePool, BatchNormalization, LRN, Dropout, Reshape, DequantizeLinear),
+    *(
+        Conv,
+        ConvTranspose,
+        MaxPool,
+        AveragePool,
+        GlobalAveragePool,
+        BatchNormalization,
+        LRN,
+        Dropout,
+        Reshape,
+        DequantizeLinear,
+    ),
     *(type(name, (_AlongAxis, load_op("", name)), {}) for name in ("Softmax", "LogSoftmax", "Hardmax")),
     *(type(name, (_Broadcast, load_op("", name)), {}) for name in ("Add", "Sub", "Mul", "Div")),
 ]
