@@ -7,6 +7,7 @@ Python.
 from export.calibrate import CalibrationReport, LayerShift, calibrate, calibrate_graph
 from export.convert import ExportReport, export
 from export.fold import FoldReport, FoldSite, fold_onnx
+from export.input_files import load_inputs
 from export.undo import restore
 from export.verify import Comparison, VerifyReport, verify
 
@@ -22,6 +23,7 @@ __all__ = [
     "calibrate_graph",
     "export",
     "fold_onnx",
+    "load_inputs",
     "restore",
     "verify",
 ]

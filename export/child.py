@@ -8,6 +8,7 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ import numpy as np
 import onnxruntime
 
 
-def _session(path: str, optimise: bool) -> onnxruntime.InferenceSession:
+def _session(path: str, optimise: bool, weights: str | None = None) -> onnxruntime.InferenceSession:
+    """``weights``: the folder of a model's external data where that is not the model's own."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    model: str | bytes = path
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
+        model = Path(path).read_bytes()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _restore(folder: Path) -> dict[str, np.ndarray]:
@@ -29,18 +35,38 @@ def _restore(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
-    session = _session(request["model"], optimise=False)
+    """Every job: its error, or one error or None for each of its sets of inputs."""
+    return {"errors": [_attempt(_job, job) for job in request["jobs"]]}
+
+
+def _job(job: dict[str, Any]) -> list[str | None]:
+    session = _session(job["model"], job["optimise"], job["weights"])
     names = [output.name for output in session.get_outputs()]
-    for index in range(request["sets"]):
-        outputs = session.run(names, _restore(Path(request["folder"], f"in{index}")))
-        folder = Path(request["folder"], f"out{index}")
-        folder.mkdir()
-        for position, array in enumerate(outputs):
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-                raise TypeError(f"output {names[position]} that is no array of numbers")
-            np.save(folder / f"{position}.npy", array)
-        (folder / "names.json").write_text(json.dumps(names))
-    return {}
+    return [_attempt(_set, session, names, Path(given), Path(made)) for given, made in job["sets"]]
+
+
+def _set(session: onnxruntime.InferenceSession, names: list[str], given: Path, made: Path) -> None:
+    outputs = session.run(names, _restore(given))
+    for position, array in enumerate(outputs):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+            raise TypeError(f"output {names[position]} that is no array of numbers")
+    made.mkdir(parents=True)
+    for position, array in enumerate(outputs):
+        np.save(made / f"{position}.npy", array)
+    (made / "names.json").write_text(json.dumps(names))
+
+
+def _attempt(action: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return action(*arguments)
+    except Exception as error:
+        return _sentence(error)
+
+
+def _sentence(error: Exception) -> str:
+    """Without onnxruntime's codes, its source paths and C++ signatures, and the path of a temporary file."""
+    noise = r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/onnxruntime_src/.*?\) (?=[A-Z])"
+    return re.sub(noise, "", " ".join(str(error).split())) or type(error).__name__
 
 
 def _time(request: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +146,5 @@ if __name__ == "__main__":
     try:
         print(json.dumps({"run": _run, "time": _time, "stages": _stages}[task["task"]](task)))
     except Exception as error:
-        # Without onnxruntime's codes, its source paths and C++ signatures, and the path of a temporary file.
-        noise = r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/onnxruntime_src/.*?\) (?=[A-Z])"
-        print(re.sub(noise, "", " ".join(str(error).split())), file=sys.stderr)
+        print(_sentence(error), file=sys.stderr)
         sys.exit(1)

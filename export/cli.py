@@ -22,12 +22,14 @@ from export.convert import check_opset, export
 from export.files import BROKEN, read_model, writing
 from export.fold import FoldReport, fold_graph
 from export.html import write_html
+from export.input_files import load_inputs
+from export.inputs import random_inputs
 from export.inspection import inspect_model
 from export.listing import print_inspection
 from export.options import check_modes
 from export.report import print_report
 from export.runtime import latencies
-from export.verify import VerifyReport, random_inputs, run_any, verify
+from export.verify import VerifyReport, run_any, verify
 from fastbn import data, nn
 from fastbn._files import check_target
 from fastbn.cli import Parser, integer, number, shape_of, train_lenet
@@ -37,7 +39,8 @@ from fastbn.nn.module import Module
 from fastbn.training import checkpoint
 
 EPOCHS = {"digits": 20, "mnist": 3}
-TRAINING_ONLY = ("data", "epochs", "seed")
+TRAINING_ONLY = ("epochs", "seed")
+SAMPLES = 64  # of --data that the proof runs
 
 DESCRIPTION = """
 Write a network as ONNX with its batch norms folded into the layers before them, and prove with onnxruntime
@@ -57,6 +60,7 @@ examples:
   python -m export --data mnist --epochs 5 -o lenet.onnx
   python -m export model.safetensors -o model.onnx --input-shape 3,224,224
   python -m export model.onnx -o folded.onnx --json > report.json
+  python -m export model.onnx -o folded.onnx --data inputs.npz
   python -m export model.onnx --calibrate newdomain.npz -o adapted.onnx
   python -m export adapted.unfolded.onnx --undo adapted.undo.safetensors -o back.onnx
   python -m export model.onnx -o folded.onnx --skip '/head/*' --report report.html
@@ -82,6 +86,9 @@ def _main(options: argparse.Namespace) -> int:
         _check_source(options, source, suffix)
     elif options.input_shape is not None:
         raise ArgumentError("--input-shape must come with a checkpoint, got it without SOURCE")
+    elif options.data is not None and options.data not in data.DATASETS:
+        names = " or ".join(data.DATASETS)
+        raise ArgumentError(f"--data must be {names} without SOURCE, what to train on, got {options.data!r}")
     check_modes(options, suffix)
     if source is not None and options.inspect:
         return _inspect(options, source)
@@ -136,6 +143,8 @@ def _check_source(options: argparse.Namespace, source: Path, suffix: str) -> Non
     given = [f"--{name}" for name in TRAINING_ONLY if getattr(options, name) is not None]
     if given:
         raise ArgumentError(f"{given[0]} must come without SOURCE, which is not trained, got {source}")
+    if options.data is not None and suffix != ".onnx":
+        raise ArgumentError(f"--data must come with an .onnx SOURCE, to run it on, or without SOURCE, got {source}")
     if not source.is_file():
         raise ModelError(f"SOURCE must be a file that exists, got {source}")
     if options.out is None and not options.inspect and not options.dry_run:
@@ -264,8 +273,10 @@ def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str
     fold = None if options.no_fold else _fold(options, model, source)
     if fold is not None and not fold.sites and not options.copy:
         return _unwritten(source, fold, dry_run=False)
+    inputs = None if options.data is None else load_inputs(options.data, source, limit=SAMPLES)
     with writing(model, out) as temporary:
-        proof = verify(source, temporary, tolerance=options.tolerance)
+        sites = () if fold is None else fold.sites
+        proof = verify(source, temporary, inputs, tolerance=options.tolerance, sites=sites)
     return {
         "source": str(source),
         "output": str(out),
@@ -278,7 +289,8 @@ def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str
 
 
 def _figures(report: VerifyReport) -> dict[str, Any]:
-    return {"max_abs": report.max_abs, "max_rel": report.max_rel, "ok": report.ok, **asdict(report)}
+    names = ("max_abs", "max_rel", "reference_error", "candidate_error", "ok")
+    return {**{name: getattr(report, name) for name in names}, **asdict(report)}
 
 
 def _latencies(options: argparse.Namespace, before: Path, after: Path, *, folded: bool) -> dict[str, Any]:
@@ -316,7 +328,9 @@ def _parser() -> Parser:
     add("source", nargs="?", metavar="SOURCE", help="a .safetensors checkpoint or an .onnx model")
     add("-o", "--out", metavar="OUT.onnx", help="the model to write (lenet.onnx without SOURCE)")
     defaults = ", ".join(f"{epochs} for {name}" for name, epochs in EPOCHS.items())
-    add("--data", choices=list(data.DATASETS), help="what to train on (digits); mnist is read from $FASTBN_DATA/mnist")
+    about = "what to train on: digits, the default, or mnist, read from $FASTBN_DATA/mnist; with an .onnx SOURCE "
+    about += "inputs for the proof instead of random ones: .npz by input name, .npy, or a folder of images"
+    add("--data", metavar="DATA", help=about)
     add("--epochs", type=integer(1), metavar="N", help=f"epochs to train ({defaults})")
     add("--seed", type=integer(0), metavar="N", help="seed of the training (0)")
     add("--input-shape", type=shape_of, metavar="C,H,W", help="one sample's shape, for a checkpoint without it")

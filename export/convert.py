@@ -84,7 +84,9 @@ def export(
             path=str(path),
             fold=report,
             against_model=verify(probe, final, inputs, tolerance=tolerance),
-            against_unfolded=verify(twin, final, inputs, tolerance=tolerance) if fold else None,
+            against_unfolded=verify(twin, final, inputs, tolerance=tolerance, sites=report.sites)
+            if report is not None
+            else None,
         )
 
 

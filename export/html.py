@@ -9,7 +9,7 @@ from typing import Any
 
 from export.charts import Group, Point, bars, errors_by_layer
 from export.page import page
-from export.report import ERRORS, SiteErrors, error_texts, remarks, site_errors
+from export.report import ERRORS, SiteErrors, error_texts, judgement, remarks, site_errors
 from export.table import printable
 from fastbn._files import replacing
 
@@ -50,12 +50,10 @@ def _heading(title: str, report: dict[str, Any]) -> Iterator[str]:
     proofs = [figures for figures in report["verify"].values() if figures is not None]
     if not proofs:
         yield '<p class="verdict">Nothing was written, so there is nothing to prove.</p></header>'
-    elif report["ok"]:
-        tolerance = f"{proofs[0]['tolerance']:g}"
-        yield f'<p class="verdict good">\N{CHECK MARK} Verified: the outputs agree within {tolerance}.</p></header>'
     else:
-        tolerance = f"{proofs[0]['tolerance']:g}"
-        yield f'<p class="verdict bad">\N{BALLOT X} The outputs differ by more than {tolerance}.</p></header>'
+        colour, mark = ("good", "\N{CHECK MARK}") if report["ok"] else ("bad", "\N{BALLOT X}")
+        said = judgement(proofs, proofs[0]["tolerance"])
+        yield f'<p class="verdict {colour}">{mark} {"Verified" if report["ok"] else "Not verified"}: {_text(said)}.</p></header>'
 
 
 def _remarks(report: dict[str, Any]) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """onnxruntime, in a child process: some models crash it, and a crash must not take the caller along."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +20,79 @@ from fastbn.errors import ModelError
 CHILD = Path(__file__).with_name("child.py")
 
 
-def model_inputs(model: str | Path | onnx.ModelProto) -> list[tuple[str, np.dtype, list[int | None]]]:
-    """Name, dtype and shape of every input that has no default; None for an axis of unknown length."""
-    graph = as_model(model).graph
-    entries = []
-    for value in graph.inputs:
-        if value.is_initializer():
-            continue
-        if value.dtype is None or value.shape is None or value.name is None:
-            raise ModelError(f"verify: input {value.name} must have a type and a shape, got neither; give inputs")
-        shape = [size if isinstance(size, int) else None for size in value.shape]
-        entries.append((value.name, value.dtype.numpy(), shape))
-    return entries
+@dataclass(frozen=True)
+class Job:
+    """A model to run on sets of arrays by input name.
+
+    optimise: onnxruntime as it comes, else with all graph optimisations off. weights: the folder of the model's
+    external data where that is not its own.
+    """
+
+    model: Path
+    inputs: Sequence[dict[str, np.ndarray]]
+    optimise: bool = False
+    weights: Path | None = None
 
 
-def run_model(
-    model: str | Path | onnx.ModelProto, inputs: Sequence[dict[str, np.ndarray]]
-) -> list[dict[str, np.ndarray]]:
+Outputs = dict[str, np.ndarray]
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[list[Outputs | ModelError]]:
+    """For every job and every set of its inputs the outputs by name, or why there are none.
+
+    All jobs share one child process; where that crashes each gets its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        stored: dict[int, Path] = {}
+        for number, arrays in enumerate(arrays for job in jobs for arrays in job.inputs):
+            if id(arrays) not in stored:
+                stored[id(arrays)] = Path(folder, f"in{number}")
+                _store(stored[id(arrays)], arrays)
+        requests = [_request(Path(folder, f"job{index}"), job, stored) for index, job in enumerate(jobs)]
+        try:
+            errors = _call({"task": "run", "jobs": requests})["errors"]
+        except ModelError:
+            errors = [_alone(request) for request in requests]
+        return [_answers(request, error) for request, error in zip(requests, errors, strict=True)]
+
+
+def _request(folder: Path, job: Job, stored: dict[int, Path]) -> dict[str, Any]:
+    sets = [(str(stored[id(arrays)]), str(folder / str(index))) for index, arrays in enumerate(job.inputs)]
+    weights = None if job.weights is None else str(job.weights)
+    return {"model": str(job.model), "optimise": job.optimise, "weights": weights, "sets": sets}
+
+
+def _alone(request: dict[str, Any]) -> Any:
+    for _, made in request["sets"]:
+        shutil.rmtree(made, ignore_errors=True)  # of the child that crashed
+    try:
+        return _call({"task": "run", "jobs": [request]})["errors"][0]
+    except ModelError as error:
+        return error
+
+
+def _answers(request: dict[str, Any], errors: ModelError | str | list[str | None]) -> list[Outputs | ModelError]:
+    if not isinstance(errors, list):
+        error = errors if isinstance(errors, ModelError) else _unrunnable(errors)
+        return [error] * len(request["sets"])
+    made = [Path(made) for _, made in request["sets"]]
+    return [
+        _restore(folder) if error is None else _unrunnable(error) for folder, error in zip(made, errors, strict=True)
+    ]
+
+
+def _unrunnable(what: str) -> ModelError:
+    return ModelError(f"verify: onnxruntime must be able to run the model, got {what[:300]}")
+
+
+def run_model(model: str | Path | onnx.ModelProto, inputs: Sequence[dict[str, np.ndarray]]) -> list[Outputs]:
     """Outputs by name for every set of inputs, with all graph optimisations off. Raises ModelError."""
-    with _as_file(model) as path, tempfile.TemporaryDirectory() as folder:
-        for index, arrays in enumerate(inputs):
-            _store(Path(folder, f"in{index}"), arrays)
-        _call({"task": "run", "model": str(path), "folder": folder, "sets": len(inputs)})
-        return [_restore(Path(folder, f"out{index}")) for index in range(len(inputs))]
+    with as_file(model) as path:
+        [answers] = run_jobs([Job(path, inputs)])
+    for answer in answers:
+        if isinstance(answer, ModelError):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, ModelError)]
 
 
 def latencies(
@@ -63,8 +115,8 @@ def _call(request: dict[str, Any]) -> dict[str, Any]:
     )
     if process.returncode:
         last = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
-        what = f"a crash (signal {-process.returncode})" if process.returncode < 0 else last[0][:300]
-        raise ModelError(f"verify: onnxruntime must be able to run the model, got {what}")
+        what = f"a crash (signal {-process.returncode})" if process.returncode < 0 else last[0]
+        raise _unrunnable(what)
     answer: dict[str, Any] = json.loads(process.stdout)
     return answer
 
@@ -82,7 +134,8 @@ def _restore(folder: Path) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _as_file(model: str | Path | onnx.ModelProto) -> Iterator[Path]:
+def as_file(model: str | Path | onnx.ModelProto) -> Iterator[Path]:
+    """The model's own file, or one of a ModelProto that lasts as long as the context."""
     if not isinstance(model, onnx.ModelProto):
         yield Path(model)
         return

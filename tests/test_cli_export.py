@@ -1,5 +1,6 @@
 """``python -m export``: what it writes and reports, its exit codes, and what it refuses without touching a file."""
 
+import importlib
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from command_lines import assert_refused, run, snapshot, tiny_mnist
 from onnx import numpy_helper
@@ -20,6 +22,8 @@ import export.cli
 import export.runtime
 import fastbn
 from export.cli import main
+from export.fold import fold_graph
+from export.verify import verify
 from fastbn import models, nn
 from fastbn.optim import SGD
 
@@ -80,7 +84,7 @@ def test_onnx(cli, folder):
     assert lines["read"] == "model.onnx"
     assert lines["written"] == "folded.onnx (folded)"
     assert lines["folded"] == "1 of 1 batch norms"
-    assert re.search("^  y +into Conv c +backward *$", out, re.MULTILINE)
+    assert re.search("^  y +into Conv c +backward ", out, re.MULTILINE)
     assert lines["nodes"] == "2 -> 1"
     assert lines["parameters"] == "66 -> 57, statistics included"
     assert lines["bytes"] == "264 -> 228"
@@ -210,15 +214,68 @@ def test_checkpoint_of_fit(cli):
     np.testing.assert_array_equal(initializers(onnx.load("out.onnx"))["0.weight"], fastbn.fold(model)[0].weight.data)
 
 
+def fold_wrongly(model, **how):
+    """The fold, and then a tenth more of every weight."""
+    report = fold_graph(model, **how)
+    for value in model.graph.initializers.values():
+        value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.1), name=value.name)
+    return report
+
+
 @pytest.mark.parametrize("source", ["model.onnx", "shaped.safetensors"])
-def test_differing_outputs_exit_with_1_and_are_written(cli, source):
-    code, out, _ = cli(source, "-o", "out.onnx", "--tolerance", "0")
+def test_differing_outputs_exit_with_1_and_are_written(cli, monkeypatch, source):
+    for module in (export.cli, importlib.import_module("export.convert")):
+        monkeypatch.setattr(module, "fold_graph", fold_wrongly)
+    code, out, _ = cli(source, "-o", "out.onnx")
     assert code == 1
-    assert "NO: the outputs differ by more than 0" in out
+    assert "NO: the outputs differ by more than 0.0001" in out
+    assert re.search(r"differs at +\S", out)
     assert operators(onnx.load("out.onnx")).count("BatchNormalization") == 0
-    code, out, _ = cli(source, "-o", "out.onnx", "--tolerance", "0", "--json")
+    code, out, _ = cli(source, "-o", "out.onnx", "--json")
     assert code == 1
     assert json.loads(out)["ok"] is False
+
+
+def test_more_exact_than_the_source_is_verified(cli):
+    """The source loses more than the tolerance, the folded model does not."""
+    arrays = initializers(onnx.load("model.onnx"))
+    arrays |= {"d": np.full(3, 1e3, np.float32), "m": np.full(3, 1e3, np.float32), "v": np.full(3, 1e-5, np.float32)}
+    arrays["W"] = arrays["W"] * np.float32(1e-3)
+    onnx.save(text_model("c = Conv(x, W, d) y = BatchNormalization(c, s, b, m, v)", arrays), "cancels.onnx")
+    code, out, _ = cli("cancels.onnx", "-o", "out.onnx")
+    assert code == 0
+    assert "verified      yes: as near to float64 as the source" in out
+    errors = r"rel (\S+) of the source, (\S+) of the written model, against float64"
+    source, folded = re.search(errors, out).groups()
+    assert float(source) > 1e-3 > 1e-5 > float(folded)
+
+
+def test_proof_on_data(cli, folder, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((20, *SHAPE))
+    np.savez("data.npz", x=x)
+    ran = []
+    monkeypatch.setattr(
+        export.cli, "verify", lambda *given, **options: ran.append(given[2]) or verify(*given, **options)
+    )
+    code, out, _ = cli("model.onnx", "-o", "out.onnx", "--data", "data.npz", "--json")
+    assert code == 0
+    assert json.loads(out)["verify"]["unfolded"]["inputs"] == 3
+    np.testing.assert_array_equal(np.concatenate([arrays["x"] for arrays in ran[0]]), x.astype(np.float32))
+
+
+def test_optimiser_that_changes_the_answer_is_said(cli):
+    rng = np.random.default_rng(0)
+    arrays = {"W": rng.standard_normal((4, 4)).astype(np.float32), **{name: rng.uniform(1, 2, 4) for name in "sbmv"}}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    body = "p = MatMul(x, W) c = Transpose <perm=[1,0]> (p) y = BatchNormalization(c, s, b, m, v)"
+    onnx.save(text_model(body, arrays, x="float[4, 4] x"), "traps.onnx")
+    code, out, _ = cli("traps.onnx", "-o", "out.onnx")
+    assert code == 0
+    said = "onnxruntime's own optimiser changes the source" in out
+    _, out, _ = cli("traps.onnx", "-o", "out.onnx", "--json")
+    optimised = json.loads(out)["verify"]["unfolded"]["optimised"]
+    assert [entry["model"] for entry in optimised] == ["reference", "candidate"]
+    assert said is not optimised[0]["ok"]
 
 
 def test_suffix_in_capitals_and_a_target_that_exists(cli, folder):
@@ -345,7 +402,13 @@ BAD_ARGUMENTS = {
     "OUT is SOURCE, another way": (["model.onnx", "-o", "folder.onnx/../model.onnx"], "another file than SOURCE"),
     "OUT links to SOURCE": (["model.onnx", "-o", "link.onnx"], "another file than SOURCE"),
     "OUT is the checkpoint": (["plain.safetensors", "-o", "plain.safetensors"], "another file than SOURCE"),
-    "--data with SOURCE": (["model.onnx", "-o", "out.onnx", "--data", "digits"], "--data must come without SOURCE"),
+    "--data of another kind": (
+        ["model.onnx", "-o", "out.onnx", "--data", "digits"],
+        "must be an .npz, an .npy or a folder",
+    ),
+    "--data that is missing": (["model.onnx", "-o", "out.onnx", "--data", "no.npz"], "got no such file"),
+    "--data that is no image": (["model.onnx", "-o", "out.onnx", "--data", "folder.onnx"], "must hold images"),
+    "--data with a checkpoint": (["plain.safetensors", "-o", "out.onnx", "--data", "d.npz"], "with an .onnx SOURCE"),
     "--epochs with SOURCE": (["model.onnx", "-o", "out.onnx", "--epochs", "1"], "--epochs must come without SOURCE"),
     "--seed with SOURCE": (["shaped.safetensors", "-o", "out.onnx", "--seed", "0"], "--seed must come without SOURCE"),
     "--opset with .onnx": (["model.onnx", "-o", "out.onnx", "--opset", "17"], "must come with a fastbn model"),
@@ -361,7 +424,7 @@ BAD_ARGUMENTS = {
     "unknown option": (["--nonsense"], "unrecognized arguments: --nonsense"),
     "unknown option of two lines": (["--non\nsense"], "unrecognized arguments"),
     "-o without a value": (["model.onnx", "-o"], "expected one argument"),
-    "unknown data": (["--data", "cifar"], "invalid choice: 'cifar'"),
+    "unknown data": (["--data", "cifar"], "--data must be digits or mnist without SOURCE, .*got 'cifar'"),
     **{
         f"{option} {value!r}": ([option, value], f"{option}: (must be .*, got {value!r}|expected one argument)")
         for option, values in {
@@ -583,12 +646,25 @@ def test_nothing_but_one_line_from_a_process(folder, what):
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("source", ["model.onnx", "shaped.safetensors"])
-def test_crash_of_onnxruntime(refused, monkeypatch, tmp_path_factory, source):
+@pytest.fixture
+def crashing_child(monkeypatch, tmp_path_factory):
+    """onnxruntime dies on every model."""
     child = tmp_path_factory.mktemp("child") / "child.py"
     child.write_text("import os\nos.kill(os.getpid(), 11)")
     monkeypatch.setattr(export.runtime, "CHILD", child)
-    assert "got a crash (signal 11)" in refused(source, "-o", "out.onnx")
+
+
+@pytest.mark.usefixtures("crashing_child")
+def test_crash_of_onnxruntime(refused):
+    assert "got a crash (signal 11)" in refused("shaped.safetensors", "-o", "out.onnx")
+
+
+@pytest.mark.usefixtures("crashing_child")
+def test_crash_of_onnxruntime_on_a_model_that_the_referee_can_run(cli):
+    code, out, _ = cli("model.onnx", "-o", "out.onnx")
+    assert code == 0
+    assert "onnxruntime cannot run the source (a crash (signal 11)): both were run by onnx's evaluator" in out
+    assert "against float64" in out
 
 
 @pytest.mark.parametrize("source", ["model.onnx", "shaped.safetensors"])

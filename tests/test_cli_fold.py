@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from command_lines import assert_refused, run, snapshot
 from onnx_models import operators, statistics, text_model
@@ -14,6 +15,7 @@ import export.cli
 import export.runtime
 import fastbn
 from export.cli import main
+from export.fold import fold_graph
 from fastbn import nn
 
 PROG = "python -m export"
@@ -203,10 +205,17 @@ def test_html_report_where_nothing_was_written(cli):
     assert cli("relu.onnx", "-o", "out.onnx", "--report", "report.html")[1] == {"report.html"}
 
 
-def test_html_report_of_outputs_that_differ(folder, capsys):
-    arguments = ["model.onnx", "-o", "out.onnx", "--tolerance", "0", "--report", "report.html"]
+def test_html_report_of_outputs_that_differ(folder, capsys, monkeypatch):
+    def fold_wrongly(model, **how):
+        report = fold_graph(model, **how)
+        for value in model.graph.initializers.values():
+            value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.1), name=value.name)
+        return report
+
+    monkeypatch.setattr(export.cli, "fold_graph", fold_wrongly)
+    arguments = ["model.onnx", "-o", "out.onnx", "--report", "report.html"]
     assert run(main, arguments, capsys)[0] == 1
-    assert "The outputs differ by more than 0" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "NO: the outputs differ by more than 0.0001" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_latency_is_measured_without_the_optimiser_for_the_page_only(cli, monkeypatch):
