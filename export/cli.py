@@ -15,20 +15,20 @@ import numpy as np
 import onnx_ir as ir
 
 import fastbn
-from export.adapt import BATCH_SIZE, calibrate_file, restore_file
-from export.calibrate import MODES
+from export.calibration.adapt import BATCH_SIZE, calibrate_file, restore_file
+from export.calibration.calibrate import MODES
 from export.choice import Choice
 from export.convert import check_opset, export
 from export.files import BROKEN, read_model, writing
 from export.fold import FoldReport, fold_graph
-from export.html import write_html
-from export.input_files import load_inputs
-from export.inputs import random_inputs
-from export.inspection import inspect_model
-from export.listing import print_inspection
 from export.options import check_modes
-from export.report import print_report
-from export.runtime import latencies
+from export.proof.input_files import load_inputs
+from export.proof.inputs import random_inputs
+from export.proof.runtime import latencies
+from export.report.html import write_html
+from export.report.inspection import inspect_model
+from export.report.listing import print_inspection
+from export.report.text import print_report
 from export.verify import VerifyReport, run_any, verify
 from fastbn import data, nn
 from fastbn._files import check_target

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.compare import Comparison, compare
-from export.inputs import check_inputs, random_inputs
-from export.proof import prove
-from export.runtime import as_file, run_model
-from export.sites import Site, SiteError
-from export.verify_report import Optimised, VerifyReport
+from export.proof.compare import Comparison, compare
+from export.proof.findings import Optimised, VerifyReport
+from export.proof.inputs import check_inputs, random_inputs
+from export.proof.prove import prove
+from export.proof.runtime import as_file, run_model
+from export.proof.sites import Site, SiteError
 from fastbn._checks import check_number
 from fastbn.errors import ModelError
 from fastbn.nn.module import Module

@@ -14,14 +14,14 @@ from onnx_models import statistics as random_statistics
 from safetensors.numpy import save_file
 
 import export
-import export.stage_runner
+import export.calibration.stage_runner
 import fastbn
 from export import calibrate, calibrate_graph, child, restore
-from export.calibrate import Totals
+from export.calibration.calibrate import Totals
+from export.calibration.running_stats import RunningStats
+from export.calibration.stages import Stages
 from export.files import as_model, to_proto
 from export.folding.constants import Constants
-from export.running_stats import RunningStats
-from export.stages import Stages
 from fastbn import nn
 from fastbn.errors import ArgumentError, DtypeError, ModelError
 
@@ -178,7 +178,7 @@ def test_no_memory_for_activations_gives_the_same_bits(rng):
 def test_weights_beyond_what_protobuf_holds(rng, monkeypatch):
     model, batches = block(rng), draw(rng)
     want = calibrate(model, batches)
-    monkeypatch.setattr(export.stage_runner, "PROTOBUF_LIMIT", 2)
+    monkeypatch.setattr(export.calibration.stage_runner, "PROTOBUF_LIMIT", 2)
     assert calibrate(model, batches) == want
 
 
@@ -629,7 +629,7 @@ def test_nodes_out_of_order(rng):
 def test_child_that_dies(rng, tmp_path, monkeypatch, script, sentence):
     path = tmp_path / "child.py"
     path.write_text(script)
-    monkeypatch.setattr(export.stage_runner, "CHILD", path)
+    monkeypatch.setattr(export.calibration.stage_runner, "CHILD", path)
     with pytest.raises(ModelError, match=sentence):
         calibrate(chain(rng), draw(rng))
 

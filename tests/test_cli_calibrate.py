@@ -16,11 +16,11 @@ from onnx_models import statistics as random_statistics
 import export.cli
 import fastbn
 from export import calibrate
-from export.adapt import render_calibration
+from export.calibration.adapt import render_calibration
+from export.calibration.progress import Progress
+from export.calibration.samples import read_samples
 from export.cli import main
 from export.files import as_model
-from export.progress import Progress
-from export.samples import read_samples
 from fastbn import nn
 from fastbn.errors import ModelError
 

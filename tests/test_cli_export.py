@@ -19,7 +19,7 @@ from onnx_models import conv_bn, initializers, operators, text_model
 from safetensors.numpy import save_file
 
 import export.cli
-import export.runtime
+import export.proof.runtime
 import fastbn
 from export.cli import main
 from export.fold import fold_graph
@@ -115,7 +115,7 @@ def test_onnx_json(cli):
 
 
 def test_latency_is_measured(cli, monkeypatch):
-    monkeypatch.setattr(export.cli, "latencies", lambda *given: export.runtime.latencies(*given, seconds=0.02))
+    monkeypatch.setattr(export.cli, "latencies", lambda *given: export.proof.runtime.latencies(*given, seconds=0.02))
     _, out, _ = cli("model.onnx", "--json", "-o", "folded.onnx")
     assert all(0 < figure < 1000 for figure in json.loads(out)["latency_ms"].values())
 
@@ -651,7 +651,7 @@ def crashing_child(monkeypatch, tmp_path_factory):
     """onnxruntime dies on every model."""
     child = tmp_path_factory.mktemp("child") / "child.py"
     child.write_text("import os\nos.kill(os.getpid(), 11)")
-    monkeypatch.setattr(export.runtime, "CHILD", child)
+    monkeypatch.setattr(export.proof.runtime, "CHILD", child)
 
 
 @pytest.mark.usefixtures("crashing_child")

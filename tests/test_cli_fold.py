@@ -12,7 +12,7 @@ from command_lines import assert_refused, run, snapshot
 from onnx_models import operators, statistics, text_model
 
 import export.cli
-import export.runtime
+import export.proof.runtime
 import fastbn
 from export.cli import main
 from export.fold import fold_graph
@@ -223,7 +223,7 @@ def test_latency_is_measured_without_the_optimiser_for_the_page_only(cli, monkey
 
     def measure(models, inputs, *, optimise=True):
         asked.append(optimise)
-        return export.runtime.latencies(models, inputs, seconds=0.02, optimise=optimise)
+        return export.proof.runtime.latencies(models, inputs, seconds=0.02, optimise=optimise)
 
     monkeypatch.setattr(export.cli, "latencies", measure)
     out, _ = cli("model.onnx", "-o", "a.onnx", "--json")

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from onnx_models import text_model
 
 from export import load_inputs, verify
-from export.inputs import model_inputs, proof_inputs, random_inputs
+from export.proof.inputs import model_inputs, proof_inputs, random_inputs
 from fastbn.errors import ModelError
 
 

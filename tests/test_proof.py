@@ -8,9 +8,9 @@ import pytest
 from onnx import helper
 from onnx_models import BN, conv_bn, initializers, statistics, text_model
 
-import export.truth
+import export.proof.truth
 from export import fold_onnx, verify
-from export.referee import Referee, UnjudgedError
+from export.proof.referee import Referee, UnjudgedError
 from fastbn.errors import ModelError
 
 
@@ -294,20 +294,20 @@ def test_a_referee_that_reads_an_operator_differently_is_not_trusted(monkeypatch
 
 
 def test_a_referee_out_of_time_judges_what_differs_and_no_more(monkeypatch):
-    monkeypatch.setattr(export.truth, "PATIENCE", 0.0)
+    monkeypatch.setattr(export.proof.truth, "PATIENCE", 0.0)
     model = cancelling()
     assert verify(model, model).judged == 1
     proof = verify(model, fold_onnx(model)[0])
     assert proof.ok
     assert proof.judged > 1
-    monkeypatch.setattr("export.referee.SECONDS", -1.0)
+    monkeypatch.setattr("export.proof.referee.SECONDS", -1.0)
     proof = verify(model, model)
     assert (proof.ok, proof.judged) == (True, 0)
     assert "seconds" in proof.notes[0]
 
 
 def test_weights_too_many_for_float64(monkeypatch, tmp_path):
-    monkeypatch.setattr("export.referee.LARGEST", 100)
+    monkeypatch.setattr("export.proof.referee.LARGEST", 100)
     path = tmp_path / "model.onnx"
     onnx.save(chain(np.random.default_rng(0)), path)
     with pytest.raises(UnjudgedError, match="too many"):

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import run_onnxruntime, statistics, text_model
 
-from export.referee import Referee, UnjudgedError
+from export.proof.referee import Referee, UnjudgedError
 
 
 def referee(model, tmp_path, exact=True):

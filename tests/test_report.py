@@ -11,12 +11,12 @@ import pytest
 from onnx import numpy_helper
 from onnx_models import conv_bn, statistics, text_model
 
-from export.charts import Group, Point, bars, errors_by_layer
 from export.choice import Choice
-from export.html import html_page, write_html
-from export.inspection import inspect_model
-from export.report import LONG, print_report
-from export.table import print_table, printable
+from export.report.charts import Group, Point, bars, errors_by_layer
+from export.report.html import html_page, write_html
+from export.report.inspection import inspect_model
+from export.report.table import print_table, printable
+from export.report.text import LONG, print_report
 from fastbn.errors import ArgumentError, ModelError
 
 HOSTILE = "<script>alert('x')</script>\"&\n\x1b[31m\N{RIGHT-TO-LEFT OVERRIDE}"

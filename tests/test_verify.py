@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import conv_bn, text_model
 
-import export.runtime
+import export.proof.runtime
 from export import Comparison, VerifyReport, child, verify
-from export.compare import compare
-from export.inputs import random_inputs
+from export.proof.compare import compare
+from export.proof.inputs import random_inputs
 from fastbn import nn
 from fastbn.errors import ArgumentError, DtypeError, ModelError
 
@@ -302,7 +302,7 @@ def test_child_that_dies_is_a_model_error(tmp_path, monkeypatch, script, sentenc
     """For a fastbn model nobody else can say what the ONNX answers."""
     child = tmp_path / "child.py"
     child.write_text(script)
-    monkeypatch.setattr(export.runtime, "CHILD", child)
+    monkeypatch.setattr(export.proof.runtime, "CHILD", child)
     with pytest.raises(ModelError, match="onnxruntime must be able to run the model") as caught:
         verify(nn.Sequential(nn.ReLU()), scaled(1, ("y",)))
     assert sentence in str(caught.value)
@@ -321,8 +321,8 @@ def test_child_runs_outside_the_callers_folder(tmp_path, monkeypatch):
 def test_optimiser_stays_off(monkeypatch):
     """The judge must not fold by itself; the optimiser's answers are asked for apart."""
     asked = []
-    call = export.runtime._call
-    monkeypatch.setattr(export.runtime, "_call", lambda request: asked.append(request["jobs"]) or call(request))
+    call = export.proof.runtime._call
+    monkeypatch.setattr(export.proof.runtime, "_call", lambda request: asked.append(request["jobs"]) or call(request))
     assert verify(scaled(), scaled()).ok
     assert [[job["optimise"] for job in jobs] for jobs in asked] == [[False], [False, True, True]]
     made = []
@@ -335,7 +335,7 @@ def test_latencies_are_milliseconds_for_each_model(tmp_path):
     model, _ = conv_bn(np.random.default_rng(0))
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    figures = export.runtime.latencies([path, path], random_inputs(model, seeds=(0,))[0], seconds=0.01)
+    figures = export.proof.runtime.latencies([path, path], random_inputs(model, seeds=(0,))[0], seconds=0.01)
     assert len(figures) == 2
     assert all(0 < figure < 1000 for figure in figures)
 

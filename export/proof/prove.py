@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from export.compare import Comparison, compare
-from export.inputs import proof_inputs
-from export.referee import Referee, UnjudgedError
-from export.runtime import Job, run_jobs
-from export.sites import Site, SiteError, exposing, layers, site_errors
-from export.truth import Truth
-from export.verify_report import Optimised, VerifyReport
+from export.proof.compare import Comparison, compare
+from export.proof.findings import Optimised, VerifyReport
+from export.proof.inputs import proof_inputs
+from export.proof.referee import Referee, UnjudgedError
+from export.proof.runtime import Job, run_jobs
+from export.proof.sites import Site, SiteError, exposing, layers, site_errors
+from export.proof.truth import Truth
 from fastbn.errors import ModelError
 
 Answers = dict[str, np.ndarray]

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from export.calibration.running_stats import RunningStats, write_statistics
 from export.files import as_model, to_proto
 from export.folding.constants import Constants
 from export.folding.refused import Refused
-from export.running_stats import RunningStats, write_statistics
 from fastbn._files import replacing
 from fastbn.errors import ModelError
 

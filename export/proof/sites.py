@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from export.compare import compare
-from export.runtime import Job
+from export.proof.compare import compare
+from export.proof.runtime import Job
 
 Arrays = dict[str, np.ndarray]
 

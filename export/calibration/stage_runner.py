@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 import onnx_ir as ir
 
-from export.runtime import CHILD
-from export.stages import Stage
+from export.calibration.stages import Stage
+from export.proof.runtime import CHILD
 from fastbn.errors import ModelError
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message

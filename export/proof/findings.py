@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from export.compare import Comparison
-from export.sites import SiteError
+from export.proof.compare import Comparison
+from export.proof.sites import SiteError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from export import undo as undo_files
-from export.calibrate import calibrate_graph
+from export.calibration import undo as undo_files
+from export.calibration.calibrate import calibrate_graph
+from export.calibration.samples import read_samples
 from export.files import read_model, writing
-from export.samples import read_samples
 from fastbn._files import check_target, replacing
 from fastbn.errors import ArgumentError
 

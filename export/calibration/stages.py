@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from export.running_stats import RunningStats
+from export.calibration.running_stats import RunningStats
 from fastbn.errors import ModelError
 
 

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from export.charts import Group, Point, bars, errors_by_layer
-from export.page import page
-from export.report import ERRORS, SiteErrors, error_texts, judgement, remarks, site_errors
-from export.table import printable
+from export.report.charts import Group, Point, bars, errors_by_layer
+from export.report.page import page
+from export.report.table import printable
+from export.report.text import ERRORS, SiteErrors, error_texts, judgement, remarks, site_errors
 from fastbn._files import replacing
 
 AGAINST = {"fastbn": "the fastbn model", "unfolded": "the unfolded model"}
@@ -52,8 +52,8 @@ def _heading(title: str, report: dict[str, Any]) -> Iterator[str]:
         yield '<p class="verdict">Nothing was written, so there is nothing to prove.</p></header>'
     else:
         colour, mark = ("good", "\N{CHECK MARK}") if report["ok"] else ("bad", "\N{BALLOT X}")
-        said = judgement(proofs, proofs[0]["tolerance"])
-        yield f'<p class="verdict {colour}">{mark} {"Verified" if report["ok"] else "Not verified"}: {_text(said)}.</p></header>'
+        said = f"{'Verified' if report['ok'] else 'Not verified'}: {judgement(proofs, proofs[0]['tolerance'])}"
+        yield f'<p class="verdict {colour}">{mark} {_text(said)}.</p></header>'
 
 
 def _remarks(report: dict[str, Any]) -> Iterator[str]:

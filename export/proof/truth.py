@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.compare import error
-from export.referee import Referee, UnjudgedError
+from export.proof.compare import error
+from export.proof.referee import Referee, UnjudgedError
 
 Answers = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from export.files import BROKEN, as_model
-from export.runtime import Job, as_file, run_jobs
+from export.proof.runtime import Job, as_file, run_jobs
 from fastbn.errors import ModelError
 
 Model = str | Path | onnx.ModelProto

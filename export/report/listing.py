@@ -2,7 +2,7 @@
 
 from typing import Any, TextIO
 
-from export.table import Row, print_line, print_table
+from export.report.table import Row, print_line, print_table
 
 COLUMNS = ("batch norm", "channels", "eps", "reads", "read by", "gamma", "beta", "mean", "variance")
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from export.inputs import Input, Inputs, check_array, model_inputs
+from export.proof.inputs import Input, Inputs, check_array, model_inputs
 from fastbn.errors import ModelError
 
 BATCH = 8  # samples in one set where the model leaves their number open

@@ -14,7 +14,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export.referee_operators import OPERATORS
+from export.proof.referee_operators import OPERATORS
 
 LARGEST = 2**31  # bytes of weights as float64
 SECONDS = 60.0  # that one set of inputs may take

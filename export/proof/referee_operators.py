@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops._op_list import load_op
 
-from export.windows import average_pool, convolve, convolve_transpose, max_pool
+from export.proof.windows import average_pool, convolve, convolve_transpose, max_pool
 
 
 def _opset(operator: OpRun) -> int:

@@ -1,0 +1,1 @@
+"""Statistics of batch norms estimated anew from data."""
