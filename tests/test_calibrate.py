@@ -16,12 +16,13 @@ from safetensors.numpy import save_file
 import export
 import export.calibration.stage_runner
 import fastbn
-from export import calibrate, calibrate_graph, child, restore
+from export import calibrate, calibrate_graph, restore
 from export.calibration.calibrate import Totals
 from export.calibration.running_stats import RunningStats
 from export.calibration.stages import Stages
 from export.files import as_model, to_proto
 from export.folding.constants import Constants
+from export.proof import child
 from fastbn import nn
 from fastbn.errors import ArgumentError, DtypeError, ModelError
 

@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 from onnx_models import conv_bn, text_model
 
 import export.proof.runtime
-from export import Comparison, VerifyReport, child, verify
+from export import Comparison, VerifyReport, verify
+from export.proof import child
 from export.proof.compare import compare
 from export.proof.inputs import random_inputs
 from fastbn import nn
