@@ -20,6 +20,7 @@ class Chain:
     """Affine nodes one behind the other, each the only reader of the one before, and the affine of all."""
 
     nodes: list[ir.Node]
+    indices: list[int]  # which input of each node is the one before it
     whole: Held
 
     @property
@@ -90,18 +91,19 @@ def _chain(graph: Graph, first: ir.Node) -> Chain | Refused:
     whole = affine_node.read(graph, first)
     if isinstance(whole, Refused):
         return whole
-    nodes = [first]
+    nodes, indices = [first], [whole.index]
     while True:
         output = nodes[-1].outputs[0]
         readers = [use for use in output.uses() if not reads_shape(use.node)]
         if output.is_graph_output() or len(readers) != 1 or readers[0].node.graph is not first.graph:
-            return Chain(nodes, whole)
+            return Chain(nodes, indices, whole)
         node = readers[0].node
         held = affine_node.read(graph, node)
         joined = None if isinstance(held, Refused) else held.affine.after(whole.affine)
         if isinstance(held, Refused) or joined is None or held.index != readers[0].idx:
-            return Chain(nodes, whole)
+            return Chain(nodes, indices, whole)
         nodes.append(node)
+        indices.append(held.index)
         whole = replace(whole, affine=joined)
 
 
@@ -133,7 +135,8 @@ def _commit(graph: Graph, chain: Chain, how: str, plan: Plan) -> dict[ir.Node, F
     values = _names(graph, behind)
     for edit in plan.edits:
         edit()
-    _bypass(graph, chain.nodes, renamed=how == "backward")
+    for node, index in zip(chain.nodes, chain.indices, strict=True):
+        graph.bypass(node, index, renamed=how == "backward")
     into = ", ".join(dict.fromkeys(describe(node) for node in plan.into)) or "nothing: it changes nothing"
     if plan.into and all(is_affine(node) for node in plan.into):
         how = "merged"
@@ -152,23 +155,15 @@ def _keep(graph: Graph, chain: Chain, reason: str) -> dict[ir.Node, FoldSite]:
     if affine_node.needed(graph, x, chain.whole.affine) >= cost:
         return {node: FoldSite(name, None, reason, None, operators, values) for node, name in names.items()}
     *gone, (last, name) = names.items()
-    holder = chain.nodes[-1]
-    held = affine_node.read(graph, holder)
-    assert isinstance(held, Held)
-    graph.hold(holder, replace(chain.whole, index=held.index))
-    _bypass(graph, chain.nodes[:-1], renamed=False)
+    *others, (holder, index) = zip(chain.nodes, chain.indices, strict=True)
+    graph.hold(holder, replace(chain.whole, index=index))
+    for node, place in others:
+        graph.bypass(node, place, renamed=False)
     holder.name = name
     return {
         **{node: FoldSite(other, f"BatchNormalization {name}", None, "merged") for node, other in gone},
         last: FoldSite(name, None, reason, "merged", operators, values),
     }
-
-
-def _bypass(graph: Graph, nodes: list[ir.Node], *, renamed: bool) -> None:
-    for node in nodes:
-        held = affine_node.read(graph, node)
-        assert isinstance(held, Held)
-        graph.bypass(node, held.index, renamed=renamed)
 
 
 def _names(graph: Graph, values: list[ir.Value]) -> tuple[str, ...]:

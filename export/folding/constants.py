@@ -13,6 +13,7 @@ from export.folding.refused import Refused
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 LARGEST = 2**28  # elements of a constant that has to be computed
+DEEPEST = 1000  # operands of such a constant that wait
 
 # What may lie between a stored tensor and the node that reads it.
 COMPUTED = frozenset(
@@ -94,22 +95,23 @@ class Constants:
         while waiting:
             current, ready = waiting.pop()
             node = current.producer()
-            if node is None or ir.convenience.get_const_tensor(current) is not None or node in order:
-                continue
-            if node.op_type not in COMPUTED or node.domain not in ("", "ai.onnx"):
-                return Refused("is computed, not constant")
-            if ready:
+            if ready and node is not None:
                 order[node] = None
+            elif node in order or ir.convenience.get_const_tensor(current) is not None:
                 continue
-            waiting.append((current, True))
-            for inner in node.inputs:
-                if inner is not None and inner.producer() is None and isinstance(self.array(inner), Refused):
-                    return Refused("is computed, not constant")
-                if inner is not None:
-                    waiting.append((inner, False))
-            if len(waiting) > 1000:
-                return Refused("is computed by more than 1,000 nodes")
+            elif node is None or not self._may_be_constant(current, node) or len(waiting) > DEEPEST:
+                refused = Refused("is computed, not constant")
+                # What waits for its operands depends on this one, and need not be looked at again.
+                self._computed |= {dependent: refused for dependent, begun in waiting if begun}
+                return refused
+            else:
+                waiting.append((current, True))
+                waiting += [(inner, False) for inner in node.inputs if inner is not None]
         return list(order)
+
+    def _may_be_constant(self, value: ir.Value, node: ir.Node) -> bool:
+        known = self._computed.get(value)
+        return node.op_type in COMPUTED and node.domain in ("", "ai.onnx") and not isinstance(known, Refused)
 
     def fresh_name(self, wanted: str) -> str:
         """``wanted``, or wanted_folded, numbered if need be, if some value is called so."""
@@ -177,7 +179,7 @@ class Constants:
 
 def initializer(name: str, array: np.ndarray) -> ir.Value:
     """A constant for a graph's ``initializers``."""
-    tensor = ir.tensor(array, name=name)
+    tensor = ir.Tensor(array, name=name)
     return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 

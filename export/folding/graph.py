@@ -132,7 +132,7 @@ class Graph:
         if key not in self._shifted:
             rank = self.rank(value)
             shape = (1,) if axis is None or rank is None else along(rank, axis, offset.size)
-            constant = self.constants.add(ir.tensor(offset.reshape(shape)), f"{value.name}.offset")
+            constant = self.constants.add(ir.Tensor(offset.reshape(shape)), f"{value.name}.offset")
             self._shifted[key] = self.insert_before(node, "Add", [value, constant], f"{value.name}.shifted")
         node.replace_input_with(0, self._shifted[key])
 

@@ -88,7 +88,7 @@ class Linear:
     def tensor(self) -> ir.TensorProtocol:
         """The weight as a tensor that is computed when it is asked for."""
         dtype = ir.DataType.from_numpy(self.dtype)
-        return ir.LazyTensor(lambda: ir.tensor(self.weights(), dtype=dtype), dtype=dtype, shape=ir.Shape(self.shape))
+        return ir.LazyTensor(lambda: ir.Tensor(self.weights()), dtype=dtype, shape=ir.Shape(self.shape))
 
     def overflows(self) -> Refused | None:
         """Why the new constants cannot be stored, if they cannot."""

@@ -85,7 +85,7 @@ def write(graph: Graph, node: ir.Node, held: Held) -> None:
         output = _replace(graph, node, x, "Mul", {"scale": affine.scale.reshape(shape)}, store)
         if not affine.linear:
             bias = round_to("fold", affine.shift.reshape(shape), store)
-            graph.insert_after(output, "Add", graph.constants.add(ir.tensor(bias), f"{output.name}.bias"))
+            graph.insert_after(output, "Add", graph.constants.add(ir.Tensor(bias), f"{output.name}.bias"))
         return
     scale, shift = affine.wide(channels)
     vectors = {"scale": scale, "bias": shift, "mean": np.zeros(channels), "var": np.ones(channels)}
@@ -113,7 +113,7 @@ def _replace(
     """Put another node in the place of ``node``, under its name; returns its output."""
     old = node.outputs[0]
     values = [
-        graph.constants.add(ir.tensor(round_to("fold", array, dtype)), f"{old.name}.{name}")
+        graph.constants.add(ir.Tensor(round_to("fold", array, dtype)), f"{old.name}.{name}")
         for name, array in constants.items()
     ]
     fresh = ir.node(op_type, [x, *values], more, name=node.name)

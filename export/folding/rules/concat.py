@@ -39,7 +39,7 @@ def _step(graph: Graph, node: ir.Node, parts: list[tuple[ir.Value, Affine]]) -> 
         with np.errstate(all="ignore"):
             mapped = constant.astype(np.float64) * affine.scale.reshape(shape) + affine.shift.reshape(shape)
         try:
-            tensor = ir.tensor(round_to("fold", mapped, constant.dtype))
+            tensor = ir.Tensor(round_to("fold", mapped, constant.dtype))
         except FastbnError as error:
             return Refused(f"{describe(node)}: {error}")
         name = value.name or "constant"

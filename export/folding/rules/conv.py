@@ -133,7 +133,7 @@ def _map_behind(graph: Graph, node: ir.Node, linear: Linear, affine: Affine) -> 
             node.resize_inputs(2)
             graph.constants.drop_unused([bias])
         graph.linears[node] = replace(graph.linears[node], bias=None)
-        graph.insert_after(output, "Add", graph.constants.add(ir.tensor(rounded), f"{output.name}.border"))
+        graph.insert_after(output, "Add", graph.constants.add(ir.Tensor(rounded), f"{output.name}.border"))
 
     step.edits.append(commit)
     return step

@@ -125,4 +125,4 @@ def write_bias(graph: Graph, node: ir.Node, linear: Linear, weight_name: str, in
         return
     old = node.inputs[index] if len(node.inputs) > index else None
     name = old.name if old is not None and old.name else weight_name.removesuffix(".weight") + ".bias"
-    graph.constants.replace(node, index, ir.tensor(np.ascontiguousarray(bias)), name)
+    graph.constants.replace(node, index, ir.Tensor(np.ascontiguousarray(bias)), name)

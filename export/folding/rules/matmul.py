@@ -80,7 +80,7 @@ def write(graph: Graph, node: ir.Node, linear: Linear) -> None:
     if index == 0:
         bias = bias.reshape(-1, 1)
     stem = name.removesuffix(".T").removesuffix(".weight")
-    constant = graph.constants.add(ir.tensor(np.ascontiguousarray(bias)), f"{stem}.bias")
+    constant = graph.constants.add(ir.Tensor(np.ascontiguousarray(bias)), f"{stem}.bias")
     graph.insert_after(node.outputs[0], "Add", constant)
 
 

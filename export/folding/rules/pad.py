@@ -93,6 +93,6 @@ def _changed(graph: Graph, node: ir.Node, value: ir.Value, old: float, new: floa
             return
         dtype = graph.dtype(value)
         assert dtype is not None
-        graph.constants.replace(node, 2, ir.tensor(np.array(new, dtype.numpy())), f"{node.outputs[0].name}.value")
+        graph.constants.replace(node, 2, ir.Tensor(np.array(new, dtype.numpy())), f"{node.outputs[0].name}.value")
 
     return [commit]

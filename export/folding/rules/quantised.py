@@ -50,12 +50,12 @@ def rescale(graph: Graph, source: ir.Node, node: ir.Node, index: int, linear: Li
     assert not isinstance(scale, Refused)
     assert linear.out_scale is not None
     scales = round_to("fold", scale.astype(np.float64).reshape(-1) * linear.out_scale, scale.dtype)
-    inputs = [source.inputs[0], graph.constants.add(ir.tensor(scales), f"{source.inputs[1].name}")]  # type: ignore[union-attr]
+    inputs = [source.inputs[0], graph.constants.add(ir.Tensor(scales), f"{source.inputs[1].name}")]  # type: ignore[union-attr]
     if len(source.inputs) > 2 and source.inputs[2] is not None:
         zero = graph.constants.array(source.inputs[2])
         assert not isinstance(zero, Refused)
         zeros = np.broadcast_to(zero.reshape(-1), scales.shape)
-        inputs.append(graph.constants.add(ir.tensor(np.ascontiguousarray(zeros)), f"{source.inputs[2].name}"))
+        inputs.append(graph.constants.add(ir.Tensor(np.ascontiguousarray(zeros)), f"{source.inputs[2].name}"))
     old = node.inputs[index]
     assert old is not None
     name = graph.fresh_node_name(f"{source.name or old.name}_folded")
