@@ -4,7 +4,8 @@ Weights are changed once, at the end, whatever was absorbed: W' = diag(s_out) W 
 to the dtype in which they are stored, and computed when they are written, so that one weight at a time is in memory.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from export.folding.affine import Affine
 from export.folding.refused import Refused
 from fastbn.errors import FastbnError
 from fastbn.functional.fold import round_to
+
+BLOCK = 2**18  # elements that are scaled and rounded at once: 2 MB in float64
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,19 @@ class Linear:
 
     def response(self, inputs: np.ndarray) -> np.ndarray:
         """W applied to one value per input channel, everywhere the same."""
-        products = self._scaled() * inputs.reshape(self.in_shape)
         axes = tuple(axis for axis, size in enumerate(self.out_shape) if size == 1)
-        return products.sum(axis=axes).reshape(-1)
+        total = np.zeros(self.out_shape)
+        for block, scaled in self._blocks():
+            products = scaled * inputs.reshape(self.in_shape)[_within(self.in_shape, block)]
+            total[_within(self.out_shape, block)] += products.sum(axis=axes, keepdims=True)
+        return total.reshape(-1)
 
     def weights(self) -> np.ndarray:
         """The weight to store, rounded once. Raises ArgumentError where it overflows."""
-        return round_to("fold", self.full_weight(), self.dtype)
+        rounded = np.empty(self.view, self.dtype)
+        for block, scaled in self._blocks():
+            rounded[block] = round_to("fold", scaled, self.dtype)
+        return rounded.reshape(self.shape)
 
     def rounded_bias(self) -> np.ndarray | None:
         """The bias to store. Raises ArgumentError where it overflows."""
@@ -83,7 +92,10 @@ class Linear:
 
     def full_weight(self) -> np.ndarray:
         """The weight in float64, in the shape of ``stored``."""
-        return self._scaled().reshape(self.shape)
+        whole = np.empty(self.view)
+        for block, scaled in self._blocks():
+            whole[block] = scaled
+        return whole.reshape(self.shape)
 
     def tensor(self) -> ir.TensorProtocol:
         """The weight as a tensor that is computed when it is asked for."""
@@ -93,20 +105,37 @@ class Linear:
     def overflows(self) -> Refused | None:
         """Why the new constants cannot be stored, if they cannot."""
         try:
-            self.weights()
+            for _, scaled in self._blocks():
+                round_to("fold", scaled, self.dtype)
             self.rounded_bias()
         except FastbnError as error:
             return Refused(str(error))
         return None
 
-    def _scaled(self) -> np.ndarray:
-        weight = self.stored().astype(np.float64).reshape(self.view)
-        with np.errstate(all="ignore"):
-            if self.out_scale is not None:
-                weight = weight * self.out_scale.reshape(self.out_shape)
-            if self.in_scale is not None:
-                weight = weight * self.in_scale.reshape(self.in_shape)
-        return weight
+    def _blocks(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+        """The scaled weight in float64 piece by piece: places in ``view`` and what is there."""
+        weight = self.stored().reshape(self.view)
+        scales = [(self.out_scale, self.out_shape), (self.in_scale, self.in_shape)]
+        row = max(1, math.prod(self.view[2:]))
+        for first in _steps(self.view[0], BLOCK // max(1, self.view[1] * row)):
+            for second in _steps(self.view[1], BLOCK // row):
+                block = (first, second)
+                scaled = weight[block].astype(np.float64)
+                with np.errstate(all="ignore"):  # what overflows is refused in round_to
+                    for scale, shape in scales:
+                        if scale is not None:
+                            scaled *= scale.reshape(shape)[_within(shape, block)]
+                yield block, scaled
+
+
+def _steps(length: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    return (slice(begin, begin + step) for begin in range(0, length, step))
+
+
+def _within(shape: tuple[int, ...], block: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Where an array of ``shape`` that broadcasts over the weight meets ``block``."""
+    return tuple(slice(None) if size == 1 else part for size, part in zip(shape, block, strict=False))
 
 
 def _times(scale: np.ndarray | None, more: np.ndarray) -> np.ndarray | None:
