@@ -19,6 +19,7 @@ from fastbn.functional.conv_geometry import (
 )
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
+from fastbn.functional.packed_weights import packed
 from fastbn.kernels import conv_panels
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
 from fastbn.kernels.conv_blocks import correlate_blocks
@@ -78,7 +79,7 @@ def forward(
         geometry,
         images,
         rows,
-        _panels(weight, by_channel, np.arange(taps), groups, channels_out, channels),
+        packed(weight, lambda: _panels(weight, by_channel, np.arange(taps), groups, channels_out, channels)),
         bias,
         residual,
         relu,
@@ -338,6 +339,7 @@ def _panels(
     weight: np.ndarray, strides: tuple[int, int, int], taps: np.ndarray, groups: int, outputs: int, channels: int
 ) -> np.ndarray:
     """A C-contiguous ``weight`` as ``kernels.conv_panels`` lays it out, its ``taps`` only."""
+    weight = weight if weight.flags.writeable else weight.copy()  # a kernel of its own would be compiled for read-only
     lanes, columns = conv_panels.block_lanes(weight.itemsize), conv_panels.panel_columns(weight.itemsize)
     size = groups * -(-outputs // columns) * columns * taps.size * -(-channels // lanes) * lanes
     panels = empty((size,), weight.dtype)

@@ -174,6 +174,8 @@ class Module:
 
         strict: names must agree exactly. Raises ModelError for names, ShapeError for shapes; then nothing is changed.
         """
+        for parameter in self.parameters():
+            parameter.unlock()
         own = self.state_dict()
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):
@@ -197,7 +199,10 @@ class Module:
         return next((array.dtype for array in arrays), np.dtype(np.float32))
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode here and below; what was frozen stays frozen."""
+        """Set training mode here and below; what was frozen stays frozen, what was read-only can be written."""
+        if mode:
+            for parameter in self.parameters():
+                parameter.unlock()
         for module in self.modules():
             module.training = mode
             module._saved = None

@@ -32,6 +32,11 @@ class Parameter:
         """Number of elements."""
         return self.data.size
 
+    def unlock(self) -> None:
+        """Make ``data`` a copy that can be written, if it is read-only, as the weights of a folded model are."""
+        if not self.data.flags.writeable:
+            self.data = self.data.copy()
+
     def accumulate(self, grad: np.ndarray) -> None:
         """Add ``grad`` to ``self.grad``; nothing if gradients are not required."""
         if self.requires_grad:
