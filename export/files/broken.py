@@ -13,6 +13,8 @@ BROKEN = (
     RuntimeError,
     AttributeError,
     AssertionError,
+    ArithmeticError,
+    MemoryError,
 )
 
 

@@ -152,7 +152,7 @@ def _keep(graph: Graph, chain: Chain, reason: str) -> dict[ir.Node, FoldSite]:
     operators = chain.operators
     x = chain.whole.input_of(chain.nodes[0])
     cost = sum(affine_node.cost(graph, node) for node in chain.nodes)
-    if affine_node.needed(graph, x, chain.whole.affine) >= cost:
+    if affine_node.needed(graph, x, chain.whole.affine) >= cost or affine_node.lost(graph, x, chain.whole) is not None:
         return {node: FoldSite(name, None, reason, None, operators, values) for node, name in names.items()}
     *gone, (last, name) = names.items()
     *others, (holder, index) = zip(chain.nodes, chain.indices, strict=True)

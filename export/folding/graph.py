@@ -23,12 +23,14 @@ class Step:
 
     onward: values that must hold the affine next, on the same side of the search. edits: changes to make once the
     whole way is found. into: the node, where it ends here. otherwise: what to do if the way onward is barred.
+    once: whether the step is wrong where two ways of one plan come to the node, as from both outputs of a Split.
     """
 
     onward: list[tuple[ir.Value, Affine]] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     into: list[ir.Node] = field(default_factory=list)
     otherwise: "Step | None" = None
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Graph:
         self.changed: set[ir.Value] = set()
         self.shapes = Shapes(model, self.constants.array)
         self._node_names: set[str | None] | None = None
-        self._shifted: dict[tuple[ir.Value, bytes], ir.Value] = {}
+        self._shifted: dict[tuple[ir.Value, int | None, bytes], ir.Value] = {}
 
     def shape(self, value: ir.Value) -> Shape | None:
         """The proved shape of ``value``: lengths, names of lengths, None; None without even a rank."""
@@ -101,9 +103,17 @@ class Graph:
         self.affines[node] = held
 
     def bypass(self, node: ir.Node, index: int, *, renamed: bool = True) -> None:
-        """Remove ``node``: whoever read it reads its input, which takes the output's name and type if ``renamed``."""
+        """Remove ``node``: whoever read it reads its input, which takes the output's name and type if ``renamed``.
+
+        An input that has to keep its name keeps it; an output of the graph is then made by an Identity.
+        """
         old, x = node.outputs[0], node.inputs[index]
         assert x is not None
+        producer = x.producer()
+        if renamed and (producer is None or producer.graph is not node.graph or x.is_graph_output()):
+            renamed = False
+            if old.is_graph_output():
+                self._name_again(old, x)
         constants = [value for value in node.inputs if value is not x]
         old.replace_all_uses_with(x, replace_graph_outputs=renamed)
         name, shape, kind = old.name, old.shape, old.type
@@ -114,6 +124,19 @@ class Graph:
             old.name = None
             x.name, x.shape, x.type = name, shape or x.shape, kind or x.type
         self.constants.drop_unused(constants)
+
+    def _name_again(self, old: ir.Value, x: ir.Value) -> None:
+        """An Identity of ``x`` takes the name and the readers of ``old``."""
+        node = old.producer()
+        assert node is not None
+        assert node.graph is not None
+        fresh = ir.node("Identity", [x], name=self.fresh_node_name(f"{node.name or old.name}.identity"))
+        output = fresh.outputs[0]
+        node.graph.insert_before(node, fresh)
+        old.replace_all_uses_with(output, replace_graph_outputs=True)
+        name, old.name = old.name, None
+        output.name, output.shape, output.type = name, old.shape, old.type
+        self.shapes.same(old, output)
 
     def remove(self, node: ir.Node) -> None:
         """Remove ``node``, which nothing reads any more, and its constants."""
@@ -128,13 +151,14 @@ class Graph:
         """Put an Add of ``offset`` on ``axis`` in front of input 0 of ``node``; nodes with the same wish share it."""
         value = node.inputs[0]
         assert value is not None
-        key = (value, offset.tobytes())
-        if key not in self._shifted:
+        key = (value, axis, offset.tobytes())
+        shared = self._shifted.get(key)
+        if shared is None or shared.producer() in self.affines or not shared.uses():
             rank = self.rank(value)
             shape = (1,) if axis is None or rank is None else along(rank, axis, offset.size)
             constant = self.constants.add(ir.Tensor(offset.reshape(shape)), f"{value.name}.offset")
-            self._shifted[key] = self.insert_before(node, "Add", [value, constant], f"{value.name}.shifted")
-        node.replace_input_with(0, self._shifted[key])
+            shared = self._shifted[key] = self._inserted("Add", [value, constant], f"{value.name}.shifted")
+        node.replace_input_with(0, shared)
 
     def fresh_node_name(self, wanted: str) -> str:
         """``wanted``, numbered if need be."""
@@ -147,14 +171,16 @@ class Graph:
         self._node_names.add(name)
         return name
 
-    def insert_before(self, before: ir.Node, op_type: str, inputs: list[ir.Value], name: str) -> ir.Value:
-        """A new node in front of ``before``; its output has the type and shape of its first input."""
+    def _inserted(self, op_type: str, inputs: list[ir.Value], name: str) -> ir.Value:
+        """A new node right behind its first input, whose type and shape its output has; no reader is changed."""
         fresh = self.constants.fresh_name(name)
         node = ir.node(op_type, inputs, name=self.fresh_node_name(fresh))
         node.outputs[0].name, node.outputs[0].type = fresh, inputs[0].type
         node.outputs[0].shape = inputs[0].shape
-        assert before.graph is not None
-        before.graph.insert_before(before, node)
+        producer = inputs[0].producer()
+        assert producer is not None
+        assert producer.graph is not None
+        producer.graph.insert_after(producer, node)
         self.shapes.same(inputs[0], node.outputs[0])
         return node.outputs[0]
 

@@ -17,6 +17,7 @@ from export.folding.linear import Linear
 from export.folding.refused import Refused
 from export.folding.rules import affine_node, conv
 from export.folding.rules.layer import linear_of
+from export.folding.rules.quantised import dequantizer
 
 
 def merge_branches(graph: Graph) -> dict[ir.Node, str]:
@@ -69,6 +70,7 @@ def _merge(graph: Graph, add: ir.Node, trunk: ir.Value, branch: ir.Value, gone: 
 
 def _is_convolution(graph: Graph, node: ir.Node, value: ir.Value, add: ir.Node) -> bool:
     plain = node.op_type == "Conv" and is_onnx(node) and attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+    plain = plain and dequantizer(node, 1) is None
     undilated = all(step == 1 for step in attribute(node, "dilations", ()))
     return plain and undilated and node.graph is add.graph and graph.read_by_others(value, add) is None
 

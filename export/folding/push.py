@@ -22,17 +22,22 @@ FARTHEST = 100  # nodes on one way
 
 @dataclass
 class Plan:
-    """A way that is open to its end: changes to make, where the affine ends, and values whose content changes."""
+    """A way that is open to its end: changes to make, where the affine ends, and values whose content changes.
+
+    once: nodes to which no second way may come.
+    """
 
     edits: list[Edit] = field(default_factory=list)
     into: list[ir.Node] = field(default_factory=list)
     passed: list[ir.Value] = field(default_factory=list)
+    once: list[ir.Node] = field(default_factory=list)
 
-    def extend(self, other: "Plan") -> None:
-        """Join another way."""
-        self.edits += other.edits
-        self.into += other.into
-        self.passed += other.passed
+    def joined(self, other: "Plan") -> "Plan | Refused":
+        """This way and another one; refused where both come to a node to which only one may come."""
+        crossed = set(self.once).intersection(other.once)
+        if crossed:
+            return Refused(f"{describe(crossed.pop())} is reached by two ways at once")
+        return Plan(*(getattr(self, name) + getattr(other, name) for name in ("edits", "into", "passed", "once")))
 
 
 def backward(graph: Graph, value: ir.Value, affine: Affine, reader: ir.Node, depth: int = 0) -> Plan | Refused:
@@ -83,9 +88,10 @@ def forward(graph: Graph, value: ir.Value, affine: Affine, depth: int = 0) -> Pl
         readers.add(node)
         step = rule.forward(graph, node, index, affine)
         way = _walk(graph, step, None, node, depth, lambda g, v, a, _, d: forward(g, v, a, d))
-        if isinstance(way, Refused):
-            return way
-        plan.extend(way)
+        both = way if isinstance(way, Refused) else plan.joined(way)
+        if isinstance(both, Refused):
+            return both
+        plan = both
     return plan if readers else Refused("nothing reads it")
 
 
@@ -95,12 +101,13 @@ def _walk(
     """The plan of one step and of all that follows it."""
     if isinstance(step, Refused):
         return step
-    plan = Plan(list(step.edits), list(step.into), [] if value is None else [value])
+    plan = Plan(list(step.edits), list(step.into), [] if value is None else [value], [node] if step.once else [])
     for next_value, affine in step.onward:
         way = on(graph, next_value, affine, node, depth + 1)
-        if isinstance(way, Refused):
-            return way if step.otherwise is None else _walk(graph, step.otherwise, value, node, depth, on)
-        plan.extend(way)
+        both = way if isinstance(way, Refused) else plan.joined(way)
+        if isinstance(both, Refused):
+            return both if step.otherwise is None else _walk(graph, step.otherwise, value, node, depth, on)
+        plan = both
         if value is None:
             plan.passed.append(next_value)
     return plan

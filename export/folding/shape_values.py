@@ -12,6 +12,7 @@ Shape = tuple[int | str | None, ...]  # a length, a name for one, or nothing kno
 DEEPEST = 50  # nodes between a Shape and a Reshape
 MOST_AXES = 100  # elements of what can be a shape
 SAME = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten"})
+EXACT = frozenset({ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.DOUBLE})  # for any length
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Mod"})
 
 
@@ -40,6 +41,8 @@ class ShapeValues:
 
     def elements(self, value: ir.Value, depth: int = 0) -> Shape | None:
         """The elements of a scalar or a vector of lengths; None where not even their number is known."""
+        if len(self._known.get(value, ())) > 1:
+            return None
         array = self._constant(value)
         if not isinstance(array, Refused):
             return tuple(int(number) for number in array.reshape(-1)) if array.size < MOST_AXES else None
@@ -58,6 +61,8 @@ class ShapeValues:
             return None
         if node.op_type == "Concat":
             return tuple(length for part in parts for length in part)
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) not in EXACT:
+            return None
         if node.op_type in SAME:
             return parts[0]
         if node.op_type in ARITHMETIC:

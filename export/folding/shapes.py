@@ -28,7 +28,7 @@ class Shapes:
     def of(self, value: ir.Value) -> Shape | None:
         """The shape of ``value``, None where not even its rank is known."""
         shape: ir.Shape | None
-        if value.const_value is not None:
+        if value.const_value is not None and not _overridable(value, self._constant):
             shape = ir.Shape(value.const_value.shape.numpy())
         elif value.producer() is None:
             shape = value.shape
@@ -57,8 +57,12 @@ def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]
     values = [value for node in nodes for value in node.outputs]
     claimed = [(value, value.shape, value.type) for value in values]
     initializers = list(model.graph.initializers.items())
+    defaults = [(value, value.const_value) for value in model.graph.inputs if _overridable(value, constant)]
     for value in values:
         value.shape = None
+    for value, _ in defaults:  # inference would take the elements of a shape from them
+        value.const_value = None
+        del model.graph.initializers[str(value.name)]
     try:
         for _ in range(ROUNDS):
             ShapeInferencePass(check_type=False, strict_mode=False)(model)
@@ -68,9 +72,16 @@ def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]
     finally:
         for value, shape, kind in claimed:
             value.shape, value.type = shape, kind
+        for value, tensor in defaults:
+            value.const_value = tensor
         for name, value in initializers:  # the pass takes the large ones out and puts them back at the end
-            del model.graph.initializers[name]
+            model.graph.initializers.pop(name, None)
             model.graph.initializers[name] = value
+
+
+def _overridable(value: ir.Value, constant: Callable[[ir.Value], np.ndarray | Refused]) -> bool:
+    """Whether ``value`` is a default that the caller may replace."""
+    return value.is_graph_input() and value.is_initializer() and isinstance(constant(value), Refused)
 
 
 def _complete(nodes: list[ir.Node], constant: Callable[[ir.Value], np.ndarray | Refused]) -> bool:

@@ -4,6 +4,7 @@ Whatever comes to one is joined with it, s2 (s1 x + t1) + t2, and pushed on, the
 barred the two become one node here.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from export.folding.affine import Affine
-from export.folding.graph import Graph, Held, Step, along
+from export.folding.graph import Graph, Held, Step, along, describe
 from export.folding.refused import Refused
 from export.folding.rules.arithmetic import OPERATORS, read_arithmetic
 from export.folding.rules.batch_norm import read_batch_norm
+from fastbn.errors import FastbnError
 from fastbn.functional.fold import round_to
 
 
@@ -39,9 +41,10 @@ def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step |
     joined = affine.after(own.affine)
     if joined is None:
         return Refused(f"{node.op_type} {node.name} before it acts on another axis")
-    merge = Step(edits=[lambda: graph.hold(node, replace(own, affine=joined))], into=[node])
+    merge = _hold(graph, node, own, lambda held: affine.after(held))
     onward = [(own.input_of(node), joined)]
-    return Step(onward=onward, edits=[lambda: graph.bypass(node, own.index)], otherwise=merge)
+    otherwise = None if isinstance(merge, Refused) else merge
+    return Step(onward=onward, edits=[lambda: graph.bypass(node, own.index)], otherwise=otherwise, once=True)
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
@@ -49,10 +52,42 @@ def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | R
     own = read(graph, node)
     if isinstance(own, Refused):
         return own
-    joined = own.affine.after(affine)
-    if joined is None:
+    if own.affine.after(affine) is None:
         return Refused(f"{node.op_type} {node.name} behind it acts on another axis")
-    return Step(edits=[lambda: graph.hold(node, replace(own, affine=joined))], into=[node])
+    return _hold(graph, node, own, lambda held: held.after(affine))
+
+
+def _hold(graph: Graph, node: ir.Node, own: Held, change: Callable[[Affine], Affine | None]) -> Step | Refused:
+    """The step that ends in ``node``, whose affine is changed."""
+    joined = change(own.affine)
+    refused = None if joined is None else lost(graph, own.input_of(node), replace(own, affine=joined))
+    if refused is not None:
+        return Refused(f"{describe(node)}: {refused.reason}")
+
+    def commit() -> None:
+        # Not ``joined``: one affine may come here by two ways, as through both outputs of a Split.
+        held = graph.affines.get(node, own)
+        affine = change(held.affine)
+        assert affine is not None
+        graph.hold(node, replace(held, affine=affine))
+
+    return Step(edits=[commit], into=[node])
+
+
+def lost(graph: Graph, x: ir.Value, held: Held) -> Refused | None:
+    """Why one node cannot stand for ``held`` on ``x``: numbers that overflow, or scales that are rounded to zero."""
+    try:
+        scale = round_to("fold", held.affine.scale, _stored(graph, x, held))
+        round_to("fold", held.affine.shift, _stored(graph, x, held))
+    except FastbnError as error:
+        return Refused(str(error))
+    return Refused("its scale would be rounded to zero") if ((scale == 0) & (held.affine.scale != 0)).any() else None
+
+
+def _stored(graph: Graph, x: ir.Value, held: Held) -> np.dtype:
+    """The dtype of the constants that are written."""
+    dtype = graph.dtype(x)
+    return held.dtype if dtype is None else dtype.numpy()
 
 
 def needed(graph: Graph, x: ir.Value, affine: Affine) -> int:
@@ -75,8 +110,7 @@ def write(graph: Graph, node: ir.Node, held: Held) -> None:
     x = held.input_of(node)
     affine, rank = held.affine, graph.rank(x)
     shape = (1,) if affine.axis is None or rank is None else along(rank, affine.axis, affine.scale.size)
-    dtype = graph.dtype(x)
-    store = held.dtype if dtype is None else dtype.numpy()
+    store = _stored(graph, x, held)
     if (affine.scale == 1).all():
         _replace(graph, node, x, "Add", {"bias": affine.shift.reshape(shape)}, store)
         return
@@ -97,6 +131,8 @@ def _channels(graph: Graph, x: ir.Value, affine: Affine) -> int | None:
     """The channels of a batch norm that could stand for ``affine`` of ``x``; None where none could."""
     rank = graph.rank(x)
     if affine.axis not in (1, None) or graph.opset < 6 or rank is None or rank < 2:
+        return None
+    if graph.opset < 14 and graph.dtype(x) is ir.DataType.BFLOAT16:
         return None
     return graph.length(x, 1) if affine.uniform else affine.scale.size
 

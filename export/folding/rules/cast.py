@@ -39,5 +39,13 @@ def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | R
 
 def _types(graph: Graph, node: ir.Node, value: ir.Value) -> tuple[ir.DataType | None, ir.DataType | None]:
     """The floating-point types of input and output, None for another or an unknown one."""
-    source, target = graph.dtype(value), ir.DataType(attribute(node, "to", 0))
+    source, target = graph.dtype(value), _target(node)
     return source if source in DIGITS else None, target if target in DIGITS else None
+
+
+def _target(node: ir.Node) -> ir.DataType | None:
+    """What it casts to: a number, or before opset 6 a name."""
+    to = node.attributes.get("to")
+    if to is not None and to.type == ir.AttributeType.STRING:
+        return ir.DataType.__members__.get(to.as_string())
+    return ir.DataType(attribute(node, "to", 0))

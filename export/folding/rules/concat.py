@@ -29,7 +29,7 @@ def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step |
 
 def _step(graph: Graph, node: ir.Node, parts: list[tuple[ir.Value, Affine]]) -> Step | Refused:
     """Constants are mapped at once, everything else is asked to hold its part."""
-    step = Step()
+    step = Step(once=any(not isinstance(graph.constants.floats(value), Refused) for value, _ in parts))
     for index, (value, affine) in enumerate(parts):
         constant = graph.constants.floats(value)
         if isinstance(constant, Refused):

@@ -111,29 +111,36 @@ def _map_behind(graph: Graph, node: ir.Node, linear: Linear, affine: Affine) -> 
     sizes = () if shape is None else tuple(size for size in shape[2:] if isinstance(size, int))
     output = node.outputs[0]
     channels = linear.inputs
+    if any(number < 0 for number in attribute(node, "pads", ())):
+        return Refused(f"{describe(node)} cuts its input")
     if shape is None or len(sizes) != len(shape) - 2 or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return Refused(f"{describe(node)} pads it with zeros, and its size is not static")
     if channels * math.prod(sizes) > LARGEST_MAP or len(sizes) not in (1, 2, 3):
         return Refused(f"{describe(node)} pads it with zeros, and a map of its border would be too large")
     border = _border(node, linear, affine, sizes)
-    if linear.bias is not None:
-        border = border + linear.bias.reshape(-1, *(1,) * len(sizes))
     step = absorb_before(graph, node, affine.only_scale(), read)
     if isinstance(step, Refused) or border.size > LARGEST_MAP:
         return Refused(f"{describe(node)} pads it with zeros, and a map of its border would be too large")
+
+    def rounded(linear: Linear) -> np.ndarray:
+        bias = 0.0 if linear.bias is None else linear.bias.reshape(-1, *(1,) * len(sizes))
+        return round_to("fold", border + bias, linear.dtype)
+
     try:
-        rounded = round_to("fold", border, linear.dtype)
+        rounded(linear)
     except FastbnError as error:
         return Refused(f"{describe(node)}: {error}")
 
     def commit() -> None:
+        # Not ``linear``: a second affine that comes here by another way finds the bias gone.
+        added = rounded(graph.linears[node])
         if len(node.inputs) > 2:
             bias = node.inputs[2]
             node.replace_input_with(2, None)
             node.resize_inputs(2)
             graph.constants.drop_unused([bias])
         graph.linears[node] = replace(graph.linears[node], bias=None)
-        graph.insert_after(output, "Add", graph.constants.add(ir.Tensor(rounded), f"{output.name}.border"))
+        graph.insert_after(output, "Add", graph.constants.add(ir.Tensor(added), f"{output.name}.border"))
 
     step.edits.append(commit)
     return step

@@ -16,39 +16,31 @@ def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step |
     """The input holds the affine."""
     value = node.inputs[0]
     assert value is not None
-    split = node.op_type == "DepthToSpace"
-    moved = _deep(node, affine) if split else _flat(node, affine)
-    return moved if isinstance(moved, Refused) else Step(onward=[(value, moved)])
+    return _moved(graph, node, value, affine, deep=node.op_type == "DepthToSpace")
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
     """The output hands it on."""
-    moved = _flat(node, affine) if node.op_type == "DepthToSpace" else _deep(node, affine)
-    return moved if isinstance(moved, Refused) else Step(onward=[(node.outputs[0], moved)])
+    return _moved(graph, node, node.outputs[0], affine, deep=node.op_type == "SpaceToDepth")
 
 
-def _deep(node: ir.Node, affine: Affine) -> Affine | Refused:
-    """From C channels to C b^2."""
+def _moved(graph: Graph, node: ir.Node, target: ir.Value, affine: Affine, *, deep: bool) -> Step | Refused:
+    """The affine on ``target``, which has b^2 times as many channels if ``deep``, else as few."""
     if affine.axis != 1:
-        return affine if affine.axis in (None, 0) else _pixels(node)
-    pixels = attribute(node, "blocksize", 1) ** 2
-    if _blocks_last(node):
-        return Affine.of(np.repeat(affine.scale, pixels), np.repeat(affine.shift, pixels), 1)
-    return Affine.of(np.tile(affine.scale, pixels), np.tile(affine.shift, pixels), 1)
-
-
-def _flat(node: ir.Node, affine: Affine) -> Affine | Refused:
-    """From C b^2 channels to C, if the pixels of a block agree."""
-    if affine.axis != 1:
-        return affine if affine.axis in (None, 0) else _pixels(node)
-    pixels = attribute(node, "blocksize", 1) ** 2
+        return Step(onward=[(target, affine)]) if affine.axis in (None, 0) else _pixels(node)
+    pixels, channels = attribute(node, "blocksize", 1) ** 2, graph.length(target, 1)
+    if channels is None or affine.scale.size * (pixels if deep else 1) != channels * (1 if deep else pixels):
+        return Refused(f"{describe(node)}: the channels on its other side are not known")
     vectors = np.stack([affine.scale, affine.shift])
-    if vectors.shape[1] % pixels:
-        return _pixels(node)
-    blocks = vectors.reshape(2, -1, pixels) if _blocks_last(node) else vectors.reshape(2, pixels, -1).swapaxes(1, 2)
-    if not (blocks == blocks[..., :1]).all():
-        return _pixels(node)
-    return Affine.of(blocks[0, :, 0], blocks[1, :, 0], 1)
+    if deep:
+        vectors = np.repeat(vectors, pixels, axis=1) if _blocks_last(node) else np.tile(vectors, pixels)
+    else:
+        shape = (2, channels, pixels) if _blocks_last(node) else (2, pixels, channels)
+        blocks = vectors.reshape(shape).swapaxes(1, 1 if _blocks_last(node) else 2)
+        if not (blocks == blocks[..., :1]).all():
+            return _pixels(node)
+        vectors = blocks[..., 0]
+    return Step(onward=[(target, Affine.of(vectors[0], vectors[1], 1))])
 
 
 def _blocks_last(node: ir.Node) -> bool:

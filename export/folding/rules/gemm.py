@@ -77,5 +77,7 @@ def write(graph: Graph, node: ir.Node, linear: Linear) -> None:
     """Give the node its new constants; alpha stays, beta becomes 1."""
     name = write_weight(graph, node, linear)
     write_bias(graph, node, linear, name)
+    if graph.opset < 7 and linear.bias is not None:
+        node.attributes.add(ir.AttrInt64("broadcast", 1))
     if "beta" in node.attributes:
         node.attributes.add(ir.AttrFloat32("beta", 1.0))

@@ -34,6 +34,8 @@ def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | R
     if isinstance(linear, Refused):
         return linear
     axis = _axis(graph, node)
+    if axis is None and not affine.linear:
+        return Refused(f"{describe(node)}: the rank of its input is not known")
     if not affine.uniform and (axis is None or not affine.fits(axis, linear.inputs)):
         where = "an axis that is not known" if axis is None else f"axis {axis}"
         return Refused(f"{describe(node)}: its {linear.inputs} inputs are on {where}, the batch norm has {affine}")

@@ -11,6 +11,8 @@ from export.folding.affine import Affine
 from export.folding.graph import Edit, Graph, Step, attribute, describe
 from export.folding.refused import Refused
 from export.folding.rules.layer import offset_edits
+from fastbn.errors import FastbnError
+from fastbn.functional.fold import round_to
 
 
 def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step | Refused:
@@ -26,7 +28,7 @@ def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step |
     if not (mapped == mapped[0]).all():
         return Refused(f"{describe(node)} pads all channels with {constant:g}, which the batch norm maps apart")
     edits = _changed(graph, node, value, constant, float(mapped[0]))
-    return edits if isinstance(edits, Refused) else Step(onward=[(value, affine)], edits=edits)
+    return edits if isinstance(edits, Refused) else Step([(value, affine)], edits, once=True)
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
@@ -44,7 +46,7 @@ def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | R
         mapped = (constant - affine.shift) / affine.scale
         if (mapped == mapped[0]).all():
             edits = _changed(graph, node, value, constant, float(mapped[0]))
-            return edits if isinstance(edits, Refused) else Step(onward=[(node.outputs[0], affine)], edits=edits)
+            return edits if isinstance(edits, Refused) else Step([(node.outputs[0], affine)], edits, once=True)
     dtype = graph.dtype(value)
     if constant != 0 or dtype is None:
         return Refused(f"{describe(node)} pads all channels with {constant:g}, which the batch norm maps apart")
@@ -84,15 +86,18 @@ def _numbers(graph: Graph, node: ir.Node, index: int, name: str) -> list[float] 
 def _changed(graph: Graph, node: ir.Node, value: ir.Value, old: float, new: float) -> list[Edit] | Refused:
     if new == old:
         return []
-    if graph.dtype(value) is None:
+    dtype = graph.dtype(value)
+    if dtype is None:
         return Refused(f"{describe(node)}: the type of its input is not known")
+    try:
+        rounded = round_to("fold", np.array(new), np.dtype(np.float32) if graph.opset < 11 else dtype.numpy())
+    except FastbnError as error:
+        return Refused(f"{describe(node)}: {error}")
 
     def commit() -> None:
         if graph.opset < 11:
-            node.attributes.add(ir.AttrFloat32("value", new))
+            node.attributes.add(ir.AttrFloat32("value", float(rounded)))
             return
-        dtype = graph.dtype(value)
-        assert dtype is not None
-        graph.constants.replace(node, 2, ir.Tensor(np.array(new, dtype.numpy())), f"{node.outputs[0].name}.value")
+        graph.constants.replace(node, 2, ir.Tensor(rounded), f"{node.outputs[0].name}.value")
 
     return [commit]

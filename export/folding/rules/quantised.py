@@ -10,6 +10,7 @@ import onnx_ir as ir
 from export.folding.graph import Graph, attribute, describe, is_onnx
 from export.folding.linear import Linear
 from export.folding.refused import Refused
+from fastbn.errors import FastbnError
 from fastbn.functional.fold import round_to
 
 
@@ -41,7 +42,16 @@ def refuse(graph: Graph, source: ir.Node, linear: Linear) -> Refused | None:
         or not (scale.size == 1 or per_channel)
     ):
         return Refused(f"{who}, which cannot have one scale for every output channel")
+    try:
+        _scales(scale, linear.out_scale)
+    except FastbnError as error:
+        return Refused(f"{who}, and {error}")
     return None
+
+
+def _scales(old: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """One scale for every output channel. Raises ArgumentError where one overflows."""
+    return round_to("fold", old.astype(np.float64).reshape(-1) * more, old.dtype)
 
 
 def rescale(graph: Graph, source: ir.Node, node: ir.Node, index: int, linear: Linear) -> None:
@@ -49,7 +59,7 @@ def rescale(graph: Graph, source: ir.Node, node: ir.Node, index: int, linear: Li
     scale = graph.constants.floats(source.inputs[1])
     assert not isinstance(scale, Refused)
     assert linear.out_scale is not None
-    scales = round_to("fold", scale.astype(np.float64).reshape(-1) * linear.out_scale, scale.dtype)
+    scales = _scales(scale, linear.out_scale)
     inputs = [source.inputs[0], graph.constants.add(ir.Tensor(scales), f"{source.inputs[1].name}")]  # type: ignore[union-attr]
     if len(source.inputs) > 2 and source.inputs[2] is not None:
         zero = graph.constants.array(source.inputs[2])
@@ -59,7 +69,10 @@ def rescale(graph: Graph, source: ir.Node, node: ir.Node, index: int, linear: Li
     old = node.inputs[index]
     assert old is not None
     name = graph.fresh_node_name(f"{source.name or old.name}_folded")
-    fresh = ir.node("DequantizeLinear", inputs, {"axis": linear.out_axis}, name=name)
+    fresh = ir.node("DequantizeLinear", inputs, name=name)
+    assert linear.out_axis is not None
+    fresh.attributes.update(source.attributes)
+    fresh.attributes.add(ir.AttrInt64("axis", linear.out_axis))
     fresh.outputs[0].name = graph.constants.fresh_name(str(old.name))
     fresh.outputs[0].type, fresh.outputs[0].shape = old.type, old.shape
     assert node.graph is not None

@@ -47,6 +47,8 @@ def _reduced(graph: Graph, node: ir.Node) -> set[int] | Refused:
         axes = graph.constants.array(node.inputs[1])
     if isinstance(axes, Refused) or rank is None:
         return Refused(f"{describe(node)}: over which axes it goes is not known")
+    if axes is not None and not all(-rank <= axis < rank for axis in axes):
+        return Refused(f"{describe(node)}: its axes are not those of its input")
     if axes is None or len(axes) == 0:
         return set() if attribute(node, "noop_with_empty_axes", 0) else set(range(rank))
     return {int(axis) % rank for axis in axes}

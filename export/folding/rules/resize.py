@@ -22,17 +22,26 @@ def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | R
 
 
 def _refused(graph: Graph, node: ir.Node, affine: Affine) -> Refused | None:
-    if attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize" and not affine.linear:
-        return Refused(f"{describe(node)} fills what lies outside with a constant")
+    mode = attribute(node, "coordinate_transformation_mode", "")
+    if mode == "tf_crop_and_resize":
+        return Refused(f"{describe(node)} cuts its input and fills what lies outside with a constant")
     if affine.axis is None:
         return None
     rank = graph.rank(node.inputs[0]) if node.inputs[0] is not None else None
     axes = attribute(node, "axes", None)
-    if axes is not None and rank is not None:
+    if axes is not None:
+        if not rank:
+            return Refused(f"{describe(node)}: the rank of its input is not known")
         axes = [axis % rank for axis in axes]
         if affine.axis not in axes:
             return None
-    place = affine.axis if axes is None else list(axes).index(affine.axis)
+    if mode == "tf_half_pixel_for_nn":
+        return Refused(f"{describe(node)} may move channels by half an element")
+    return _resized(graph, node, affine, affine.axis if axes is None else axes.index(affine.axis))
+
+
+def _resized(graph: Graph, node: ir.Node, affine: Affine, place: int) -> Refused | None:
+    """Why the axis that is number ``place`` among the resized ones may change, if it may."""
     scales = attribute(node, "scales", None)
     first = 1 if node.op_type == "Upsample" or graph.opset < 11 else 2
     for index in range(first, len(node.inputs)):
@@ -43,7 +52,8 @@ def _refused(graph: Graph, node: ir.Node, affine: Affine) -> Refused | None:
             continue
         if index == 3:  # sizes
             channels = graph.length(node.inputs[0], affine.axis)  # type: ignore[arg-type]
-            return None if array[place] == (channels or affine.scale.size) else _channels(node)
+            stretched = attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
+            return None if stretched and array[place] == channels else _channels(node)
         scales = array
     if scales is None or place >= len(scales):
         return Refused(f"{describe(node)}: by how much it resizes is not known")

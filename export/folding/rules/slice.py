@@ -78,9 +78,4 @@ def _sliced(
     if axis not in axes:
         return None
     place = axes.index(axis)
-    return np.arange(channels)[starts[place] : _end(ends[place]) : 1 if steps is None else steps[place]], channels
-
-
-def _end(end: int) -> int | None:
-    """ONNX writes "to the very beginning" with a negative step as a very small number."""
-    return None if end < -(2**31) + 1 else end
+    return np.arange(channels)[starts[place] : ends[place] : 1 if steps is None else steps[place]], channels
