@@ -234,6 +234,18 @@ def test_latency_is_measured_without_the_optimiser_for_the_page_only(cli, monkey
     assert all(0 < figure < 1000 for figure in json.loads(out)["latency_unoptimised_ms"].values())
 
 
+# Data of the user's
+
+
+def test_the_report_says_what_it_was_proved_on(cli):
+    x = np.random.default_rng(1).standard_normal((70, 2, 6, 6))
+    np.savez("data.npz", x=x, labels=np.zeros(70))
+    out, _ = cli("model.onnx", "-o", "out.onnx", "--data", "data.npz")
+    assert "proved on     64 samples of data.npz, 6 left out" in out
+    out, _ = cli("model.onnx", "-o", "out2.onnx", "--json")
+    assert json.loads(out)["inputs"] is None
+
+
 # What it refuses
 
 TO = ["-o", "out.onnx"]
