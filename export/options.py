@@ -95,7 +95,13 @@ def _add_folding(add: Add) -> None:
 def _add_proof(add: Add) -> None:
     about = "inputs for the proof instead of random ones; without SOURCE what to train on: digits, the default, or "
     add("--data", metavar="DATA", help=about + "mnist, read from $FASTBN_DATA/mnist")
-    add("--tolerance", type=number(0), metavar="X", default=1e-4, help="largest difference relative to the output (1e-4)")
+    add(
+        "--tolerance",
+        type=number(0),
+        metavar="X",
+        default=1e-4,
+        help="largest difference relative to the output (1e-4)",
+    )
     add("--report", metavar="FILE.html", help="the report as one HTML file with charts")
     add("--verbose", action="store_true", help="name every batch norm, of however many")
     add("--json", action="store_true", help="the report as JSON on stdout, everything else on stderr")

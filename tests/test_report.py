@@ -200,7 +200,7 @@ def test_a_stream_without_unicode():
 class Page(HTMLParser):
     """Elements, attributes, text and the rows of the last table of a document; every element must be closed."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "wbr")
 
     def __init__(self, text):
         super().__init__()
@@ -304,6 +304,59 @@ def test_page_without_a_referee_draws_the_difference():
     assert "Largest difference from the source" in text
 
 
+def test_reasons_that_differ_in_names_are_one():
+    read = "the output of {} is read by 2 nodes, not by this one alone; Relu {} is not affine"
+    sites = [site(str(i), kept=read.format(f"Add /b{i}/Add_{i}", f"/r.{i}")) for i in range(3)]
+    text = html_page(make_report(sites))
+    assert "<li><b>3</b> the output of Add is read by 2 nodes, not by this one alone; Relu is not affine</li>" in text
+    rows = Page(text).rows
+    assert rows[2][2] == read.format("Add /b2/Add_2", "/r.2")
+
+
+def test_page_says_what_the_verdict_rests_on():
+    report = make_report([site("a")])
+    report["verify"]["unfolded"] |= {"inputs": 6, "judged": 6}
+    report["verify"]["unfolded"]["outputs"][0] |= {"reference_error": 3e-7, "candidate_error": 4e-7}
+    text = html_page(report)
+    assert "Tried on 6 sets of inputs, random and difficult ones. The right answer, in float64, is known" in text
+    assert "3.0e-07 \N{RIGHTWARDS ARROW} 4.0e-07" in text
+    report["verify"]["unfolded"] |= {"inputs": 8, "judged": 0}
+    report["inputs"] = {"data": "d.npz", "samples": 64, "left_out": 6}
+    text = html_page(report)
+    assert "Tried on 64 samples of d.npz (6 left out). The right answer, in float64, is known for none of them." in text
+
+
+def test_page_marks_the_layers_that_differ():
+    layers = [layer("a", 1e-7, 1e-7), layer("b", 1e-7, 0.2) | {"ok": False}]
+    report = make_report([site("a"), site("b")], ok=False, layers=layers)
+    report["verify"]["unfolded"] |= {"first_difference": "b", "notes": ["a note"]}
+    text = html_page(report)
+    assert re.findall(r'<tr class="bad"><th scope="row">(\w)', text) == ["b"]
+    assert "<li><b>differs at</b> b</li><li><b>note</b> a note</li>" in text
+
+
+def test_page_of_a_calibration():
+    moved = {"channels": 3, "values": 1280, "mean_shift": 0.5, "var_ratio": 2.0, "constant": 1, "recovers": "it was so"}
+    stayed = {"channels": 0, "values": 0, "mean_shift": None, "var_ratio": None, "constant": 0, "recovers": None}
+    layers = [
+        {"batch_norm": "a", **moved, "reason": None},
+        {"batch_norm": "b", **stayed, "reason": "it is in a subgraph"},
+    ]
+    found = {"data": HOSTILE, "samples": 16, "left_out": 4, "batches": 2, "mode": "layers", "layers": layers}
+    report = make_report([], fold=None, calibration=found, undo="o.undo.safetensors", unfolded="o.unfolded.onnx")
+    text = html_page(report)
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "4 samples were left out" in text
+    shift, ratio = "0.5 old deviations", "\N{MULTIPLICATION SIGN} 2"
+    assert page.rows == [
+        ["a", "3", "1,280", shift, ratio, "it was so; 1 channels without variance"],
+        ["b", "", "", "", "", "left as it is: it is in a subgraph"],
+    ]
+    assert "python -m export o.unfolded.onnx --undo o.undo.safetensors -o back.onnx" in text
+    assert "Statistics" not in html_page(make_report([]))
+
+
 def test_the_commonest_reasons_come_first():
     sites = [site(f"bn{i}", kept="common" if i < 5 else f"rare{i:02}") for i in range(30)]
     text = html_page(make_report(sites))
@@ -372,6 +425,14 @@ def test_errors_that_have_no_logarithm_are_at_the_edges():
     assert infinite == nan == min(lines)
     assert min(lines) <= finite < zero - 20  # a power of ten, and yet above zero
     assert ">0</text>" in svg
+
+
+def test_what_is_allowed_is_a_line_between_right_and_wrong():
+    svg = errors_by_layer("e", [Point("a", 1e-7, None), Point("b", 1e-2, None)], 1e-4)
+    (right, wrong), _ = heights(svg)
+    [allowed] = [float(y) for y in re.findall(r'<line class="allowed"[^>]* y1="([\d.]+)"', svg)]
+    assert right > allowed > wrong
+    assert "allowed" not in errors_by_layer("e", [Point("a", 1e-7, None)])
 
 
 @pytest.mark.parametrize("value", [0.0, 5e-324, 1.7e308])
