@@ -202,7 +202,7 @@ def _export_model(
 
 def _inspect(options: argparse.Namespace, source: Path) -> int:
     try:
-        inspection = inspect_model(read_model(source))
+        inspection = inspect_model(read_model(source), allow_overridable=options.allow_overridable)
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
     listing = {"source": str(source), **asdict(inspection)}

@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 from onnx_models import conv_bn, statistics, text_model
 
+from export import fold_onnx
 from export.choice import Choice
 from export.report.charts import Group, Point, bars, errors_by_layer
 from export.report.html import html_page, write_html
@@ -539,14 +540,58 @@ def test_suspicious_values(changes, attributes, warning):
 
 
 def test_training_mode_and_computed_constants():
-    body = "w = Add(s, s) y, q, r = BatchNormalization <training_mode = 1> (x, w, b, m, v)"
-    [norm] = inspect(text_model(body, ones(), x="float[N, 3, 6, 6] x")).batch_norms
+    body = "w = Add(s, s) y, q, r = BatchNormalization <training_mode = 1> (x, w, g, m, v)"
+    [norm] = inspect(text_model(body, ones(), x="float[N, 3, 6, 6] x, float[3] g")).batch_norms
     assert [re.split("[:,]", warning)[0] for warning in norm.warnings] == [
         "in training mode",
-        "its gamma is not constant",
+        "its beta can be given by the caller",
     ]
-    assert norm.gamma is None
+    assert norm.gamma == (2, 6)
+    assert norm.beta is None
     assert norm.channels == 3
+
+
+def test_statistics_that_the_caller_may_override_are_read_if_asked():
+    model = text_model("y = BatchNormalization(x, s, b, m, v)", ones(), x="float[N, 3, 6, 6] x")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("m", onnx.TensorProto.FLOAT, [3]))
+    [norm] = inspect(model).batch_norms
+    assert norm.mean is None
+    assert "allow_overridable takes its default" in norm.warnings[0]
+    [norm] = inspect_model(ir.from_proto(model), allow_overridable=True).batch_norms
+    assert norm.mean == (np.float32(0.1), np.float32(0.1))
+    assert norm.warnings == ()
+
+
+DECOMPOSED = {"k": np.float32([2, 0, 4]).reshape(3, 1, 1), "t": np.float32([1, 2, 3]).reshape(1, 3, 1, 1)}
+
+
+def test_decomposed_batch_norms_are_listed_beside_the_others():
+    body = "c = Add(k, k) a = Mul(x, c) d = Sub(a, t) r = Relu(d) n = BatchNormalization(r, s, b, m, v) y = Mul(n, h)"
+    model = text_model(body, ones() | DECOMPOSED | {"h": np.float32(2)}, x="float[N, 3, 6, 6] x")
+    spelled, norm = inspect(model).batch_norms
+    assert (spelled.batch_norm, spelled.operators, spelled.channels) == ("a", "Mul, Sub", 3)
+    assert (spelled.gamma, spelled.beta, spelled.mean, spelled.eps) == ((0, 8), (-3, -1), None, None)
+    assert (spelled.producer, spelled.consumers) == ("input x", ("Relu r",))
+    assert spelled.warnings == ("its scale is 0 in 1 of 3 channels: nothing of the input passes",)
+    assert (norm.batch_norm, norm.operators) == ("n", "BatchNormalization")
+
+
+def test_the_names_of_an_inspection_are_those_of_a_fold():
+    rng = np.random.default_rng(0)
+    body = "n = BatchNormalization(a, s, b, m, v) p = Relu(n) o = BatchNormalization(p, s, b, m, v)"
+    nodes = text_model(body, statistics(rng, 2), x="float a", y="float o").graph.node
+    for node in nodes:
+        node.name = ""
+    names = ["a", "s", "b", "m", "v"]
+    function = onnx.helper.make_function("my", "Block", names, ["o"], nodes, [onnx.helper.make_opsetid("", 17)])
+    calls = "c = my.Block(x, s, b, m, v) y = my.Block(c, s, b, m, v)"
+    model = text_model(calls, statistics(rng, 2))
+    model.functions.append(function)
+    model.opset_import.append(onnx.helper.make_opsetid("my", 1))
+    found = [norm.batch_norm for norm in inspect(model).batch_norms]
+    assert found == [site.batch_norm for site in fold_onnx(model)[1].sites]
+    assert found == ["n", "c", "n_2", "y"]
+    assert [norm.batch_norm for norm in inspect(model).batch_norms] == found  # nothing was inlined in the model itself
 
 
 def test_batch_norms_in_subgraphs_are_listed():
