@@ -54,6 +54,8 @@ class Samples:
         if cast.dtype.kind in "biu" and not np.array_equal(cast, array):
             raise ModelError(f"{who} must fit {cast.dtype}, got {array.min()} to {array.max()}")
         check_array(who, entry, cast)
+        if entry.type.is_floating_point() and np.isnan(cast).any():
+            raise ModelError(f"{who} must be numbers, got NaN")
         return cast
 
 

@@ -1,17 +1,15 @@
 """``fold_onnx``: batch norms of an ONNX model folded into their neighbours, and an account of every one."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from export.files import BROKEN, as_model, to_proto
 from export.folding.chains import fold_chains, leave_alone
-from export.folding.fates import FoldReport, FoldSite, Size
+from export.folding.fates import FoldReport, FoldSite, Size, size_of
 from export.folding.graph import Graph
 from export.folding.inline import inline_functions
 from export.folding.merge_branches import merge_branches as merge
@@ -52,7 +50,7 @@ def fold_graph(
     merge_branches: bool = False,
 ) -> FoldReport:
     """``fold_onnx`` on an onnx-ir model, in place. New weights are computed when they are written."""
-    before = _size(model)
+    before = size_of(model)
     inline_functions(model)
     graph = Graph(model, overridable=allow_overridable)
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
@@ -69,13 +67,4 @@ def fold_graph(
     order = {node: number for number, node in enumerate(nodes)}
     fates = dict(sorted(fates.items(), key=lambda entry: order[entry[0]]))
     sites = (replace(site, values=tuple(n for n in site.values if n not in changed)) for site in fates.values())
-    return FoldReport(tuple(sites), before, _size(model))
-
-
-def _size(model: ir.Model) -> Size:
-    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
-    graphs = [model.graph, *model.graph.subgraphs()]
-    tensors: list[Any] = [value.const_value for graph in graphs for value in graph.initializers.values()]
-    tensors += [ir.convenience.get_const_tensor(node.outputs[0]) for node in nodes if node.op_type == "Constant"]
-    sizes = [(tensor.size, tensor.dtype.itemsize) for tensor in tensors if tensor is not None]
-    return Size(len(nodes), sum(size for size, _ in sizes), sum(math.ceil(size * width) for size, width in sizes))
+    return FoldReport(tuple(sites), before, size_of(model))

@@ -232,8 +232,8 @@ def not_an_array(path):
         file.writestr("x.npy", b"hello")
 
 
-def nan(path):
-    np.save(path, np.full((4, 2, 6, 6), np.nan, np.float32))
+def infinite(path):
+    np.save(path, np.full((4, 2, 6, 6), np.inf, np.float32))
 
 
 FILES = {
@@ -245,7 +245,7 @@ FILES = {
     "truncated.npy": (truncated, "must be arrays of numbers that NumPy can read, got"),
     "inside.npz": (not_an_array, "must be arrays of numbers that NumPy can read, got x, which is no array"),
     "other.npy": (lambda path: np.save(path, np.ones((3, 5))), r"must have the shape \(N, 2, 6, 6\), got \(3, 5\)"),
-    "nan.npy": (nan, "the input of batch norm y must be finite, got NaN or infinity in channel 0 of batch 0"),
+    "infinite.npy": (infinite, "the input of batch norm y must be finite, got NaN or infinity in channel 0 of batch 0"),
 }
 
 

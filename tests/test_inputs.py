@@ -267,6 +267,7 @@ BAD = {
     ),
     "no samples": (archive("a.npz", x=ONE[:0]), "a.npz", "N, 3", "at least one"),
     "text": (archive("a.npz", x=np.array([["a", "b", "c"]])), "a.npz", "N, 3", "must be float32, got <U1"),
+    "NaN": (archive("a.npz", x=ONE * np.nan), "a.npz", "N, 3", "must be numbers, got NaN"),
     "complex": (archive("a.npz", x=ONE * 1j), "a.npz", "N, 3", "must be float32, got complex"),
     "no image": (images_of(None), "images", "N, 3, 8, 8", "must hold images"),
     "broken image": (images_of(b"\x89PNG but no more"), "images", "N, 3, 8, 8", "a.png must be an image"),

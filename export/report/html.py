@@ -188,7 +188,7 @@ def _size(report: dict[str, Any]) -> Iterator[str]:
             )
             for key in ("nodes", "parameters", "bytes")
         ]
-        note = "Parameters and bytes are those of the initialisers, running statistics included."
+        note = "Parameters and bytes are those of the stored weights, running statistics included."
         yield section("Size", note, LEGEND + bars("Size", groups, shared=False))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.folding.chains import Chain, find_chains, is_batch_norm
+from export.folding.fates import size_of
 from export.folding.graph import Graph, name_of
 from export.folding.inline import inline_functions
 from export.folding.refused import Refused
@@ -50,7 +51,7 @@ class BatchNormListing:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model at a glance; parameters and bytes are those of all initialisers, subgraphs included."""
+    """A model at a glance; nodes, parameters and bytes as in ``Size``."""
 
     ir_version: int
     opsets: dict[str, int]
@@ -68,32 +69,18 @@ def inspect_model(model: ir.Model, *, allow_overridable: bool = False) -> Inspec
 
     allow_overridable: as for ``fold_onnx``. The model is not changed.
     """
-    graphs = list(_graphs(model))
-    tensors = [
-        value.const_value
-        for graph in graphs
-        if isinstance(graph, ir.Graph)
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    ]
+    size = size_of(model)
     return Inspection(
         ir_version=model.ir_version,
         opsets=dict(model.graph.opset_imports),
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
         inputs=tuple(_port(value) for value in model.graph.inputs if not value.is_initializer()),
         outputs=tuple(_port(value) for value in model.graph.outputs),
-        nodes=sum(len(graph) for graph in graphs),
-        parameters=sum(tensor.size for tensor in tensors),
-        bytes=sum(tensor.nbytes for tensor in tensors),
+        nodes=size.nodes,
+        parameters=size.parameters,
+        bytes=size.bytes,
         batch_norms=_batch_norms(model, allow_overridable),
     )
-
-
-def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
-    tops: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for graph in tops:
-        yield graph
-        yield from graph.subgraphs()
 
 
 def _batch_norms(model: ir.Model, allow_overridable: bool) -> tuple[BatchNormListing, ...]:
