@@ -7,8 +7,8 @@ Python.
 from export.calibration.calibrate import CalibrationReport, LayerShift, calibrate, calibrate_graph
 from export.calibration.undo import restore
 from export.convert import ExportReport, export
+from export.data_files import load_inputs
 from export.fold import FoldReport, FoldSite, fold_onnx
-from export.proof.input_files import load_inputs
 from export.verify import Comparison, VerifyReport, verify
 
 __all__ = [

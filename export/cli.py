@@ -19,10 +19,10 @@ from export.calibration.adapt import BATCH_SIZE, calibrate_file, restore_file
 from export.calibration.calibrate import MODES
 from export.choice import Choice
 from export.convert import check_opset, export
+from export.data_files import read_samples
 from export.files import BROKEN, read_model, writing
 from export.fold import FoldReport, fold_graph
-from export.options import check_modes
-from export.proof.input_files import load_inputs
+from export.options import EPOCHS, check_modes, make_parser
 from export.proof.inputs import random_inputs
 from export.proof.runtime import latencies
 from export.report.html import write_html
@@ -32,47 +32,20 @@ from export.report.text import print_report
 from export.verify import VerifyReport, run_any, verify
 from fastbn import data, nn
 from fastbn._files import check_target
-from fastbn.cli import Parser, integer, number, shape_of, train_lenet
 from fastbn.cli import run as run_action
+from fastbn.cli import train_lenet
 from fastbn.errors import ArgumentError, ModelError
 from fastbn.nn.module import Module
 from fastbn.training import checkpoint
 
-EPOCHS = {"digits": 20, "mnist": 3}
 TRAINING_ONLY = ("epochs", "seed")
 SAMPLES = 64  # of --data that the proof runs
-
-DESCRIPTION = """
-Write a network as ONNX with its batch norms folded into the layers before them, and prove with onnxruntime
-that it is the same network.
-
-SOURCE is
-  nothing           trains LeNet with batch norm and writes OUT, OUT's unfolded twin and a checkpoint
-  MODEL.safetensors a checkpoint that fastbn.save or fastbn.fit wrote
-  MODEL.onnx        any ONNX model; Conv, ConvTranspose and Gemm take the batch norm that follows them
-"""
-
-EPILOG = """
-exit codes:  0 verified   1 the outputs differ   2 bad arguments or a bad file
-
-examples:
-  python -m export
-  python -m export --data mnist --epochs 5 -o lenet.onnx
-  python -m export model.safetensors -o model.onnx --input-shape 3,224,224
-  python -m export model.onnx -o folded.onnx --json > report.json
-  python -m export model.onnx -o folded.onnx --data inputs.npz
-  python -m export model.onnx --calibrate newdomain.npz -o adapted.onnx
-  python -m export adapted.unfolded.onnx --undo adapted.undo.safetensors -o back.onnx
-  python -m export model.onnx -o folded.onnx --skip '/head/*' --report report.html
-  python -m export model.onnx --inspect
-  python -m export model.onnx --dry-run --verbose
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of comes back as an error, in one line
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     return run_action(parser.prog, lambda: _main(options))
 
@@ -129,6 +102,7 @@ def _write(options: argparse.Namespace, source: Path | None, suffix: str) -> dic
             keep_unfolded=not options.no_fold,
             mode=options.calibration_mode or MODES[0],
             batch_size=options.batch_size or BATCH_SIZE,
+            allow_overridable=options.allow_overridable,
         )
     else:
         report = _fold_file(options, source, out)
@@ -228,7 +202,7 @@ def _export_model(
 
 def _inspect(options: argparse.Namespace, source: Path) -> int:
     try:
-        inspection = inspect_model(read_model(source))
+        inspection = inspect_model(read_model(source), allow_overridable=options.allow_overridable)
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
     listing = {"source": str(source), **asdict(inspection)}
@@ -273,7 +247,8 @@ def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str
     fold = None if options.no_fold else _fold(options, model, source)
     if fold is not None and not fold.sites and not options.copy:
         return _unwritten(source, fold, dry_run=False)
-    inputs = None if options.data is None else load_inputs(options.data, source, limit=SAMPLES)
+    samples = None if options.data is None else read_samples(options.data, source, limit=SAMPLES)
+    inputs = None if samples is None else list(samples.batches())
     with writing(model, out) as temporary:
         sites = () if fold is None else fold.sites
         proof = verify(source, temporary, inputs, tolerance=options.tolerance, sites=sites)
@@ -282,6 +257,7 @@ def _fold_file(options: argparse.Namespace, source: Path, out: Path) -> dict[str
         "output": str(out),
         "unfolded": None,
         "fold": None if fold is None else asdict(fold),
+        "inputs": None if samples is None else samples.account,
         "verify": {"unfolded": _figures(proof)},
         **_latencies(options, source, out, folded=fold is not None),
         "ok": proof.ok,
@@ -315,40 +291,3 @@ def _latency(before: Path, after: Path, *, folded: bool, **how: bool) -> dict[st
 def _accuracy(model: Any, split: data.Split) -> float:
     [outputs] = run_any(model, [{"input": split.images}])
     return float((np.asarray(outputs["output"]).argmax(axis=1) == split.labels).mean())
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m export",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("source", nargs="?", metavar="SOURCE", help="a .safetensors checkpoint or an .onnx model")
-    add("-o", "--out", metavar="OUT.onnx", help="the model to write (lenet.onnx without SOURCE)")
-    defaults = ", ".join(f"{epochs} for {name}" for name, epochs in EPOCHS.items())
-    about = "what to train on: digits, the default, or mnist, read from $FASTBN_DATA/mnist; with an .onnx SOURCE "
-    about += "inputs for the proof instead of random ones: .npz by input name, .npy, or a folder of images"
-    add("--data", metavar="DATA", help=about)
-    add("--epochs", type=integer(1), metavar="N", help=f"epochs to train ({defaults})")
-    add("--seed", type=integer(0), metavar="N", help="seed of the training (0)")
-    add("--input-shape", type=shape_of, metavar="C,H,W", help="one sample's shape, for a checkpoint without it")
-    add("--opset", type=integer(1), metavar="N", help="operator set of a fastbn model (17); an .onnx keeps its own")
-    add("--tolerance", type=number(0), default=1e-4, help="largest difference relative to the output (1e-4)")
-    add("--no-fold", action="store_true", help="keep the batch norms")
-    add("--calibrate", metavar="DATA", help="estimate statistics anew from an .npz or .npy file before folding (AdaBN)")
-    add("--calibration-mode", choices=MODES, help="correct batch norms layer by layer (layers) or in one pass (once)")
-    add("--batch-size", type=integer(1), metavar="N", help=f"samples of DATA to run together ({BATCH_SIZE})")
-    add("--undo", metavar="FILE", help="bring back the statistics that --calibrate replaced, from its undo file")
-    add("--only", nargs="+", action="extend", metavar="NAME", help="fold these batch norms of an .onnx; or a pattern")
-    add("--merge-branches", action="store_true", help="convolutions and batch norms that are added become one")
-    add("--allow-overridable", action="store_true", help="weights that the caller could override are constants")
-    add("--skip", nargs="+", action="extend", metavar="NAME", help="keep these batch norms of an .onnx; or a pattern")
-    add("--copy", action="store_true", help="write OUT even if the .onnx has no batch norm")
-    add("--dry-run", action="store_true", help="say what would be folded in an .onnx; write and prove nothing")
-    add("--inspect", action="store_true", help="list an .onnx and its batch norms; write nothing")
-    add("--report", metavar="FILE.html", help="the report as one HTML file with charts")
-    add("--verbose", action="store_true", help="name every batch norm, of however many")
-    add("--json", action="store_true", help="the report as JSON on stdout, everything else on stderr")
-    return parser

@@ -18,11 +18,8 @@ import fastbn
 from export import calibrate
 from export.calibration.adapt import render_calibration
 from export.calibration.progress import Progress
-from export.calibration.samples import read_samples
 from export.cli import main
-from export.files import as_model
 from fastbn import nn
-from fastbn.errors import ModelError
 
 PROG = "python -m export"
 
@@ -171,6 +168,39 @@ def test_a_fixed_batch_leaves_samples_out_and_says_so(cli):
     assert "4 samples left out: too few for the model's fixed batch" in out
 
 
+def test_a_folder_of_images(cli, folder):
+    images = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(2).integers(0, 256, (5, 6, 6, 3), np.uint8)
+    (folder / "images").mkdir()
+    for index, image in enumerate(pixels):
+        images.fromarray(image).save(folder / "images" / f"{index}.png")
+    arrays = statistics(3)
+    onnx.save(text_model("y = BatchNormalization(x, s, b, m, v)", arrays, x="float[N, 3, 6, 6] x"), "image.onnx")
+    code, out = cli("image.onnx", "--calibrate", "images", "--batch-size", "2", "-o", "out.onnx")
+    assert code == 0
+    assert "5 samples of images in 3 batches" in out
+    mean = initializers(onnx.load("out.unfolded.onnx"))["m"]
+    np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)) / 255, rtol=1e-5)
+
+
+def test_statistics_that_the_caller_may_override(cli, folder):
+    model = onnx.load("model.onnx")
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, "open.onnx")
+    _, out = cli("open.onnx", "--calibrate", "data.npy", "-o", "kept.onnx")
+    assert "its mean can be given by the caller" in out
+    assert operators(onnx.load("kept.onnx")) == ["Conv", "BatchNormalization"]
+    code, out = cli("open.onnx", "--calibrate", "data.npy", "-o", "out.onnx", "--allow-overridable", "--json")
+    assert code == 0
+    assert json.loads(out)["fold"]["sites"][0]["into"]
+    assert operators(onnx.load("out.onnx")) == ["Conv"]
+    got, want = (initializers(one) for one in (onnx.load("out.unfolded.onnx"), calibrate("model.onnx", [data()])))
+    np.testing.assert_array_equal(got["m"], want["m"])
+    cli("out.unfolded.onnx", "--undo", "out.undo.safetensors", "-o", "back.onnx")
+    assert onnx.load("back.onnx") == model
+
+
 def test_no_batch_norm(cli, folder):
     onnx.save(text_model("y = Relu(x)", {}), "relu.onnx")
     before = snapshot(folder)
@@ -183,58 +213,6 @@ def test_no_batch_norm(cli, folder):
 
 def statistics(channels):
     return random_statistics(np.random.default_rng(0), channels)
-
-
-# Data
-
-
-def model_of(*inputs):
-    names = [text.split()[-1] for text in inputs]
-    body = " ".join(f"y{name} = Identity({name})" for name in names)
-    model = text_model(body, {}, x=", ".join(inputs), y=", ".join(f"float y{name}" for name in names))
-    return as_model(model)
-
-
-def test_samples_are_cast_and_cut(tmp_path):
-    np.savez(tmp_path / "d.npz", x=np.arange(14).reshape(7, 2), k=np.float64([5]))
-    samples = read_samples(tmp_path / "d.npz", model_of("float[N, 2] x", "float[1] k"), 3)
-    batches = list(samples.batches())
-    assert [batch["x"].shape for batch in batches] == [(3, 2), (3, 2), (1, 2)]
-    assert {array.dtype for batch in batches for array in batch.values()} == {np.dtype(np.float32)}
-    assert all(batch["k"] == 5 for batch in batches)
-    assert samples.left_out == 0
-
-
-def test_a_single_array_needs_no_name(tmp_path):
-    np.savez(tmp_path / "d.npz", np.ones((3, 2)))
-    assert list(read_samples(tmp_path / "d.npz", model_of("float[N, 2] x"), 2).arrays) == ["x"]
-
-
-UNFIT = {
-    "missing input": ({"x": np.ones((3, 2))}, r"must hold the inputs \['x', 'z'\], got \['x'\]"),
-    "text": ({"x": np.array(["a"]), "z": np.ones(1)}, "x in .* must be float32 as in the model, got <U1"),
-    "complex": ({"x": np.ones(1, complex), "z": np.ones(1)}, "must be float32 as in the model, got complex128"),
-    "floats for integers": (
-        {"x": np.ones((3, 2)), "z": np.ones(3)},
-        "z in .* must be int64 as in the model, got float64",
-    ),
-    "none": ({"x": np.ones((0, 2)), "z": np.ones(0, int)}, "must hold at least one sample, got none"),
-}
-
-
-@pytest.mark.parametrize("case", UNFIT)
-def test_arrays_that_do_not_fit(tmp_path, case):
-    arrays, sentence = UNFIT[case]
-    np.savez(tmp_path / "d.npz", **arrays)
-    model = text_model("y = Identity(x) w = Identity(z)", {}, x="float[N, 2] x, int64[N] z", y="float y, int64 w")
-    with pytest.raises(ModelError, match=sentence):
-        read_samples(tmp_path / "d.npz", as_model(model), 2)
-
-
-def test_fewer_samples_than_a_fixed_batch(tmp_path):
-    np.save(tmp_path / "d.npy", np.ones((3, 2)))
-    with pytest.raises(ModelError, match="must hold at least the model's batch of 8, got 3"):
-        read_samples(tmp_path / "d.npy", model_of("float[8, 2] x"), 2)
 
 
 # What they refuse
@@ -254,20 +232,20 @@ def not_an_array(path):
         file.writestr("x.npy", b"hello")
 
 
-def nan(path):
-    np.save(path, np.full((4, 2, 6, 6), np.nan, np.float32))
+def infinite(path):
+    np.save(path, np.full((4, 2, 6, 6), np.inf, np.float32))
 
 
 FILES = {
-    "d.txt": (lambda path: path.write_text("1 2 3"), "must be an .npz or .npy file, got d.txt"),
-    "missing.npz": (lambda path: None, "must be a file of arrays, got No such file"),
-    "empty.npy": (lambda path: path.write_bytes(b""), "must be a file of arrays, got"),
-    "text.npz": (lambda path: path.write_text("hello"), "must be a file of arrays, got"),
-    "pickled.npy": (pickled, "must be a file of arrays, got"),
-    "truncated.npy": (truncated, "must be a file of arrays, got"),
-    "inside.npz": (not_an_array, "must be a file of arrays, got|must be float32"),
-    "other.npy": (lambda path: np.save(path, np.ones((3, 5))), r"must have shape \(N, 2, 6, 6\), got \(3, 5\)"),
-    "nan.npy": (nan, "the input of batch norm y must be finite, got NaN or infinity in channel 0 of batch 0"),
+    "d.txt": (lambda path: path.write_text("1 2 3"), "must be an .npz, an .npy or a folder of images, got d.txt"),
+    "missing.npz": (lambda path: None, "got no such file"),
+    "empty.npy": (lambda path: path.write_bytes(b""), "must be arrays of numbers that NumPy can read, got"),
+    "text.npz": (lambda path: path.write_text("hello"), "must be arrays of numbers that NumPy can read, got"),
+    "pickled.npy": (pickled, "must be arrays of numbers that NumPy can read, got"),
+    "truncated.npy": (truncated, "must be arrays of numbers that NumPy can read, got"),
+    "inside.npz": (not_an_array, "must be arrays of numbers that NumPy can read, got x, which is no array"),
+    "other.npy": (lambda path: np.save(path, np.ones((3, 5))), r"must have the shape \(N, 2, 6, 6\), got \(3, 5\)"),
+    "infinite.npy": (infinite, "the input of batch norm y must be finite, got NaN or infinity in channel 0 of batch 0"),
 }
 
 

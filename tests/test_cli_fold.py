@@ -94,6 +94,21 @@ def test_only_and_skip(cli, arguments, stay):
     assert all(sites[name]["reason"] for name in stay)
 
 
+SPELLED = {"W": (2, 2, 1, 1), "k": (2, 1, 1), "t": (1, 2, 1, 1)}
+
+
+def test_a_decomposed_batch_norm_is_chosen_by_name(cli):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.uniform(1, 2, shape).astype(np.float32) for name, shape in SPELLED.items()}
+    onnx.save(text_model("c = Conv(x, W) a = Mul(c, k) d = Add(a, t) y = Relu(d)", arrays), "spelled.onnx")
+    assert re.search(r"^  a +Mul, Add +2 ", cli("spelled.onnx", "--inspect")[0], re.MULTILINE)
+    cli("spelled.onnx", "-o", "all.onnx", "--only", "a")
+    assert operators(onnx.load("all.onnx")) == ["Conv", "Relu"]
+    out, _ = cli("spelled.onnx", "-o", "none.onnx", "--skip", "a")
+    assert "kept: it was not chosen" in out
+    assert operators(onnx.load("none.onnx")) == ["Conv", "Mul", "Add", "Relu"]
+
+
 def test_what_is_not_chosen_stays_in_the_file(cli):
     assert cli("model.onnx", "-o", "out.onnx", "--skip", "b*")[1] == {"out.onnx"}
     assert kept("out.onnx") == {"block/bn"}
@@ -232,6 +247,18 @@ def test_latency_is_measured_without_the_optimiser_for_the_page_only(cli, monkey
     out, _ = cli("model.onnx", "-o", "b.onnx", "--json", "--report", "r.html")
     assert asked == [True, True, False]
     assert all(0 < figure < 1000 for figure in json.loads(out)["latency_unoptimised_ms"].values())
+
+
+# Data of the user's
+
+
+def test_the_report_says_what_it_was_proved_on(cli):
+    x = np.random.default_rng(1).standard_normal((70, 2, 6, 6))
+    np.savez("data.npz", x=x, labels=np.zeros(70))
+    out, _ = cli("model.onnx", "-o", "out.onnx", "--data", "data.npz")
+    assert "proved on     64 samples of data.npz, 6 left out" in out
+    out, _ = cli("model.onnx", "-o", "out2.onnx", "--json")
+    assert json.loads(out)["inputs"] is None
 
 
 # What it refuses

@@ -783,6 +783,17 @@ def test_sizes(rng):
     assert (report.after.nodes, report.after.parameters, report.after.bytes) == (1, 54 + 3, 4 * 57)
 
 
+def test_sizes_count_constant_nodes(rng):
+    model = conv_bn(rng)[0]
+    nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer]
+    del model.graph.initializer[:]
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    before = fold_onnx(model)[1].before
+    assert (before.nodes, before.parameters, before.bytes) == (2 + 5, 54 + 12, 4 * 66)
+
+
 def test_nothing_to_fold(rng):
     model = text_model("y = Relu(x)", {})
     folded, report = fold_onnx(model)

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from onnx_models import text_model
 
 from export import load_inputs, verify
+from export.data_files import read_samples
 from export.proof.inputs import model_inputs, proof_inputs, random_inputs
 from fastbn.errors import ModelError
 
@@ -122,12 +123,69 @@ def test_npy_and_one_sample(folder):
     np.testing.assert_array_equal(arrays["x"], [[0, 1, 2]])
 
 
-def test_inputs_of_other_first_axes_are_one_set(folder):
-    model = text_model("y = Add(x, u)", {}, x="float[N, 3] x, float[3] u", y="float[N, 3] y")
+@pytest.mark.parametrize("declared", ["3", "1, 3", "K"])
+def test_what_holds_no_samples_comes_whole(folder, declared):
+    model = text_model("y = Add(x, u)", {}, x=f"float[N, 3] x, float[{declared}] u", y="float[N, 3] y")
     np.savez("data.npz", x=counting((20, 3)), u=counting((3,)))
+    sets = load_inputs("data.npz", model)
+    assert [len(arrays["x"]) for arrays in sets] == [8, 8, 4]
+    assert all((arrays["u"].reshape(-1) == [0, 1, 2]).all() for arrays in sets)
+    assert verify(model, model, sets).ok
+
+
+def test_a_batch_that_is_another_axis_elsewhere_is_one_set(folder):
+    model = text_model("t = Transpose(u) y = Add(x, t)", {}, x="float[B, 4] x, float[4, B] u", y="float[B, 4] y")
+    np.savez("data.npz", x=counting((20, 4)), u=counting((4, 20)))
     [arrays] = load_inputs("data.npz", model)
-    assert arrays["x"].shape == (20, 3)
-    assert verify(model, model, [arrays]).ok
+    assert (arrays["x"].shape, arrays["u"].shape) == ((20, 4), (4, 20))
+
+
+def test_other_names_are_ignored_and_one_array_needs_none(folder):
+    np.savez("data.npz", x=counting((3, 3)), labels=np.array(["a", "b", "c"]), other=np.array([None]))
+    assert list(load_inputs("data.npz", identity("N, 3"))[0]) == ["x"]
+    np.savez("data.npz", counting((3, 3)))
+    assert list(load_inputs("data.npz", identity("N, 3"))[0]) == ["x"]
+
+
+def test_inputs_with_a_default_are_taken_if_they_are_there(folder):
+    model = text_model("y = Mul(x, k)", {"k": np.ones(1, np.float32)}, x="float[N, 3] x", y="float[N, 3] y")
+    model.graph.input.append(helper.make_tensor_value_info("k", TensorProto.FLOAT, [1]))
+    np.savez("data.npz", x=counting((9, 3)))
+    assert [list(arrays) for arrays in load_inputs("data.npz", model)] == [["x"]] * 2
+    np.savez("data.npz", x=counting((9, 3)), k=np.array([2]))
+    sets = load_inputs("data.npz", model)
+    assert [arrays["k"].tolist() for arrays in sets] == [[2], [2]]
+    assert verify(model, model, sets).ok
+
+
+def test_samples_that_fill_no_fixed_batch_are_left_out_and_counted(folder):
+    np.save("data.npy", counting((13, 3)))
+    samples = read_samples("data.npy", identity("5, 3"))
+    assert [len(arrays["x"]) for arrays in samples.batches()] == [5, 5]
+    assert samples.account == {"data": "data.npy", "samples": 10, "left_out": 3}
+    samples = read_samples("data.npy", identity("N, 3"), limit=4, batch_size=3)
+    assert [len(arrays["x"]) for arrays in samples.batches()] == [3, 1]
+    assert samples.account == {"data": "data.npy", "samples": 4, "left_out": 9}
+
+
+def test_what_the_model_does_not_declare_is_as_in_the_file(folder):
+    model = identity("N, 3")
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    np.save("data.npy", counting((3, 2, 2), np.float32))
+    [arrays] = load_inputs("data.npy", model)
+    assert arrays["x"].shape == (3, 2, 2)
+
+
+def test_images_are_read_batch_by_batch(folder):
+    images = pytest.importorskip("PIL.Image")
+    (folder / "images").mkdir()
+    for index in range(5):
+        images.fromarray(np.full((4, 4), index, np.uint8)).save(folder / "images" / f"{index}.png")
+    (folder / "images" / "4.png").write_bytes(b"no image")
+    batches = read_samples("images", identity("2, 1, 4, 4"), batch_size=64).batches()
+    assert [next(batches)["x"].shape for _ in range(2)] == [(2, 1, 4, 4)] * 2
+    with pytest.raises(StopIteration):  # the fifth fills no batch, and is not even opened
+        next(batches)
 
 
 def test_integers_that_fit(folder):
@@ -198,12 +256,18 @@ BAD = {
         "N, 3",
         "call it .npy",
     ),
-    "another name": (archive("a.npz", u=ONE), "a.npz", "N, 3", r"must hold the arrays \['x'\]"),
+    "other names": (archive("a.npz", u=ONE, w=ONE), "a.npz", "N, 3", r"must hold the arrays \['x'\]"),
     "another rank": (archive("a.npz", x=ONE[None, None]), "a.npz", "N, 3", "must have the shape"),
     "another shape": (archive("a.npz", x=ONE[:, :2]), "a.npz", "N, 3", r"must have the shape \(N, 3\), got \(2, 2\)"),
-    "too few for a batch": (archive("a.npz", x=ONE), "a.npz", "5, 3", "must hold a multiple of 5 samples"),
+    "too few for a batch": (
+        archive("a.npz", x=ONE),
+        "a.npz",
+        "5, 3",
+        "at least one batch of 5 samples",
+    ),
     "no samples": (archive("a.npz", x=ONE[:0]), "a.npz", "N, 3", "at least one"),
     "text": (archive("a.npz", x=np.array([["a", "b", "c"]])), "a.npz", "N, 3", "must be float32, got <U1"),
+    "NaN": (archive("a.npz", x=ONE * np.nan), "a.npz", "N, 3", "must be numbers, got NaN"),
     "complex": (archive("a.npz", x=ONE * 1j), "a.npz", "N, 3", "must be float32, got complex"),
     "no image": (images_of(None), "images", "N, 3, 8, 8", "must hold images"),
     "broken image": (images_of(b"\x89PNG but no more"), "images", "N, 3, 8, 8", "a.png must be an image"),

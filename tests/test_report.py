@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 from onnx_models import conv_bn, statistics, text_model
 
+from export import fold_onnx
 from export.choice import Choice
 from export.report.charts import Group, Point, bars, errors_by_layer
 from export.report.html import html_page, write_html
@@ -200,7 +201,7 @@ def test_a_stream_without_unicode():
 class Page(HTMLParser):
     """Elements, attributes, text and the rows of the last table of a document; every element must be closed."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "wbr")
 
     def __init__(self, text):
         super().__init__()
@@ -304,6 +305,59 @@ def test_page_without_a_referee_draws_the_difference():
     assert "Largest difference from the source" in text
 
 
+def test_reasons_that_differ_in_names_are_one():
+    read = "the output of {} is read by 2 nodes, not by this one alone; Relu {} is not affine"
+    sites = [site(str(i), kept=read.format(f"Add /b{i}/Add_{i}", f"/r.{i}")) for i in range(3)]
+    text = html_page(make_report(sites))
+    assert "<li><b>3</b> the output of Add is read by 2 nodes, not by this one alone; Relu is not affine</li>" in text
+    rows = Page(text).rows
+    assert rows[2][2] == read.format("Add /b2/Add_2", "/r.2")
+
+
+def test_page_says_what_the_verdict_rests_on():
+    report = make_report([site("a")])
+    report["verify"]["unfolded"] |= {"inputs": 6, "judged": 6}
+    report["verify"]["unfolded"]["outputs"][0] |= {"reference_error": 3e-7, "candidate_error": 4e-7}
+    text = html_page(report)
+    assert "Tried on 6 sets of inputs, random and difficult ones. The right answer, in float64, is known" in text
+    assert "3.0e-07 \N{RIGHTWARDS ARROW} 4.0e-07" in text
+    report["verify"]["unfolded"] |= {"inputs": 8, "judged": 0}
+    report["inputs"] = {"data": "d.npz", "samples": 64, "left_out": 6}
+    text = html_page(report)
+    assert "Tried on 64 samples of d.npz (6 left out). The right answer, in float64, is known for none of them." in text
+
+
+def test_page_marks_the_layers_that_differ():
+    layers = [layer("a", 1e-7, 1e-7), layer("b", 1e-7, 0.2) | {"ok": False}]
+    report = make_report([site("a"), site("b")], ok=False, layers=layers)
+    report["verify"]["unfolded"] |= {"first_difference": "b", "notes": ["a note"]}
+    text = html_page(report)
+    assert re.findall(r'<tr class="bad"><th scope="row">(\w)', text) == ["b"]
+    assert "<li><b>differs at</b> b</li><li><b>note</b> a note</li>" in text
+
+
+def test_page_of_a_calibration():
+    moved = {"channels": 3, "values": 1280, "mean_shift": 0.5, "var_ratio": 2.0, "constant": 1, "recovers": "it was so"}
+    stayed = {"channels": 0, "values": 0, "mean_shift": None, "var_ratio": None, "constant": 0, "recovers": None}
+    layers = [
+        {"batch_norm": "a", **moved, "reason": None},
+        {"batch_norm": "b", **stayed, "reason": "it is in a subgraph"},
+    ]
+    found = {"data": HOSTILE, "samples": 16, "left_out": 4, "batches": 2, "mode": "layers", "layers": layers}
+    report = make_report([], fold=None, calibration=found, undo="o.undo.safetensors", unfolded="o.unfolded.onnx")
+    text = html_page(report)
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "4 samples were left out" in text
+    shift, ratio = "0.5 old deviations", "\N{MULTIPLICATION SIGN} 2"
+    assert page.rows == [
+        ["a", "3", "1,280", shift, ratio, "it was so; 1 channels without variance"],
+        ["b", "", "", "", "", "left as it is: it is in a subgraph"],
+    ]
+    assert "python -m export o.unfolded.onnx --undo o.undo.safetensors -o back.onnx" in text
+    assert "Statistics" not in html_page(make_report([]))
+
+
 def test_the_commonest_reasons_come_first():
     sites = [site(f"bn{i}", kept="common" if i < 5 else f"rare{i:02}") for i in range(30)]
     text = html_page(make_report(sites))
@@ -372,6 +426,14 @@ def test_errors_that_have_no_logarithm_are_at_the_edges():
     assert infinite == nan == min(lines)
     assert min(lines) <= finite < zero - 20  # a power of ten, and yet above zero
     assert ">0</text>" in svg
+
+
+def test_what_is_allowed_is_a_line_between_right_and_wrong():
+    svg = errors_by_layer("e", [Point("a", 1e-7, None), Point("b", 1e-2, None)], 1e-4)
+    (right, wrong), _ = heights(svg)
+    [allowed] = [float(y) for y in re.findall(r'<line class="allowed"[^>]* y1="([\d.]+)"', svg)]
+    assert right > allowed > wrong
+    assert "allowed" not in errors_by_layer("e", [Point("a", 1e-7, None)])
 
 
 @pytest.mark.parametrize("value", [0.0, 5e-324, 1.7e308])
@@ -478,14 +540,58 @@ def test_suspicious_values(changes, attributes, warning):
 
 
 def test_training_mode_and_computed_constants():
-    body = "w = Add(s, s) y, q, r = BatchNormalization <training_mode = 1> (x, w, b, m, v)"
-    [norm] = inspect(text_model(body, ones(), x="float[N, 3, 6, 6] x")).batch_norms
+    body = "w = Add(s, s) y, q, r = BatchNormalization <training_mode = 1> (x, w, g, m, v)"
+    [norm] = inspect(text_model(body, ones(), x="float[N, 3, 6, 6] x, float[3] g")).batch_norms
     assert [re.split("[:,]", warning)[0] for warning in norm.warnings] == [
         "in training mode",
-        "its gamma is not constant",
+        "its beta can be given by the caller",
     ]
-    assert norm.gamma is None
+    assert norm.gamma == (2, 6)
+    assert norm.beta is None
     assert norm.channels == 3
+
+
+def test_statistics_that_the_caller_may_override_are_read_if_asked():
+    model = text_model("y = BatchNormalization(x, s, b, m, v)", ones(), x="float[N, 3, 6, 6] x")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("m", onnx.TensorProto.FLOAT, [3]))
+    [norm] = inspect(model).batch_norms
+    assert norm.mean is None
+    assert "allow_overridable takes its default" in norm.warnings[0]
+    [norm] = inspect_model(ir.from_proto(model), allow_overridable=True).batch_norms
+    assert norm.mean == (np.float32(0.1), np.float32(0.1))
+    assert norm.warnings == ()
+
+
+DECOMPOSED = {"k": np.float32([2, 0, 4]).reshape(3, 1, 1), "t": np.float32([1, 2, 3]).reshape(1, 3, 1, 1)}
+
+
+def test_decomposed_batch_norms_are_listed_beside_the_others():
+    body = "c = Add(k, k) a = Mul(x, c) d = Sub(a, t) r = Relu(d) n = BatchNormalization(r, s, b, m, v) y = Mul(n, h)"
+    model = text_model(body, ones() | DECOMPOSED | {"h": np.float32(2)}, x="float[N, 3, 6, 6] x")
+    spelled, norm = inspect(model).batch_norms
+    assert (spelled.batch_norm, spelled.operators, spelled.channels) == ("a", "Mul, Sub", 3)
+    assert (spelled.gamma, spelled.beta, spelled.mean, spelled.eps) == ((0, 8), (-3, -1), None, None)
+    assert (spelled.producer, spelled.consumers) == ("input x", ("Relu r",))
+    assert spelled.warnings == ("its scale is 0 in 1 of 3 channels: nothing of the input passes",)
+    assert (norm.batch_norm, norm.operators) == ("n", "BatchNormalization")
+
+
+def test_the_names_of_an_inspection_are_those_of_a_fold():
+    rng = np.random.default_rng(0)
+    body = "n = BatchNormalization(a, s, b, m, v) p = Relu(n) o = BatchNormalization(p, s, b, m, v)"
+    nodes = text_model(body, statistics(rng, 2), x="float a", y="float o").graph.node
+    for node in nodes:
+        node.name = ""
+    names = ["a", "s", "b", "m", "v"]
+    function = onnx.helper.make_function("my", "Block", names, ["o"], nodes, [onnx.helper.make_opsetid("", 17)])
+    calls = "c = my.Block(x, s, b, m, v) y = my.Block(c, s, b, m, v)"
+    model = text_model(calls, statistics(rng, 2))
+    model.functions.append(function)
+    model.opset_import.append(onnx.helper.make_opsetid("my", 1))
+    found = [norm.batch_norm for norm in inspect(model).batch_norms]
+    assert found == [site.batch_norm for site in fold_onnx(model)[1].sites]
+    assert found == ["n", "c", "n_2", "y"]
+    assert [norm.batch_norm for norm in inspect(model).batch_norms] == found  # nothing was inlined in the model itself
 
 
 def test_batch_norms_in_subgraphs_are_listed():

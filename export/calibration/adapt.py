@@ -10,7 +10,7 @@ from typing import Any
 
 from export.calibration import undo as undo_files
 from export.calibration.calibrate import calibrate_graph
-from export.calibration.samples import read_samples
+from export.data_files import read_samples
 from export.files import read_model, writing
 from fastbn._files import check_target, replacing
 from fastbn.errors import ArgumentError
@@ -27,6 +27,7 @@ def calibrate_file(
     keep_unfolded: bool,
     mode: str = "layers",
     batch_size: int = BATCH_SIZE,
+    allow_overridable: bool = False,
 ) -> dict[str, Any]:
     """Calibrate the model in ``source`` with ``data``, and ``fold`` the calibrated one; returns the report.
 
@@ -41,10 +42,12 @@ def calibrate_file(
     if keep_unfolded and twin.exists() and twin.samefile(source):
         raise ArgumentError(f"OUT must not have SOURCE for its unfolded twin, which is written, got {out}")
     model = read_model(source)
-    samples = read_samples(data, model, batch_size)
+    samples = read_samples(data, model, batch_size=batch_size)
     with TemporaryDirectory() as folder:
         old = Path(folder, undo.name)
-        done = calibrate_graph(model, samples.batches(), mode=mode, undo=old, progress=True)
+        done = calibrate_graph(
+            model, samples.batches(), mode=mode, undo=old, allow_overridable=allow_overridable, progress=True
+        )
         kept = keep_unfolded and bool(done.calibrated)
         if done.calibrated:
             with writing(model, twin if kept else Path(folder, twin.name)) as calibrated:
@@ -53,13 +56,12 @@ def calibrate_file(
                     shutil.copyfile(old, file)
         else:
             report = fold(source)
-    counts = {"data": str(data), "samples": samples.count - samples.left_out, "left_out": samples.left_out}
     return {
         **report,
         "source": str(source),
         "unfolded": str(twin) if kept else None,
         "undo": str(undo) if done.calibrated else None,
-        "calibration": {**counts, **asdict(done)},
+        "calibration": {**samples.account, **asdict(done)},
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from export.proof.inputs import check_array, input_of
 from fastbn.errors import ArgumentError, ModelError
 
 Batch = np.ndarray | Mapping[str, np.ndarray]
@@ -55,17 +56,4 @@ def _check(value: ir.Value, array: np.ndarray, number: int) -> None:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise ModelError(f"{who} must be an array of numbers, got {kind}")
-    if value.dtype is not None and array.dtype != value.dtype.numpy():
-        raise ModelError(f"{who} must be {value.dtype.numpy()}, got {array.dtype}; cast it with astype")
-    if value.shape is None:
-        return
-    fits = len(value.shape) == array.ndim and all(
-        not isinstance(size, int) or size == length for size, length in zip(value.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ModelError(f"{who} must have shape {_text(value.shape)}, got {array.shape}")
-
-
-def _text(shape: ir.Shape) -> str:
-    sizes = [str(size) if isinstance(size, int) else str(size.value or "?") for size in shape]
-    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+    check_array(who, input_of(value, array), array)

@@ -70,6 +70,7 @@ def calibrate(
     *,
     mode: str = "layers",
     undo: str | Path | None = None,
+    allow_overridable: bool = False,
     cache_bytes: int = CACHE_BYTES,
     progress: bool = False,
 ) -> onnx.ModelProto:
@@ -78,13 +79,22 @@ def calibrate(
     batches: dicts of arrays by input name, or arrays for a model with one input; read once, kept on disk meanwhile.
     mode: "layers", every batch norm is estimated with those before it already corrected; "once", in a single pass with
     the old statistics in force. A batch norm in training mode leaves it, if nothing reads its further outputs.
-    undo: a file for the old statistics, see ``restore``. cache_bytes: memory for activations between one layer and the
-    next; with less, stages are computed again. progress: a bar on stderr, if that is a terminal.
+    undo: a file for the old statistics, see ``restore``. allow_overridable: statistics that the caller may override
+    are estimated, too, and become the new defaults. cache_bytes: memory for activations between one layer and the next;
+    with less, stages are computed again. progress: a bar on stderr, if that is a terminal.
     Moments are taken in float64, merged by their counts (Chan, Golub and LeVeque 1979) and rounded once.
     Raises ArgumentError without batches, ModelError where the model does not run or a value is not finite.
     """
     model = as_model(model_or_path)
-    calibrate_graph(model, batches, mode=mode, undo=undo, cache_bytes=cache_bytes, progress=progress)
+    calibrate_graph(
+        model,
+        batches,
+        mode=mode,
+        undo=undo,
+        allow_overridable=allow_overridable,
+        cache_bytes=cache_bytes,
+        progress=progress,
+    )
     return to_proto(model)
 
 
@@ -94,6 +104,7 @@ def calibrate_graph(
     *,
     mode: str = "layers",
     undo: str | Path | None = None,
+    allow_overridable: bool = False,
     cache_bytes: int = CACHE_BYTES,
     progress: bool = False,
 ) -> CalibrationReport:
@@ -101,7 +112,7 @@ def calibrate_graph(
     if mode not in MODES:
         raise ArgumentError(f"calibrate: mode must be {' or '.join(MODES)}, got {mode!r}")
     check_int("calibrate", "cache_bytes", cache_bytes, 0)
-    constants = Constants(model)
+    constants = Constants(model, allow_overridable)
     norms = {node: RunningStats.read(constants, node) for node in _batch_norms(model)}
     with StageRunner(cache_bytes) as runner:
         fed = store_batches(model, batches, runner.store)

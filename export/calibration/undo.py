@@ -83,7 +83,7 @@ def read(path: str | Path) -> Undo:
 
 def apply(model: ir.Model, undo: Undo) -> None:
     """Bring the statistics of ``undo`` back, in place. Raises ModelError, before any change, where they do not fit."""
-    constants = Constants(model)
+    constants = Constants(model, overridable=True)
     nodes = {node.outputs[0].name: node for node in model.graph if node.op_type == "BatchNormalization"}
     for name, old in undo.items():
         now = None if name not in nodes else RunningStats.read(constants, nodes[name])

@@ -1,6 +1,6 @@
 """Chains of affine nodes, the batch norms among them: each is pushed backward, else forward, else made one node."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -75,6 +75,34 @@ def fold_chains(graph: Graph, nodes: Iterable[ir.Node]) -> dict[ir.Node, FoldSit
             break
         waiting = kept
     return fates
+
+
+def find_chains(graph: Graph, nodes: Iterable[ir.Node]) -> list[Chain]:
+    """The chains among ``nodes`` as they are, each node in one of them at most; nothing is changed."""
+    seen: set[ir.Node] = set()
+    chains = []
+    for node in nodes:
+        chain = _chain(graph, node) if is_affine(node) and node not in seen else None
+        if isinstance(chain, Chain):
+            seen.update(chain.nodes)
+            chains.append(chain)
+    return chains
+
+
+def leave_alone(graph: Graph, nodes: Iterable[ir.Node], chosen: Callable[[str], bool]) -> dict[ir.Node, FoldSite]:
+    """Set apart the batch norms that are not ``chosen`` by their names; the fate of the decomposed ones among them."""
+    nodes = list(nodes)
+    others = {
+        chain.nodes[0]: chain
+        for chain in find_chains(graph, nodes)
+        if not chain.norms and chain.looks_like_a_norm and not chosen(name_of(chain.nodes[0]))
+    }
+    graph.left_alone = {node for node in nodes if is_batch_norm(node) and not chosen(name_of(node))}
+    graph.left_alone |= {node for chain in others.values() for node in chain.nodes}
+    return {
+        node: FoldSite(name_of(node), reason=affine_node.NOT_CHOSEN, operators=chain.operators)
+        for node, chain in others.items()
+    }
 
 
 def is_batch_norm(node: ir.Node) -> bool:

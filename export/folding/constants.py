@@ -51,7 +51,8 @@ class Constants:
         if value is None:
             return Refused("is missing")
         if value.is_graph_input() and not (value.is_initializer() and self._overridable):
-            return Refused("can be given by the caller: it is an input of the graph")
+            way_out = "; allow_overridable takes its default" if value.is_initializer() else ""
+            return Refused(f"can be given by the caller: it is an input of the graph{way_out}")
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is not None:
             try:

@@ -1,6 +1,10 @@
 """What became of every batch norm."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class FoldSite:
 
 @dataclass(frozen=True)
 class Size:
-    """Nodes, parameters (elements of initialisers) and their bytes."""
+    """Nodes; parameters, which are the elements of initialisers and Constant nodes; and their bytes."""
 
     nodes: int
     parameters: int
@@ -41,3 +45,13 @@ class FoldReport:
     def folded(self) -> int:
         """How many batch norms are gone."""
         return sum(site.into is not None for site in self.sites)
+
+
+def size_of(model: ir.Model) -> Size:
+    """The size of a model, subgraphs included, its functions not."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    graphs = [model.graph, *model.graph.subgraphs()]
+    tensors: list[Any] = [value.const_value for graph in graphs for value in graph.initializers.values()]
+    tensors += [ir.convenience.get_const_tensor(node.outputs[0]) for node in nodes if node.op_type == "Constant"]
+    sizes = [(tensor.size, tensor.dtype.itemsize) for tensor in tensors if tensor is not None]
+    return Size(len(nodes), sum(size for size, _ in sizes), sum(math.ceil(size * width) for size, width in sizes))

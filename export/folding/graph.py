@@ -51,7 +51,7 @@ class Held:
 class Graph:
     """One model and the changes that wait to be written.
 
-    linears, affines: what layers and affine nodes have become. left_alone: batch norms that nobody may touch.
+    linears, affines: what layers and affine nodes have become. left_alone: nodes of batch norms that nobody may touch.
     changed: values that hold other numbers than before, under their old name.
     """
 

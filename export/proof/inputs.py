@@ -46,11 +46,11 @@ class Input:
 
 def model_inputs(model: Model) -> list[Input]:
     """Every input that has no default. Raises ModelError for one whose shape or type is unknown or no tensor."""
-    return _entries(_graph(model))
+    return _entries(graph_of(model))
 
 
-def _graph(model: Model) -> ir.Graph:
-    """Without the weights in other files, which may be large."""
+def graph_of(model: Model) -> ir.Graph:
+    """The main graph, without the weights in other files, which may be large. Raises ModelError."""
     if isinstance(model, onnx.ModelProto) or not Path(model).is_file():
         return as_model(model).graph
     try:
@@ -61,20 +61,24 @@ def _graph(model: Model) -> ir.Graph:
 
 
 def _entries(graph: ir.Graph) -> list[Input]:
-    entries = []
-    for value in graph.inputs:
-        if value.is_initializer():
-            continue
-        if value.dtype is None or value.shape is None or value.name is None:
-            raise ModelError(f"verify: input {value.name} must have a type and a shape, got neither; give inputs")
-        if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
-            raise ModelError(f"verify: input {value.name} must be an array of numbers, got {value.type}")
-        axes = tuple(
-            size if isinstance(size, int) and size >= 0 else str(getattr(size, "value", None) or "")
-            for size in value.shape
-        )
-        entries.append(Input(value.name, value.dtype, axes))
-    return entries
+    return [input_of(value) for value in graph.inputs if not value.is_initializer()]
+
+
+def input_of(value: ir.Value, array: np.ndarray | None = None) -> Input:
+    """One input of a graph; what the model does not say of it is as in ``array``.
+
+    Raises ModelError where nothing tells its type or its shape, or it is no array of numbers.
+    """
+    if array is None and (value.dtype is None or value.shape is None):
+        raise ModelError(f"verify: input {value.name} must have a type and a shape, got neither; give inputs")
+    if value.type is not None and (not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING):
+        raise ModelError(f"verify: input {value.name} must be an array of numbers, got {value.type}")
+    sizes = [None] * (0 if array is None else array.ndim) if value.shape is None else value.shape
+    axes = (size if isinstance(size, int) and size >= 0 else str(getattr(size, "value", None) or "") for size in sizes)
+    kind = value.dtype
+    if kind is None:
+        kind = ir.DataType.from_numpy(np.asarray(array).dtype)
+    return Input(str(value.name), kind, tuple(axes))
 
 
 def random_inputs(model: Model, seeds: Sequence[int] = SEEDS, batch: int | None = None) -> list[Inputs]:
@@ -105,7 +109,7 @@ def proof_inputs(model: Model) -> list[Inputs]:
 
 def check_inputs(model: Model, inputs: Sequence[Inputs]) -> None:
     """Raise ModelError unless every set has the model's inputs, by name, dtype and shape."""
-    graph = _graph(model)
+    graph = graph_of(model)
     try:
         entries = {entry.name: entry for entry in _entries(graph)}
     except ModelError:  # what the model does not declare cannot be compared

@@ -55,15 +55,20 @@ class Point:
     after: float | None
 
 
-def errors_by_layer(title: str, points: Sequence[Point]) -> str:
+def errors_by_layer(title: str, points: Sequence[Point], allowed: float | None = None) -> str:
     """Errors on a logarithmic axis, a column for each point: circles before, diamonds after.
 
     Errors of zero lie on the lowest line; those that are not finite, on the uppermost. Each mark names its site when
-    pointed at.
+    pointed at. allowed: a dashed line.
     """
-    axis = _Axis.of([value for point in points for value in (point.before, point.after) if value is not None])
+    values = [value for point in points for value in (point.before, point.after) if value is not None]
+    axis = _Axis.of(values + ([allowed] if allowed else []))
     size = 5 if len(points) <= 60 else 3.5 if len(points) <= 200 else 2.5
     marks, said = axis.lines(), []
+    if allowed:
+        y = axis.y(allowed)
+        marks.append(f'<line class="allowed" x1="{axis.left}" x2="{axis.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        said.append(f"allowed: {allowed:.0e}")
     for kind in KINDS:
         column = [(index, getattr(point, kind)) for index, point in enumerate(points)]
         measured = [(index, value) for index, value in column if value is not None]

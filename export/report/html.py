@@ -1,21 +1,25 @@
 """The report of ``python -m export`` as one HTML file that needs nothing else: no script, no network."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from export.report.charts import Group, Point, bars, errors_by_layer
+from export.report.elements import section, table, text
 from export.report.page import page
+from export.report.statistics_section import statistics_section
 from export.report.table import printable
-from export.report.text import ERRORS, SiteErrors, error_texts, judgement, remarks, site_errors
+from export.report.text import ERRORS, SiteErrors, against_float64, error_texts, judgement, remarks, site_errors
 from fastbn._files import replacing
 
 AGAINST = {"fastbn": "the fastbn model", "unfolded": "the unfolded model"}
 RUNTIMES = {"latency_ms": "onnxruntime as it comes", "latency_unoptimised_ms": "optimisations off"}
 REASONS = 10  # listed of why batch norms stayed, the commonest first
+ARROW = " \N{RIGHTWARDS ARROW} "
+NAMED = re.compile(r"\b([A-Z]\w+) [^\s;:,]*[/.\d_][^\s;:,]*")  # an operator and the name of its node
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -39,27 +43,44 @@ def html_page(report: dict[str, Any]) -> str:
         *_errors(report),
         *_latency(report),
         *_size(report),
+        *statistics_section(report),
         *_sites(report),
-        f"<footer>{_text(_versions())}</footer>",
+        f"<footer>{text(_versions())}</footer>",
     ]
-    return page(_text(title), "\n".join(sections))
+    return page(text(title), "\n".join(sections))
 
 
 def _heading(title: str, report: dict[str, Any]) -> Iterator[str]:
-    yield f"<header><h1>{_text(title)}</h1>"
-    proofs = [figures for figures in report["verify"].values() if figures is not None]
+    yield f"<header><h1>{text(title)}</h1>"
+    proofs = _proofs(report)
     if not proofs:
         yield '<p class="verdict">Nothing was written, so there is nothing to prove.</p></header>'
     else:
         colour, mark = ("good", "\N{CHECK MARK}") if report["ok"] else ("bad", "\N{BALLOT X}")
-        said = f"{'Verified' if report['ok'] else 'Not verified'}: {judgement(proofs, proofs[0]['tolerance'])}"
-        yield f'<p class="verdict {colour}">{mark} {_text(said)}.</p></header>'
+        said = judgement(proofs, proofs[0]["tolerance"])
+        said = f"Verified: {said}" if report["ok"] else said
+        yield f'<p class="verdict {colour}">{mark} {text(said)}.</p>'
+        yield f'<p class="note">{text(" ".join(_tried(report, proofs)))}</p></header>'
+
+
+def _tried(report: dict[str, Any], proofs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What the verdict rests on, in sentences."""
+    figures = proofs[-1]
+    sets, judged = figures.get("inputs"), figures.get("judged")
+    given = report.get("inputs")
+    if given:
+        left_out = f" ({given['left_out']:,} left out)" if given["left_out"] else ""
+        yield f"Tried on {given['samples']:,} samples of {given['data']}{left_out}."
+    elif sets:
+        yield f"Tried on {sets} sets of inputs, random and difficult ones."
+    if sets:
+        yield f"The right answer, in float64, is known for {'all' if judged == sets else judged or 'none'} of them."
 
 
 def _remarks(report: dict[str, Any]) -> Iterator[str]:
     found = remarks(report)
     if found:
-        items = "".join(f"<li><b>{_text(label)}</b> {_text(said)}</li>" for label, said in found)
+        items = "".join(f"<li><b>{text(label)}</b> {text(said)}</li>" for label, said in found)
         yield f'<ul class="remarks">{items}</ul>'
 
 
@@ -70,11 +91,14 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
         gone = sum(site["into"] is not None for site in fold["sites"])
         cards.append(("batch norms folded", f"{gone:,} of {len(fold['sites']):,}" if fold["sites"] else "none to fold"))
         before, after = fold["before"], fold["after"]
-        cards += [(key, _change(before[key], after[key], "{:,}".format)) for key in ("nodes", "parameters")]
+        cards.append(("nodes", _change(before["nodes"], after["nodes"], "{:,}".format)))
         cards.append(("size of the weights", _change(before["bytes"], after["bytes"], _bytes)))
     for name, figures in report["verify"].items():
         if figures is not None:
             cards.append((f"largest relative difference from {AGAINST[name]}", f"{figures['max_rel']:.1e}"))
+            errors = against_float64(figures)
+            if all(errors):
+                cards.append(("error of the source and of the folded model, against float64", ARROW.join(errors)))
     faster = {
         label: f"{figures['unfolded'] / figures['folded']:.2f}\N{MULTIPLICATION SIGN}"
         for key, label in RUNTIMES.items()
@@ -82,20 +106,20 @@ def _figures(report: dict[str, Any]) -> Iterator[str]:
     }
     if faster:
         cards.append((f"speed-up, {' and '.join(faster)}", ", ".join(faster.values())))
-    items = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in cards)
+    items = "".join(f"<div><dt>{text(label)}</dt><dd>{text(value)}</dd></div>" for label, value in cards)
     yield f'<dl class="cards">{items}</dl>'
 
 
-def _change(before: float, after: float, text: Callable[[float], str]) -> str:
-    return text(after) if before == after else f"{text(before)} \N{RIGHTWARDS ARROW} {text(after)}"
+def _change(before: float, after: float, figure: Callable[[float], str]) -> str:
+    return figure(after) if before == after else ARROW.join((figure(before), figure(after)))
 
 
 def _kept(report: dict[str, Any]) -> Iterator[str]:
     sites = [] if report["fold"] is None else report["fold"]["sites"]
-    reasons = Counter(site["reason"] for site in sites if site["into"] is None)
+    reasons = Counter(NAMED.sub(r"\1", site["reason"]) for site in sites if site["into"] is None)
     if reasons:
         common = reasons.most_common(REASONS)
-        items = "".join(f"<li><b>{count:,}</b> {_text(reason)}</li>" for reason, count in common)
+        items = "".join(f"<li><b>{count:,}</b> {text(reason)}</li>" for reason, count in common)
         if len(reasons) > REASONS:
             items += f"<li>and {len(reasons) - REASONS:,} reasons more, in the table of batch norms</li>"
         yield f"<section><h2>Why {sum(reasons.values()):,} stayed</h2><ul>{items}</ul></section>"
@@ -110,8 +134,11 @@ def _errors(report: dict[str, Any]) -> Iterator[str]:
             for name, (difference, source, folded) in layers.items()
         ]
         title = "Error at each batch norm"
-        note = f"Largest difference from {'float64' if judged else 'the source'}, relative to the largest value there."
-        yield _section(title, note, (LEGEND_MARKS if judged else "") + errors_by_layer(title, points))
+        note = f"Largest difference from {'float64' if judged else 'the source'}, relative to the largest value there; "
+        note += "above the dashed line a model is wrong, unless its source is as far off."
+        yield section(
+            title, note, (LEGEND_MARKS if judged else "") + errors_by_layer(title, points, _tolerance(report))
+        )
     rows = [
         (output["output"], AGAINST[name], f"{output['max_abs']:.1e}", *error_texts(_errors_of(output)))
         for name, figures in report["verify"].items()
@@ -119,11 +146,19 @@ def _errors(report: dict[str, Any]) -> Iterator[str]:
         for output in figures["outputs"]
     ]
     if rows:
-        yield _section(
+        yield section(
             "Outputs",
             "",
-            _table(("output", "against", "absolute difference", "relative difference", *ERRORS[1:]), rows),
+            table(("output", "against", "absolute difference", "relative difference", *ERRORS[1:]), rows),
         )
+
+
+def _proofs(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [figures for figures in report["verify"].values() if figures is not None]
+
+
+def _tolerance(report: dict[str, Any]) -> float | None:
+    return max((figures["tolerance"] for figures in _proofs(report)), default=None)
 
 
 def _errors_of(output: dict[str, Any]) -> SiteErrors:
@@ -134,7 +169,7 @@ def _latency(report: dict[str, Any]) -> Iterator[str]:
     groups = [_group(label, report[key]) for key, label in RUNTIMES.items() if report.get(key)]
     if groups:
         title = "Latency"
-        yield _section(
+        yield section(
             title, "Median of one run on this machine's CPU, batch 1.", LEGEND + bars(title, groups, shared=True)
         )
 
@@ -153,8 +188,8 @@ def _size(report: dict[str, Any]) -> Iterator[str]:
             )
             for key in ("nodes", "parameters", "bytes")
         ]
-        note = "Parameters and bytes are those of the initialisers, running statistics included."
-        yield _section("Size", note, LEGEND + bars("Size", groups, shared=False))
+        note = "Parameters and bytes are those of the stored weights, running statistics included."
+        yield section("Size", note, LEGEND + bars("Size", groups, shared=False))
 
 
 def _sites(report: dict[str, Any]) -> Iterator[str]:
@@ -167,7 +202,9 @@ def _sites(report: dict[str, Any]) -> Iterator[str]:
     columns = ("batch norm", "operators", "fate", "where, or why not", "how", *ERRORS)
     decomposed = any(site.get("operators", "BatchNormalization") != "BatchNormalization" for site in sites)
     rows = [_site(site, layers.get(site["batch_norm"]), decomposed) for site in sites]
-    yield _section("Batch norms", "", _table(columns, rows, kept=[site["into"] is None for site in sites]))
+    wrong = {site["layer"] for figures in _proofs(report) for site in figures.get("sites", ()) if not site["ok"]}
+    marks = ["bad" if s["batch_norm"] in wrong else "kept" if s["into"] is None else "" for s in sites]
+    yield section("Batch norms", "", table(columns, rows, marks))
 
 
 def _site(site: dict[str, Any], errors: SiteErrors | None, decomposed: bool) -> tuple[str, ...]:
@@ -182,32 +219,10 @@ def _site(site: dict[str, Any], errors: SiteErrors | None, decomposed: bool) -> 
     )
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[bool] = ()) -> str:
-    """Columns without any text are left out; the first cell of a row is its heading."""
-    used = [index for index in range(len(columns)) if any(row[index] for row in rows)]
-    head = "".join(f'<th scope="col">{_text(columns[index])}</th>' for index in used)
-    lines = []
-    for number, row in enumerate(rows):
-        first, *others = (_text(row[index]) for index in used)
-        mark = ' class="kept"' if kept and kept[number] else ""
-        lines.append(f'<tr{mark}><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in others)}</tr>')
-    body = "\n".join(lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-
-
 LEGEND = '<p class="legend"><i class="before"></i> before <i class="after"></i> after</p>'
 LEGEND_MARKS = (
     '<p class="legend"><i class="before round"></i> the source <i class="after turned"></i> the folded model</p>'
 )
-
-
-def _section(title: str, note: str, content: str) -> str:
-    said = f'<p class="note">{_text(note)}</p>' if note else ""
-    return f"<section><h2>{_text(title)}</h2>{said}{content}</section>"
-
-
-def _text(value: str) -> str:
-    return escape(printable(value))
 
 
 def _name(path: str | None) -> str:

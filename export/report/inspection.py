@@ -6,6 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from export.folding.chains import Chain, find_chains, is_batch_norm
+from export.folding.fates import size_of
+from export.folding.graph import Graph, name_of
+from export.folding.inline import inline_functions
+from export.folding.refused import Refused
+
 ROLES = ("gamma", "beta", "mean", "variance")  # inputs 1 to 4 of BatchNormalization
 EPSILON = 1e-5  # ONNX's default
 Range = tuple[float, float]
@@ -22,11 +28,12 @@ class Port:
 
 @dataclass(frozen=True)
 class BatchNormListing:
-    """One BatchNormalization node.
+    """One batch norm.
 
-    channels: None where no constant tells; eps: None where a function's caller gives it. producer: what makes its
-    input; consumers: what reads its output, "output" for the graph's own. gamma, beta, mean, variance: smallest and
-    largest finite value, None where not constant. warnings: what is suspicious, in words.
+    operators: what it is spelled with. channels: None where no constant tells; eps: None where it is not written.
+    producer: what makes its input; consumers: what reads its output, "output" for the graph's own. gamma, beta, mean,
+    variance: smallest and largest finite value, None where not constant; of a decomposed one gamma and beta are the
+    scale and the shift that it amounts to. warnings: what is suspicious, in words.
     """
 
     batch_norm: str
@@ -39,11 +46,12 @@ class BatchNormListing:
     mean: Range | None
     variance: Range | None
     warnings: tuple[str, ...]
+    operators: str = "BatchNormalization"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model at a glance; parameters and bytes are those of all initialisers, subgraphs included."""
+    """A model at a glance; nodes, parameters and bytes as in ``Size``."""
 
     ir_version: int
     opsets: dict[str, int]
@@ -56,38 +64,55 @@ class Inspection:
     batch_norms: tuple[BatchNormListing, ...]
 
 
-def inspect_model(model: ir.Model) -> Inspection:
-    """List ``model``, batch norms in subgraphs and functions included; nothing is changed."""
-    graphs = list(_graphs(model))
-    tensors = [
-        value.const_value
-        for graph in graphs
-        if isinstance(graph, ir.Graph)
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    ]
+def inspect_model(model: ir.Model, *, allow_overridable: bool = False) -> Inspection:
+    """List ``model``, batch norms in subgraphs and functions included, under the names that folding gives them.
+
+    allow_overridable: as for ``fold_onnx``. The model is not changed.
+    """
+    size = size_of(model)
     return Inspection(
         ir_version=model.ir_version,
         opsets=dict(model.graph.opset_imports),
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
         inputs=tuple(_port(value) for value in model.graph.inputs if not value.is_initializer()),
         outputs=tuple(_port(value) for value in model.graph.outputs),
-        nodes=sum(len(graph) for graph in graphs),
-        parameters=sum(tensor.size for tensor in tensors),
-        bytes=sum(tensor.nbytes for tensor in tensors),
-        batch_norms=tuple(_listing(node) for graph in graphs for node in graph if _is_batch_norm(node)),
+        nodes=size.nodes,
+        parameters=size.parameters,
+        bytes=size.bytes,
+        batch_norms=_batch_norms(model, allow_overridable),
     )
 
 
-def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
-    tops: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for graph in tops:
-        yield graph
-        yield from graph.subgraphs()
+def _batch_norms(model: ir.Model, allow_overridable: bool) -> tuple[BatchNormListing, ...]:
+    if model.functions:
+        model = model.clone()
+        inline_functions(model)
+    graph = Graph(model, overridable=allow_overridable)
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    spelled = {chain.nodes[0]: chain for chain in find_chains(graph, nodes) if not chain.norms}
+    return tuple(
+        _decomposed(spelled[node]) if node in spelled else _listing(graph, node)
+        for node in nodes
+        if is_batch_norm(node) or (node in spelled and spelled[node].looks_like_a_norm)
+    )
 
 
-def _is_batch_norm(node: ir.Node) -> bool:
-    return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
+def _decomposed(chain: Chain) -> BatchNormListing:
+    affine, first = chain.whole.affine, chain.nodes[0]
+    dead = affine.scale == 0
+    return BatchNormListing(
+        batch_norm=name_of(first),
+        channels=affine.scale.size,
+        eps=None,
+        producer=_producer(chain.whole.input_of(first)),
+        consumers=_consumers(chain.nodes[-1].outputs[0]),
+        gamma=_range(affine.scale),
+        beta=_range(affine.shift),
+        mean=None,
+        variance=None,
+        warnings=(f"its scale is 0 in {_count(dead)}: nothing of the input passes",) if dead.any() else (),
+        operators=chain.operators,
+    )
 
 
 def _port(value: ir.Value) -> Port:
@@ -99,30 +124,27 @@ def _axis(size: int | ir.SymbolicDim) -> str:
     return str(size) if isinstance(size, int) else size.value or "?"
 
 
-def _listing(node: ir.Node) -> BatchNormListing:
-    arrays = {role: _constant(value) for role, value in zip(ROLES, node.inputs[1:5], strict=False)}
-    known = [array for array in arrays.values() if array is not None]
+def _listing(graph: Graph, node: ir.Node) -> BatchNormListing:
+    found = {role: graph.constants.array(value) for role, value in zip(ROLES, node.inputs[1:5], strict=False)}
+    arrays = {role: array.astype(np.float64) for role, array in found.items() if not isinstance(array, Refused)}
+    unknown = [f"its {role} {array.reason}" for role, array in found.items() if isinstance(array, Refused)]
     epsilon = node.attributes.get("epsilon")
     eps = EPSILON if epsilon is None else None if epsilon.is_ref() else epsilon.as_float()
-    ranges = {role: _range(arrays.get(role)) for role in ROLES}
     x, y = node.inputs[0] if node.inputs else None, node.outputs[0]
     training = node.attributes.get("training_mode")
     warnings = ["in training mode: its statistics are the batch's"] if training is not None and training.value else []
     return BatchNormListing(
-        batch_norm=node.name or y.name or "",
-        channels=known[0].size if known else None,
+        batch_norm=name_of(node),
+        channels=next((array.size for array in arrays.values()), None),
         eps=eps,
         producer=_producer(x),
-        consumers=tuple(_label(use.node) for use in y.uses()) + (("output",) if y.is_graph_output() else ()),
-        **ranges,
-        warnings=(*warnings, *_suspicions(arrays, eps)),
+        consumers=_consumers(y),
+        gamma=_range(arrays.get("gamma")),
+        beta=_range(arrays.get("beta")),
+        mean=_range(arrays.get("mean")),
+        variance=_range(arrays.get("variance")),
+        warnings=(*warnings, *unknown, *_suspicions(arrays, eps)),
     )
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    """The float64 array of an initialiser or a Constant node."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy().astype(np.float64)
 
 
 def _range(array: np.ndarray | None) -> Range | None:
@@ -137,18 +159,19 @@ def _producer(value: ir.Value | None) -> str:
     return f"input {value.name}" if node is None else _label(node)
 
 
+def _consumers(value: ir.Value) -> tuple[str, ...]:
+    return tuple(_label(use.node) for use in value.uses()) + (("output",) if value.is_graph_output() else ())
+
+
 def _label(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or node.outputs[0].name or ''}".rstrip()
 
 
-def _suspicions(arrays: dict[str, np.ndarray | None], eps: float | None) -> Iterator[str]:
-    for role in ROLES:
-        array = arrays.get(role)
-        if array is None:
-            yield f"its {role} is not constant"
-        elif not np.isfinite(array).all():
+def _suspicions(arrays: dict[str, np.ndarray], eps: float | None) -> Iterator[str]:
+    for role, array in arrays.items():
+        if not np.isfinite(array).all():
             yield f"{role} is not finite in {_count(~np.isfinite(array))}"
-    if len({array.shape for array in arrays.values() if array is not None}) > 1:
+    if len({array.shape for array in arrays.values()}) > 1:
         yield "its constants differ in length"
     gamma, mean, variance = (arrays.get(role) for role in ("gamma", "mean", "variance"))
     if gamma is not None and (gamma == 0).any():

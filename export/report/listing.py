@@ -4,7 +4,7 @@ from typing import Any, TextIO
 
 from export.report.table import Row, print_line, print_table
 
-COLUMNS = ("batch norm", "channels", "eps", "reads", "read by", "gamma", "beta", "mean", "variance")
+COLUMNS = ("batch norm", "operators", "channels", "eps", "reads", "read by", "gamma", "beta", "mean", "variance")
 
 
 def print_inspection(listing: dict[str, Any], file: TextIO | None = None) -> None:
@@ -32,6 +32,7 @@ def print_inspection(listing: dict[str, Any], file: TextIO | None = None) -> Non
 def _row(norm: dict[str, Any]) -> Row:
     return (
         norm["batch_norm"],
+        "" if norm["operators"] == "BatchNormalization" else norm["operators"],
         "?" if norm["channels"] is None else f"{norm['channels']:,}",
         "?" if norm["eps"] is None else f"{norm['eps']:g}",
         norm["producer"],

@@ -13,7 +13,7 @@ body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem; background: var(
   font: 1rem/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; }
-.verdict { font-size: 1.1rem; margin: 0 0 1.5rem; }
+.verdict { font-size: 1.25rem; font-weight: 600; margin: 0 0 .25rem; } header { margin-bottom: 1.25rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
 .remarks { list-style: none; margin: 0 0 1.5rem; padding: .6rem 1rem; border-left: .25rem solid var(--before);
   background: var(--card); }
@@ -24,6 +24,7 @@ h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; }
 dt { margin: 0; line-height: 1.3; } dd { margin: 0; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; min-width: 40rem; font: 14px system-ui, sans-serif; }
 svg text { fill: var(--ink); font-variant-numeric: tabular-nums; } .grid { stroke: var(--line); }
+.allowed { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 7 5; }
 .bar.before, .mark.before { fill: none; stroke: var(--before); stroke-width: 2; }
 .bar.before { fill: color-mix(in srgb, var(--before) 35%, transparent); stroke-width: 1.5; }
 .bar.after, .mark.after { fill: var(--after); }
@@ -35,9 +36,13 @@ svg text { fill: var(--ink); font-variant-numeric: tabular-nums; } .grid { strok
 th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem .5rem; border-top: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
 thead th { border-top: 0; color: var(--soft); white-space: nowrap; }
-tbody th { font-weight: 400; font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 10rem; }
+tbody th { font-weight: 400; font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 12rem; }
+tbody td { overflow-wrap: break-word; }
+.bad th, .bad td { color: var(--bad); } .bad th { font-weight: 600; }
+code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
 .kept th { box-shadow: inset .2rem 0 var(--before); }
-@media print { body { padding: 0; } .wide { overflow-x: visible; } svg, thead th, tbody th { min-width: 0; }
+@media print { body { padding: 0; } .wide { overflow-x: visible; }
+  svg, thead th, tbody th { min-width: 0; overflow-wrap: break-word; }
   table { font-size: .7rem; } svg, tr, .cards div { break-inside: avoid; } h2, .note, .legend { break-after: avoid; } }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .75rem; }
 """

@@ -149,7 +149,7 @@ def _proof(report: dict[str, Any]) -> list[Line]:
         for source, made in (against_float64(figures) for figures in proofs.values())
         if source and made
     ]
-    lines = _block("largest error", errors)
+    lines = _proved_on(report.get("inputs")) + _block("largest error", errors)
     if report.get("accuracy"):
         shares = ", ".join(f"{name} {share:.4f}" for name, share in report["accuracy"].items())
         lines.append(("accuracy", f"{shares} ({report['test_samples']:,} test samples)"))
@@ -158,6 +158,13 @@ def _proof(report: dict[str, Any]) -> list[Line]:
         tolerance = next(iter(proofs.values()))["tolerance"]
         lines.append(("verified", judgement(list(proofs.values()), tolerance)))
     return lines + remarks(report)
+
+
+def _proved_on(inputs: dict[str, Any] | None) -> list[Line]:
+    if inputs is None:
+        return []
+    left_out = f", {inputs['left_out']:,} left out" if inputs["left_out"] else ""
+    return [("proved on", f"{inputs['samples']:,} samples of {inputs['data']}{left_out}")]
 
 
 def judgement(proofs: Sequence[dict[str, Any]], tolerance: float) -> str:

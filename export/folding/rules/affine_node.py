@@ -19,6 +19,8 @@ from export.folding.rules.batch_norm import read_batch_norm
 from fastbn.errors import FastbnError
 from fastbn.functional.fold import round_to
 
+NOT_CHOSEN = "it was not chosen"
+
 
 def read(graph: Graph, node: ir.Node) -> Held | Refused:
     """The affine of a node with what it has absorbed so far."""
@@ -26,8 +28,10 @@ def read(graph: Graph, node: ir.Node) -> Held | Refused:
         return Refused(f"{node.op_type} is not one of ONNX's own operators")
     if node in graph.affines:
         return graph.affines[node]
+    if node in graph.left_alone:
+        return Refused(NOT_CHOSEN)
     if node.op_type == "BatchNormalization":
-        return Refused("it was not chosen") if node in graph.left_alone else read_batch_norm(graph, node)
+        return read_batch_norm(graph, node)
     if node.op_type in OPERATORS:
         return read_arithmetic(graph, node)
     return Refused(f"{node.op_type} is not affine")
