@@ -50,8 +50,8 @@ def fold_graph(
     merge_branches: bool = False,
 ) -> FoldReport:
     """``fold_onnx`` on an onnx-ir model, in place. New weights are computed when they are written."""
-    before = size_of(model)
     inline_functions(model)
+    before = size_of(model)
     graph = Graph(model, overridable=allow_overridable)
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     fates = {} if chosen is None else leave_alone(graph, nodes, chosen)

@@ -16,11 +16,12 @@ import onnx_ir as ir
 from export.calibration import undo as undo_files
 from export.calibration.batches import Batch, store_batches
 from export.calibration.progress import Progress
-from export.calibration.running_stats import RunningStats, name_of
+from export.calibration.running_stats import RunningStats
 from export.calibration.stage_runner import Moments, StageRunner
 from export.calibration.stages import Stages
 from export.files import BROKEN, as_model, to_proto
 from export.folding.constants import Constants
+from export.folding.graph import name_of
 from export.folding.refused import Refused
 from fastbn._checks import check_int
 from fastbn.errors import ArgumentError, FastbnError, ModelError

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.folding.constants import Constants
+from export.folding.graph import name_of
 from export.folding.refused import Refused
 
 DTYPES = ("float16", "float32", "float64")
@@ -74,11 +75,6 @@ class RunningStats:
         """Leave training mode: drop the attribute and the outputs that nothing reads."""
         self.node.attributes.pop("training_mode", None)
         self.node.resize_outputs(1)
-
-
-def name_of(node: ir.Node) -> str:
-    """What a report calls a batch norm."""
-    return node.name or node.outputs[0].name or "batch norm"
 
 
 def is_training(node: ir.Node) -> bool:

@@ -35,7 +35,7 @@ class Size:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """Every batch norm of a model and its fate, and the model's size before and after."""
+    """Every batch norm of a model and its fate, and the model's size before, with its functions inlined, and after."""
 
     sites: tuple[FoldSite, ...]
     before: Size
@@ -48,7 +48,7 @@ class FoldReport:
 
 
 def size_of(model: ir.Model) -> Size:
-    """The size of a model, subgraphs included, its functions not."""
+    """The size of a model, subgraphs included; a call of a function is one node."""
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     graphs = [model.graph, *model.graph.subgraphs()]
     tensors: list[Any] = [value.const_value for graph in graphs for value in graph.initializers.values()]

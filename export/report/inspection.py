@@ -69,6 +69,9 @@ def inspect_model(model: ir.Model, *, allow_overridable: bool = False) -> Inspec
 
     allow_overridable: as for ``fold_onnx``. The model is not changed.
     """
+    if model.functions:
+        model = model.clone()
+        inline_functions(model)
     size = size_of(model)
     return Inspection(
         ir_version=model.ir_version,
@@ -84,9 +87,6 @@ def inspect_model(model: ir.Model, *, allow_overridable: bool = False) -> Inspec
 
 
 def _batch_norms(model: ir.Model, allow_overridable: bool) -> tuple[BatchNormListing, ...]:
-    if model.functions:
-        model = model.clone()
-        inline_functions(model)
     graph = Graph(model, overridable=allow_overridable)
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     spelled = {chain.nodes[0]: chain for chain in find_chains(graph, nodes) if not chain.norms}
