@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from export.files import BROKEN, as_model, to_proto
+from export.files.broken import reason
 from export.folding.chains import fold_chains, is_batch_norm
 from export.folding.fates import FoldReport, FoldSite, Size
 from export.folding.graph import Graph, is_onnx, name_of
@@ -41,7 +42,7 @@ def fold_onnx(
         report = fold_graph(model, chosen=chosen, allow_overridable=allow_overridable, merge_branches=merge_branches)
         return to_proto(model), report
     except BROKEN as error:
-        raise ModelError(f"fold_onnx: the model must be valid ONNX, got {error}") from error
+        raise ModelError(f"fold_onnx: the model must be valid ONNX, got {reason(error)}") from error
 
 
 def fold_graph(
