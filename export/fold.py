@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from export.files import BROKEN, as_model, to_proto
+from export.files.broken import reason
 from export.folding.chains import fold_chains, leave_alone
 from export.folding.fates import FoldReport, FoldSite, Size, size_of
 from export.folding.graph import Graph
@@ -39,7 +40,7 @@ def fold_onnx(
         report = fold_graph(model, chosen=chosen, allow_overridable=allow_overridable, merge_branches=merge_branches)
         return to_proto(model), report
     except BROKEN as error:
-        raise ModelError(f"fold_onnx: the model must be valid ONNX, got {error}") from error
+        raise ModelError(f"fold_onnx: the model must be valid ONNX, got {reason(error)}") from error
 
 
 def fold_graph(

@@ -12,7 +12,8 @@ class Graph:
     def __init__(self, draw):
         self.draw = draw
         self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        self.nodes, self.constants, self.read = [], [], set()
+        self.nodes, self.constants, self.read, self.made = [], [], set(), 0
+        self.shared, self.branches = {}, False
         sizes = draw(st.sampled_from([(2, 4, 4), (3, 3, 3), (4, 6, 4), (3, 4), (4, 4), (4,), (3,)]))
         self.values = [("x", 1, sizes)]
 
@@ -25,7 +26,13 @@ class Graph:
         return name
 
     def normal(self, *shape):
-        return self.constant(self.rng.standard_normal(shape))
+        """Standard normal; now and then a constant that others read, too."""
+        if shape not in self.shared or self.one_of(0, 0, 1) == 0:
+            self.shared[shape] = self.constant(self.rng.standard_normal(shape))
+        return self.shared[shape]
+
+    def integers(self, *values):
+        return self.constant(np.int64(values))
 
     def factors(self, *shape):
         """Not too near zero, of both signs or of one; now and then one of them is zero."""
@@ -37,11 +44,27 @@ class Graph:
         return self.constant(array)
 
     def add(self, operator, inputs, k, sizes, **attributes):
-        name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return self.add_several(operator, inputs, k, [sizes], **attributes)[0]
+
+    def add_several(self, operator, inputs, k, sizes, **attributes):
+        """A node with one output for every element of ``sizes``."""
+        names = [f"v{self.made + number}" for number in range(len(sizes))]
+        self.made += len(sizes)
+        self.nodes.append(helper.make_node(operator, inputs, names, name=names[0], **attributes))
         self.read.update(inputs)
-        self.values.append((name, k, tuple(sizes)))
-        return name
+        self.values += [(name, k, tuple(shape)) for name, shape in zip(names, sizes, strict=True)]
+        return names
+
+    def branch(self, name, k, sizes):
+        """A graph of nodes that keep the shape, on a value from outside."""
+        outer = self.nodes, self.values
+        self.nodes, self.values = [], [(name, k, sizes)]
+        for _ in range(self.one_of(1, 2, 3)):
+            self.draw(st.sampled_from(KEEPING))(self, *self.values[-1])
+        inner, output = self.nodes, self.values[-1][0]
+        self.nodes, self.values = outer
+        declared = helper.make_tensor_value_info(output, TensorProto.DOUBLE, None)
+        return helper.make_graph(inner, f"of_{output}", [], [declared])
 
     def source(self):
         """A value: mostly the newest, so that chains grow."""
@@ -56,7 +79,10 @@ class Graph:
             helper.make_tensor_value_info(name, TensorProto.DOUBLE, [f"N{k}" if k > 1 else "N", *sizes])
             for name, k, sizes in [*self.values[:1], *outputs]
         ]
-        graph = helper.make_graph(self.nodes, "random", declared[:1], declared[1:], self.constants)
+        if self.branches:
+            declared.insert(1, helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+        count = 1 + self.branches
+        graph = helper.make_graph(self.nodes, "random", declared[:count], declared[count:], self.constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -108,7 +134,9 @@ def pool(g, name, k, sizes):
 
 
 def simple(g, name, k, sizes):
-    g.add(g.one_of("Relu", "Relu", "Identity", "Dropout", "Neg"), [name], k, sizes)
+    operator = g.one_of("Relu", "Relu", "Identity", "Dropout", "Neg", "LeakyRelu", "PRelu")
+    slopes = [g.normal(sizes[0], *(1,) * (len(sizes) - 1))] if operator == "PRelu" else []
+    g.add(operator, [name, *slopes], k, sizes, **({"alpha": g.one_of(-0.5, 2.0)} if operator == "LeakyRelu" else {}))
 
 
 def product(g, name, k, sizes):
@@ -143,10 +171,85 @@ def reshape(g, name, k, sizes):
     g.add("Reshape", [name, g.constant(np.int64([-1, *shape]))], k, shape)
 
 
-def reduce_mean(g, name, k, sizes):
+def reduce(g, name, k, sizes):
+    axis, keepdims = g.draw(st.integers(1, len(sizes))), g.one_of(0, 1)
+    kept = [1 if number == axis else size for number, size in enumerate(sizes, 1) if number != axis or keepdims]
+    signed = axis - g.one_of(0, len(sizes) + 1)
+    g.add(g.one_of("ReduceMean", "ReduceMean", "ReduceMax"), [name], k, kept, axes=[signed], keepdims=keepdims)
+
+
+def pad(g, name, k, sizes):
+    """Around any axis, with a number or with what is there."""
     axis = g.draw(st.integers(1, len(sizes)))
-    kept = [1 if number == axis else size for number, size in enumerate(sizes, 1)]
-    g.add("ReduceMean", [name], k, kept, axes=[axis])
+    before, after = g.one_of((1, 0), (0, 1), (1, 1), (2, 0))
+    mode = g.one_of("constant", "constant", "edge")
+    if sizes[axis - 1] < 2:
+        return
+    shape = [size + (before + after) * (number == axis) for number, size in enumerate(sizes, 1)]
+    pads = np.zeros((2, len(sizes) + 1), np.int64)
+    pads[:, axis] = before, after
+    value = [g.constant(np.float64(g.one_of(0.0, 0.0, 1.5)))] if mode == "constant" else []
+    g.add("Pad", [name, g.integers(*pads.flat), *value], k, shape, mode=mode)
+
+
+def resize(g, name, k, sizes):
+    scales = g.one_of((1, 1, *[2] * (len(sizes) - 1)), (1, 2, *[1] * (len(sizes) - 1)))
+    shape = [size * scale for size, scale in zip(sizes, scales[1:], strict=True)]
+    g.add("Resize", [name, "", g.constant(np.float32(scales))], k, shape, mode=g.one_of("nearest", "linear"))
+
+
+def depth_space(g, name, k, sizes):
+    channels, height, width = sizes
+    if channels % 4 == 0 and g.one_of(0, 1):
+        shape = (channels // 4, 2 * height, 2 * width)
+        g.add("DepthToSpace", [name], k, shape, blocksize=2, mode=g.one_of("DCR", "CRD"))
+    elif height % 2 == 0 and width % 2 == 0:
+        g.add("SpaceToDepth", [name], k, (4 * channels, height // 2, width // 2), blocksize=2)
+
+
+def split(g, name, k, sizes):
+    axis = g.one_of(1, 1, len(sizes))
+    length = sizes[axis - 1]
+    if length < 2:
+        return
+    first = g.draw(st.integers(1, length - 1))
+    shapes = [(*sizes[: axis - 1], part, *sizes[axis:]) for part in (first, length - first)]
+    made = g.add_several("Split", [name, g.integers(first, length - first)], k, shapes, axis=axis)
+    if g.one_of(0, 1):
+        g.add("Concat", made[::-1], k, sizes, axis=axis)
+
+
+def gather(g, name, k, sizes):
+    axis = g.one_of(1, 1, len(sizes))
+    length = sizes[axis - 1]
+    chosen = g.one_of(range(length)[::-1], range(0, length, 2), range(-length, 0), [0, *range(length)])
+    shape = [len(chosen) if number == axis else size for number, size in enumerate(sizes, 1)]
+    g.add("Gather", [name, g.integers(*chosen)], k, shape, axis=axis)
+
+
+def lone_axis(g, name, k, sizes):
+    """An axis of length one put in or taken out."""
+    lone = [number for number, size in enumerate(sizes, 1) if size == 1]
+    if lone and len(sizes) > 1 and g.one_of(0, 1):
+        axis = g.draw(st.sampled_from(lone))
+        g.add("Squeeze", [name, g.integers(axis)], k, (*sizes[: axis - 1], *sizes[axis:]))
+    elif len(sizes) < 4:
+        axis = g.draw(st.integers(1, len(sizes) + 1))
+        g.add("Unsqueeze", [name, g.integers(axis)], k, (*sizes[: axis - 1], 1, *sizes[axis - 1 :]))
+
+
+def condition(g, name, k, sizes):
+    """An If whose branches read ``name`` and constants of the graph around them."""
+    g.branches = True
+    branches = {f"{which}_branch": g.branch(name, k, sizes) for which in ("then", "else")}
+    g.add("If", ["flag"], k, sizes, **branches)
+    g.read.add(name)
+
+
+def pointwise(g, name, k, sizes):
+    """A convolution that keeps the shape."""
+    if len(sizes) in (2, 3):
+        g.add("Conv", [name, g.normal(sizes[0], sizes[0], *(1,) * (len(sizes) - 1))], k, sizes)
 
 
 def cut(g, name, k, sizes):
@@ -163,7 +266,8 @@ def join(g, name, k, sizes):
     alike = [value for value in g.values if value[1:] == (k, sizes)]
     other = g.draw(st.sampled_from(alike))
     if g.one_of(0, 1):
-        g.add("Add", [name, other[0]], k, sizes)
+        third = [g.draw(st.sampled_from(alike))[0]] if g.one_of(0, 0, 1) else []
+        g.add("Sum" if third else "Add", [name, other[0], *third], k, sizes)
         return
     axis = g.one_of(1, 1, len(sizes))
     shape = [2 * size if number == axis else size for number, size in enumerate(sizes, 1)]
@@ -174,9 +278,10 @@ def largest(sizes):
     return int(np.prod(sizes)) <= 600
 
 
-ANY = (batch_norm, affine, simple, join, reshape, cut, batch_norm)
-DEEP = (transpose, reduce_mean)
-SPATIAL = (conv, conv, conv, conv_transpose, pool)
+ANY = (batch_norm, affine, simple, join, reshape, cut, split, gather, lone_axis, batch_norm)
+DEEP = (transpose, reduce)
+SPATIAL = (conv, conv, conv, conv, conv_transpose, pool, pad, resize, condition)
+KEEPING = (batch_norm, affine, simple, pointwise, pointwise)
 
 
 @st.composite
@@ -190,6 +295,7 @@ def graphs(draw):
         steps = [product, *ANY]
         steps += DEEP if len(sizes) > 1 else ()
         steps += SPATIAL if len(sizes) in (2, 3) else (product,)
+        steps += (depth_space,) if len(sizes) == 3 else ()
         g.draw(st.sampled_from(steps))(g, name, k, sizes)
     if not any(node.op_type == "BatchNormalization" for node in g.nodes):
         batch_norm(g, *g.values[-1])

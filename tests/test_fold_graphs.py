@@ -20,11 +20,15 @@ AFFINE = re.compile(r"\b(BatchNormalization|Mul|Add|Sub|Div)\b")
 
 def feeds(model, batch, seed):
     sizes = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
-    return {"x": np.random.default_rng(seed).standard_normal((batch, *sizes))}
+    x = {"x": np.random.default_rng(seed).standard_normal((batch, *sizes))}
+    return x | {"flag": np.array(batch == 1)} if len(model.graph.input) > 1 else x
 
 
 def norms(model):
-    return sum(node.op_type == "BatchNormalization" for node in model.graph.node)
+    """Batch norms, in branches too."""
+    inner = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    nodes = [node for graph in (model.graph, *inner) for node in graph.node]
+    return sum(node.op_type == "BatchNormalization" for node in nodes)
 
 
 @SETTINGS

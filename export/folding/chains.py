@@ -69,7 +69,9 @@ def fold_chains(graph: Graph, nodes: Iterable[ir.Node]) -> dict[ir.Node, FoldSit
                 continue
             seen.update(chain.nodes)
             if chain.scales:
-                fates |= _fold(graph, chain)
+                for done, site in _fold(graph, chain).items():
+                    before = fates.get(done, site)  # of an earlier round, when the chain was longer
+                    fates[done] = replace(site, operators=before.operators, how=site.how or before.how)
             kept += [one for one in chain.nodes if one.graph is not None]
         if len(kept) == len(waiting):
             break
@@ -173,7 +175,7 @@ def _commit(graph: Graph, chain: Chain, how: str, plan: Plan) -> dict[ir.Node, F
 
 def _keep(graph: Graph, chain: Chain, reason: str) -> dict[ir.Node, FoldSite]:
     """Leave a chain where it is, as one node where that is fewer."""
-    if not chain.looks_like_a_norm:
+    if not chain.looks_like_a_norm and not any(node in graph.affines for node in chain.nodes):
         return {}
     values = _names(graph, [chain.nodes[-1].outputs[0]])
     names = {node: name_of(node) for node in chain.named}
@@ -183,11 +185,11 @@ def _keep(graph: Graph, chain: Chain, reason: str) -> dict[ir.Node, FoldSite]:
     if affine_node.needed(graph, x, chain.whole.affine) >= cost or affine_node.lost(graph, x, chain.whole) is not None:
         return {node: FoldSite(name, None, reason, None, operators, values) for node, name in names.items()}
     *gone, (last, name) = names.items()
-    *others, (holder, index) = zip(chain.nodes, chain.indices, strict=True)
-    graph.hold(holder, replace(chain.whole, index=index))
-    for node, place in others:
-        graph.bypass(node, place, renamed=False)
-    holder.name = name
+    place = chain.nodes.index(last)
+    graph.hold(last, replace(chain.whole, index=chain.indices[place]))
+    for other, (node, index) in enumerate(zip(chain.nodes, chain.indices, strict=True)):
+        if other != place:
+            graph.bypass(node, index, renamed=other > place)
     return {
         **{node: FoldSite(other, f"BatchNormalization {name}", None, "merged") for node, other in gone},
         last: FoldSite(name, None, reason, "merged", operators, values),

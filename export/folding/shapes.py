@@ -1,7 +1,9 @@
 """Shapes of a graph's values, proved by ONNX's inference from the inputs' shapes and the constants alone."""
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import onnx_ir as ir
@@ -65,7 +67,8 @@ def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]
         del model.graph.initializers[str(value.name)]
     try:
         for _ in range(ROUNDS):
-            ShapeInferencePass(check_type=False, strict_mode=False)(model)
+            with _quiet():
+                ShapeInferencePass(check_type=False, strict_mode=False)(model)
             if not _complete(nodes, constant):
                 break
         return {value: (value.shape, value.dtype) for value in values}
@@ -77,6 +80,18 @@ def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]
         for name, value in initializers:  # the pass takes the large ones out and puts them back at the end
             model.graph.initializers.pop(name, None)
             model.graph.initializers[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What onnx-ir says of a model that cannot be inferred is no news: its shapes are not known then."""
+    logger = logging.getLogger("onnx_ir")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _overridable(value: ir.Value, constant: Callable[[ir.Value], np.ndarray | Refused]) -> bool:
@@ -98,6 +113,7 @@ def _complete(nodes: list[ir.Node], constant: Callable[[ir.Value], np.ndarray | 
         found = lengths.reshaped(node)
         if found is not None:
             output.shape, more = ir.Shape(found), True
+            output.type = output.type or node.inputs[0].type  # type: ignore[union-attr]
     return more
 
 

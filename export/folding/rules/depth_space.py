@@ -1,7 +1,7 @@
 """DepthToSpace and SpaceToDepth: channels become blocks of b x b pixels and the other way round.
 
 DepthToSpace takes channel k C + c ("DCR") or c b^2 + k ("CRD") to pixel k of the block of channel c; SpaceToDepth
-takes pixel k of channel c to channel k C + c.
+takes it back.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def _moved(graph: Graph, node: ir.Node, target: ir.Value, affine: Affine, *, dee
 
 
 def _blocks_last(node: ir.Node) -> bool:
-    return node.op_type == "DepthToSpace" and attribute(node, "mode", "DCR") == "CRD"
+    return bool(attribute(node, "mode", "DCR") == "CRD")
 
 
 def _pixels(node: ir.Node) -> Refused:
