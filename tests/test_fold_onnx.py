@@ -662,6 +662,27 @@ def test_float64_model(rng):
     assert_same_network(folded, model, rng, 1e-14)
 
 
+def test_cast_of_opset_5_names_its_type(rng):
+    arrays = {"W": rng.standard_normal((3, 2, 3, 3)).astype(np.float32), **statistics(rng, 3)}
+    body = 'c = Conv(x, W) d = Cast<to = "FLOAT">(c) y = BatchNormalization<is_test = 1>(d, s, b, m, v)'
+    folded, _ = fold_onnx(text_model(body, arrays, opset=5))
+    assert operators(folded) == ["Conv", "Cast"]
+
+
+OUT_OF_RANGE = ("DepthToSpace<blocksize = 0>", "SpaceToDepth<blocksize = 0>", "ReduceMean<axes = [9]>")
+AROUND = (
+    "c = Conv(x, W) d = {}(c) y = BatchNormalization(d, s, b, m, v)",
+    "c = BatchNormalization(x, s, b, m, v) d = {}(c) y = Conv(d, W)",
+)
+
+
+@pytest.mark.parametrize("node", OUT_OF_RANGE)
+@pytest.mark.parametrize("body", AROUND)
+def test_attributes_out_of_range_are_refused(rng, body, node):
+    arrays = {"W": rng.standard_normal((2, 2, 3, 3)).astype(np.float32), **statistics(rng, 2)}
+    assert_refused_in_one_way_or_another(text_model(body.format(node), arrays))
+
+
 def test_default_epsilon_is_the_float32_nearest_to_1e_5(rng):
     """Attributes are float32: 9.99999974e-06, which shows in float64 where the variance is zero."""
     arrays = {"W": rng.standard_normal((4, 3)), **statistics(rng, 3, dtype=np.float64), "v": np.zeros(3)}

@@ -61,7 +61,7 @@ def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]
     initializers = list(model.graph.initializers.items())
     defaults = [(value, value.const_value) for value in model.graph.inputs if _overridable(value, constant)]
     for value in values:
-        value.shape = None
+        value.shape = value.type = None
     for value, _ in defaults:  # inference would take the elements of a shape from them
         value.const_value = None
         del model.graph.initializers[str(value.name)]
