@@ -208,7 +208,7 @@ def test_order_and_cut_of_the_data_do_not_matter(mode, rng):
 
 
 @given(cuts=st.lists(st.integers(1, 39), max_size=8, unique=True), order=st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_moments_of_any_parts_in_any_order_merge_to_those_of_the_whole(cuts, order):
     x = 1e3 + np.random.default_rng(0).standard_normal((40, 3, 2))
     parts = np.split(x, sorted(cuts))

@@ -11,7 +11,7 @@ from referee import truth
 from export import fold_onnx
 
 SETTINGS = hypothesis.settings(
-    deadline=None, max_examples=120, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    deadline=None, max_examples=300, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 
 # What takes a batch norm and may be written as one then.

@@ -18,14 +18,6 @@ def test_nothing_heavy_is_imported():
     assert run(f"import sys, fastbn; print([name for name in {HEAVY} if name in sys.modules])").strip() == "[]"
 
 
-def test_import_takes_no_longer_than_that_of_numba():
-    """About 0.35 s with Numba on a free machine; the share, as machines differ and have other work to do."""
-    script = """
-import time
-start = time.process_time()
-import numba
-middle = time.process_time()
-import fastbn
-print((time.process_time() - middle) / (middle - start))
-"""
-    assert min(float(run(script)) for _ in range(3)) < 1
+def test_import_takes_less_than_half_a_second():
+    script = "import time; start = time.process_time(); import fastbn; print(time.process_time() - start)"
+    assert min(float(run(script)) for _ in range(5)) < 0.5
