@@ -23,8 +23,9 @@ from export.folding.rules.layer import (
     absorb_after,
     absorb_before,
     bias_of,
-    linear_of,
     offset_before,
+    taking_inputs,
+    taking_outputs,
     weight_of,
     write_bias,
     write_weight,
@@ -38,21 +39,17 @@ LARGEST_MAP = 2**22  # elements of a border map; beyond it the model grows more 
 
 def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step | Refused:
     """Absorb ``affine`` on the output channels."""
-    linear = linear_of(graph, node, read)
-    if not isinstance(linear, Refused) and not affine.fits(1, linear.outputs):
-        return Refused(f"{describe(node)}: its {linear.outputs} channels are on axis 1, the batch norm has {affine}")
+    linear = taking_outputs(graph, node, affine, read)
+    if isinstance(linear, Refused):
+        return linear
     return absorb_after(graph, node, affine, read)
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
     """Absorb ``affine`` on the input channels."""
-    if index != 0:
-        return Refused(f"{describe(node)} behind it takes it as a weight")
-    linear = linear_of(graph, node, read)
+    linear = taking_inputs(graph, node, index, affine, read)
     if isinstance(linear, Refused):
         return linear
-    if not affine.fits(1, linear.inputs):
-        return Refused(f"{describe(node)}: its {linear.inputs} inputs are on axis 1, the batch norm has {affine}")
     if affine.linear or not pads(node, linear):
         return absorb_before(graph, node, affine, read)
     behind = _map_behind(graph, node, linear, affine)

@@ -8,14 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from export.folding.affine import Affine
-from export.folding.graph import Graph, Step, attribute, describe
+from export.folding.graph import Graph, Step, attribute
 from export.folding.linear import Linear
 from export.folding.refused import Refused
 from export.folding.rules.layer import (
     absorb_after,
     absorb_before,
     bias_of,
-    linear_of,
+    taking_inputs,
+    taking_outputs,
     weight_of,
     write_bias,
     write_weight,
@@ -24,20 +25,18 @@ from export.folding.rules.layer import (
 
 def backward(graph: Graph, node: ir.Node, output: int, affine: Affine) -> Step | Refused:
     """Absorb ``affine`` on the features of y."""
-    linear = linear_of(graph, node, read)
-    if not isinstance(linear, Refused) and not affine.fits(1, linear.outputs):
-        return Refused(f"{describe(node)}: its {linear.outputs} features are on axis 1, the batch norm has {affine}")
+    linear = taking_outputs(graph, node, affine, read)
+    if isinstance(linear, Refused):
+        return linear
     return absorb_after(graph, node, affine, read)
 
 
 def forward(graph: Graph, node: ir.Node, index: int, affine: Affine) -> Step | Refused:
     """Absorb ``affine`` on the features of A."""
-    if index != 0:
-        return Refused(f"{describe(node)} behind it takes it as a weight")
-    linear = linear_of(graph, node, read)
     axis = 0 if attribute(node, "transA", 0) else 1
-    if not isinstance(linear, Refused) and not affine.fits(axis, linear.inputs):
-        return Refused(f"{describe(node)}: its {linear.inputs} inputs are on axis {axis}, the batch norm has {affine}")
+    linear = taking_inputs(graph, node, index, affine, read, axis)
+    if isinstance(linear, Refused):
+        return linear
     return absorb_before(graph, node, affine, read)
 
 

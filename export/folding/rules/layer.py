@@ -24,6 +24,26 @@ def linear_of(graph: Graph, node: ir.Node, read: Reader) -> Linear | Refused:
     return Refused(f"{describe(node)}: {linear.reason}") if isinstance(linear, Refused) else linear
 
 
+def taking_outputs(graph: Graph, node: ir.Node, affine: Affine, read: Reader) -> Linear | Refused:
+    """The layer, if ``affine`` lies on its output channels, which are on axis 1."""
+    linear = linear_of(graph, node, read)
+    if isinstance(linear, Refused) or affine.fits(1, linear.outputs):
+        return linear
+    return Refused(f"{describe(node)}: its {linear.outputs} channels are on axis 1, the batch norm has {affine}")
+
+
+def taking_inputs(
+    graph: Graph, node: ir.Node, index: int, affine: Affine, read: Reader, axis: int = 1
+) -> Linear | Refused:
+    """The layer, if input ``index`` is its data and ``affine`` lies on its input channels, which are on ``axis``."""
+    if index != 0:
+        return Refused(f"{describe(node)} behind it takes it as a weight")
+    linear = linear_of(graph, node, read)
+    if isinstance(linear, Refused) or affine.fits(axis, linear.inputs):
+        return linear
+    return Refused(f"{describe(node)}: its {linear.inputs} inputs are on axis {axis}, the batch norm has {affine}")
+
+
 def absorb_after(graph: Graph, node: ir.Node, affine: Affine, read: Reader) -> Step | Refused:
     """The step that ends in ``node``, which takes ``affine`` on its output channels."""
     return _absorb(graph, node, read, lambda linear: linear.after(affine))
