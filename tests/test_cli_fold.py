@@ -314,3 +314,15 @@ def test_inspect_of_constants_that_cannot_be_read(refused):
     next(tensor for tensor in model.graph.initializer if tensor.name == "s1").raw_data = b"123"
     onnx.save(model, "lies.onnx")
     assert "SOURCE must be valid ONNX, got" in refused("lies.onnx", "--inspect")
+
+
+CRASH = "c = Conv(x, W) k = Add(c, one) n = BatchNormalization(k, s, b, m, v) y = Slice(n, zero, one_, two)"
+
+
+def test_a_model_that_crashes_onnx(refused):
+    """Slice of a convolution's output of negative length fails an assertion in onnx's C++."""
+    rng = np.random.default_rng(0)
+    arrays = {"W": rng.random((2, 2, 7, 7), np.float32), "one": np.ones((1, 2, 1, 1), np.float32)}
+    arrays |= {name: np.array([value]) for name, value in (("zero", 0), ("one_", 1), ("two", 2))}
+    onnx.save(text_model(CRASH, arrays | statistics(rng, 2), x="float[1, 2, 4, 4] x"), "crash.onnx")
+    assert "out.onnx must be valid ONNX, got one that crashes onnx's checker" in refused("crash.onnx", *TO)
