@@ -5,6 +5,8 @@
 (Jacob et al. 2018, arXiv 1712.05877, equation 14). This is the one place where the formula stands.
 """
 
+from functools import cache
+
 import numpy as np
 
 from fastbn._checks import check_float, check_int, check_number, check_per_channel, check_running_stats
@@ -79,6 +81,7 @@ def round_to(who: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return rounded
 
 
+@cache
 def _smallest_normal(dtype: np.dtype) -> float:
     # NumPy knows bfloat16 from ml_dtypes but not its limits; it has the exponents of float32.
     return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).tiny)
