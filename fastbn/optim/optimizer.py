@@ -5,52 +5,100 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._checks import check_shape, check_writable
-from fastbn._views import as_flat, dense_c
+from fastbn._threads import Kernel
 from fastbn.errors import ArgumentError, DtypeError, ModelError
+from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.optim.groups import param_groups
+from fastbn.optim.tensors import launch_over, moment, operands
 
-Parameters = Iterable[Parameter] | Iterable[dict[str, Any]]
+Parameters = Module | Iterable[Parameter] | Iterable[dict[str, Any]]
+State = dict[str, Any]
+
+# Options that a saved state may lack, and those of PyTorch's that say how it computes or belong to its schedules.
+LATER = {"maximize": False, "amsgrad": False}
+IGNORED = {"amsgrad", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay", "initial_lr", "max_lr"}
+IGNORED |= {"min_lr", "max_momentum", "base_momentum"}
 
 
 class Optimizer:
     """Changes parameters by their gradients.
 
-    params: parameters, or groups ``{"params": [...], "lr": ...}`` whose options override ``defaults``.
+    params: parameters, or groups ``{"params": [...], "lr": ...}`` whose options override ``defaults``; or a model, whose
+    weights then decay and whose norms and biases do not, see ``param_groups``.
     param_groups: the groups, with every option; a schedule changes their "lr". state: arrays by parameter.
     """
 
+    kernel: Kernel
+
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
-        who = type(self).__name__
-        entries: list[Any] = list(params)
+        entries: list[Any] = list(param_groups(params)) if isinstance(params, Module) else list(params)
         if not entries:
-            raise ArgumentError(f"{who}: params must hold at least one parameter, got none")
-        groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
-        self.param_groups: list[dict[str, Any]] = [{**defaults, **group} for group in groups]
-        self.state: dict[int, dict[str, Any]] = {}
-        for group in self.param_groups:
-            group["params"] = list(group["params"])
-            for parameter in group["params"]:
-                if not isinstance(parameter, Parameter):
-                    raise DtypeError(f"{who}: params must be Parameters, got {type(parameter).__name__}")
-            self._check(group)
-        if len({id(p) for p in self._parameters()}) < len(self._parameters()):
+            raise ArgumentError(f"{type(self).__name__}: params must hold at least one parameter, got none")
+        self.defaults = defaults
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: dict[int, State] = {}
+        for group in entries if isinstance(entries[0], dict) else [{"params": entries}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Take on further parameters: ``{"params": [...], "lr": ...}``, with the defaults for what is not given.
+
+        Raises ArgumentError, DtypeError.
+        """
+        who = type(self).__name__
+        group = {**self.defaults, **group, "params": list(group["params"])}
+        for parameter in group["params"]:
+            if not isinstance(parameter, Parameter):
+                raise DtypeError(f"{who}: params must be Parameters, got {type(parameter).__name__}")
+        self._check(group)
+        known = [id(parameter) for parameter in self._parameters() + group["params"]]
+        if len(set(known)) < len(known):
             raise ArgumentError(f"{who}: params must name each parameter once, got one twice")
+        self.param_groups.append(group)
 
     def step(self) -> None:
-        """Change every parameter that has a gradient, in place."""
-        index = 0
+        """Change every parameter that has a gradient, in place; those of a group and dtype in one pass.
+
+        Raises ShapeError, DtypeError, ArgumentError for a gradient of another shape or dtype, and read-only data.
+        """
+        first = 0
         for group in self.param_groups:
-            for parameter in group["params"]:
+            batches: dict[np.dtype, tuple[list[Parameter], list[State]]] = {}
+            for index, parameter in enumerate(group["params"], first):
                 if parameter.grad is not None and parameter.requires_grad:
-                    self._update(parameter, self.state.setdefault(index, {}), group)
-                index += 1
+                    parameters, states = batches.setdefault(parameter.data.dtype, ([], []))
+                    parameters.append(parameter)
+                    states.append(self.state.setdefault(index, {}))
+            first += len(group["params"])
+            for parameters, states in batches.values():
+                self._update(group, parameters, states)
+
+    def _update(self, group: dict[str, Any], parameters: list[Parameter], states: list[State]) -> None:
+        data, gradients = operands(parameters)
+        counts = [self._count(state) for state in states]
+        names = self._moments(group)
+        moments = [[moment(state, name, array) for state, array in zip(states, data, strict=True)] for name in names]
+        distinct = {count: row for row, count in enumerate(dict.fromkeys(counts))}
+        numbers = np.array([self._numbers(group, count) for count in distinct], data[0].dtype)
+        rows = np.array([distinct[count] for count in counts], np.int64)
+        launch_over(self.kernel, [data, gradients, *moments], numbers, rows)
+
+    def _moments(self, group: dict[str, Any]) -> list[str]:
+        """Names of the state's arrays, in the order in which the kernel takes them."""
+        return []
+
+    def _count(self, state: State) -> int:
+        """Count this step in ``state``, before its arrays are there; parameters of equal counts share their numbers."""
+        state["step"] = step = state.get("step", 0) + 1
+        return step
+
+    def _numbers(self, group: dict[str, Any], count: int) -> list[float]:
+        """The kernel's numbers at step ``count``."""
+        raise TypeError(f"{type(self).__name__}: _numbers must be written by the subclass, got none")
 
     def _check(self, options: dict[str, Any]) -> None:
         """Raise ArgumentError or DtypeError for options that make no sense."""
-
-    def _update(self, parameter: Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-        raise TypeError(f"{type(self).__name__}: _update must be written by the subclass, got none")
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -79,22 +127,30 @@ class Optimizer:
                     f"load_state_dict: state must be of parameters 0 to {len(parameters) - 1}, got one of {index}"
                 )
             for name, value in entries.items():
-                if isinstance(value, np.ndarray) and value.shape != parameters[int(index)].shape:
+                if isinstance(value, np.ndarray) and name != "step" and value.shape != parameters[int(index)].shape:
                     raise ModelError(
                         f"load_state_dict: {name} of parameter {index} must have shape "
                         f"{parameters[int(index)].shape}, got {value.shape}"
                     )
-        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+        saved_groups = [
+            {name: value for name, value in {**LATER, **saved}.items() if name in group or name not in IGNORED}
+            for group, saved in zip(self.param_groups, state["param_groups"], strict=True)
+        ]
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
             if group.keys() != saved.keys():
                 raise ModelError(
                     f"load_state_dict: state must be of {type(self).__name__} with {', '.join(sorted(group))}, "
                     f"got {', '.join(sorted(saved))}"
                 )
             self._check(saved)
-        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})
         self.state = {
-            int(index): {name: np.array(v) if isinstance(v, np.ndarray) else v for name, v in entries.items()}
+            int(index): {
+                name: _copied(name, value, parameters[int(index)])
+                for name, value in entries.items()
+                if value is not None
+            }
             for index, entries in state["state"].items()
         }
 
@@ -102,11 +158,12 @@ class Optimizer:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
 
-def flat_operands(parameter: Parameter) -> tuple[np.ndarray, np.ndarray]:
-    """A parameter's values and gradient as kernels take them. Raises ShapeError, ArgumentError."""
-    grad = parameter.grad
-    assert grad is not None
-    check_shape("step", "grad", grad, parameter.shape, "as its parameter")
-    check_writable("step", "data of a parameter", parameter.data)
-    parameter.data = dense_c(parameter.data)
-    return as_flat(parameter.data), as_flat(dense_c(np.asarray(grad, parameter.dtype)))
+def _copied(name: str, value: Any, parameter: Parameter) -> Any:
+    if name == "step":
+        return int(value)
+    return np.array(value, parameter.dtype, order="C") if isinstance(value, np.ndarray) else value
+
+
+def shared_numbers(group: dict[str, Any]) -> list[float]:
+    """Rate, sign of the gradient and weight decay, the first numbers of every kernel."""
+    return [-float(group["lr"]), -1.0 if group["maximize"] else 1.0, float(group["weight_decay"])]
