@@ -10,10 +10,9 @@ from fastbn.errors import ArgumentError, DtypeError, ModelError
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 from fastbn.optim.groups import param_groups
-from fastbn.optim.tensors import launch_over, moment, operands
+from fastbn.optim.tensors import Batch, State, gradients_of, launch_over
 
 Parameters = Module | Iterable[Parameter] | Iterable[dict[str, Any]]
-State = dict[str, Any]
 
 # Options that a saved state may lack, and those of PyTorch's that say how it computes or belong to its schedules.
 LATER = {"maximize": False, "amsgrad": False}
@@ -38,6 +37,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[int, State] = {}
+        self._batches: dict[tuple[int, np.dtype], Batch] = {}
         for group in entries if isinstance(entries[0], dict) else [{"params": entries}]:
             self.add_param_group(group)
 
@@ -62,36 +62,45 @@ class Optimizer:
 
         Raises ShapeError, DtypeError, ArgumentError for a gradient of another shape or dtype, and read-only data.
         """
+        batches: dict[tuple[int, np.dtype], Batch] = {}
         first = 0
-        for group in self.param_groups:
-            batches: dict[np.dtype, tuple[list[Parameter], list[State]]] = {}
-            for index, parameter in enumerate(group["params"], first):
-                if parameter.grad is not None and parameter.requires_grad:
-                    parameters, states = batches.setdefault(parameter.data.dtype, ([], []))
-                    parameters.append(parameter)
-                    states.append(self.state.setdefault(index, {}))
+        for number, group in enumerate(self.param_groups):
+            ready = [p for p in group["params"] if p.grad is not None and p.requires_grad]
+            dtypes = set([parameter.data.dtype for parameter in ready])
+            for dtype in dtypes:
+                parameters = ready if len(dtypes) == 1 else [p for p in ready if p.data.dtype == dtype]
+                batches[number, dtype] = self._batch((number, dtype), parameters, first)
+                self._update(group, batches[number, dtype])
             first += len(group["params"])
-            for parameters, states in batches.values():
-                self._update(group, parameters, states)
+        self._batches = batches
 
-    def _update(self, group: dict[str, Any], parameters: list[Parameter], states: list[State]) -> None:
-        data, gradients = operands(parameters)
-        counts = [self._count(state) for state in states]
-        names = self._moments(group)
-        moments = [[moment(state, name, array) for state, array in zip(states, data, strict=True)] for name in names]
-        distinct = {count: row for row, count in enumerate(dict.fromkeys(counts))}
-        numbers = np.array([self._numbers(group, count) for count in distinct], data[0].dtype)
-        rows = np.array([distinct[count] for count in counts], np.int64)
-        launch_over(self.kernel, [data, gradients, *moments], numbers, rows)
+    def _batch(self, key: tuple[int, np.dtype], parameters: list[Parameter], first: int) -> Batch:
+        """That of the last step if it is still right; first: the index of the group's first parameter."""
+        group = self.param_groups[key[0]]
+        known, names = self._batches.get(key), self._moments(group)
+        if known is not None and known.is_of(parameters, self.state, names):
+            return known
+        index = {id(parameter): number for number, parameter in enumerate(group["params"], first)}
+        return Batch(parameters, [index[id(parameter)] for parameter in parameters], self.state, names)
+
+    def _update(self, group: dict[str, Any], batch: Batch) -> None:
+        gradients = gradients_of("step", batch.parameters, batch.dtype)
+        counts = self._counts(batch.states)
+        rows = {count: row for row, count in enumerate(dict.fromkeys(counts))}
+        numbers = np.array([self._numbers(group, count) for count in rows], batch.dtype)
+        places = np.array([rows[count] for count in counts], np.int64)
+        launch_over(self.kernel, [batch.data, gradients, *batch.moments()], numbers, places)
 
     def _moments(self, group: dict[str, Any]) -> list[str]:
         """Names of the state's arrays, in the order in which the kernel takes them."""
         return []
 
-    def _count(self, state: State) -> int:
-        """Count this step in ``state``, before its arrays are there; parameters of equal counts share their numbers."""
-        state["step"] = step = state.get("step", 0) + 1
-        return step
+    def _counts(self, states: list[State]) -> list[int]:
+        """Count this step in the states, before their arrays are there; equal counts share their numbers."""
+        counts = [state.get("step", 0) + 1 for state in states]
+        for state, count in zip(states, counts, strict=True):
+            state["step"] = count
+        return counts
 
     def _numbers(self, group: dict[str, Any], count: int) -> list[float]:
         """The kernel's numbers at step ``count``."""

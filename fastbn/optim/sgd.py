@@ -7,7 +7,8 @@ import numpy as np
 from fastbn._checks import check_number
 from fastbn.errors import ArgumentError
 from fastbn.kernels import optim as kernels
-from fastbn.optim.optimizer import Optimizer, Parameters, State, shared_numbers
+from fastbn.optim.optimizer import Optimizer, Parameters, shared_numbers
+from fastbn.optim.tensors import State
 
 
 class SGD(Optimizer):
@@ -55,9 +56,9 @@ class SGD(Optimizer):
     def _moments(self, group: dict[str, Any]) -> list[str]:
         return ["momentum_buffer"] if group["momentum"] else []
 
-    def _count(self, state: State) -> int:
+    def _counts(self, states: list[State]) -> list[int]:
         """0 at first, then 1: PyTorch's state of SGD has no steps."""
-        return int("momentum_buffer" in state)
+        return [int("momentum_buffer" in state) for state in states]
 
     def _numbers(self, group: dict[str, Any], count: int) -> list[float]:
         momentum = float(group["momentum"])
