@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbn._checks import check_float, check_number
 from fastbn._views import dense_c
-from fastbn.errors import DtypeError, StateError
+from fastbn.errors import ArgumentError, DtypeError, StateError
 from fastbn.kernels import gradients as kernels
 from fastbn.kernels.tensors import cut
 from fastbn.nn.parameter import Parameter
@@ -28,7 +28,9 @@ def clip_grad_norm_(
     """
     who = "clip_grad_norm_"
     check_number(who, "max_norm", max_norm, 0.0)
-    check_number(who, "norm_type", norm_type, np.nextafter(0.0, 1.0))
+    check_number(who, "norm_type", norm_type, -math.inf)
+    if norm_type <= 0:
+        raise ArgumentError(f"{who}: norm_type must be above 0, got {norm_type}")
     batches = list(_writable(who, parameters).values())
     norm = _norm(batches, float(norm_type))
     if error_if_nonfinite and not math.isfinite(norm):

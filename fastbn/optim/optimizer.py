@@ -16,15 +16,24 @@ Parameters = Module | Iterable[Parameter] | Iterable[dict[str, Any]]
 
 # Options that a saved state may lack, and those of PyTorch's that say how it computes or belong to its schedules.
 LATER = {"maximize": False, "amsgrad": False}
-IGNORED = {"amsgrad", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay", "initial_lr", "max_lr"}
+IGNORED = {
+    "amsgrad",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "decoupled_weight_decay",
+    "initial_lr",
+    "max_lr",
+}
 IGNORED |= {"min_lr", "max_momentum", "base_momentum"}
 
 
 class Optimizer:
     """Changes parameters by their gradients.
 
-    params: parameters, or groups ``{"params": [...], "lr": ...}`` whose options override ``defaults``; or a model, whose
-    weights then decay and whose norms and biases do not, see ``param_groups``.
+    params: parameters, or groups ``{"params": [...], "lr": ...}`` whose options override ``defaults``; or a model, of
+    which then only the weights decay, not norms and biases, see ``param_groups``.
     param_groups: the groups, with every option; a schedule changes their "lr". state: arrays by parameter.
     """
 
@@ -66,7 +75,7 @@ class Optimizer:
         first = 0
         for number, group in enumerate(self.param_groups):
             ready = [p for p in group["params"] if p.grad is not None and p.requires_grad]
-            dtypes = set([parameter.data.dtype for parameter in ready])
+            dtypes = {parameter.data.dtype for parameter in ready}
             for dtype in dtypes:
                 parameters = ready if len(dtypes) == 1 else [p for p in ready if p.data.dtype == dtype]
                 batches[number, dtype] = self._batch((number, dtype), parameters, first)
@@ -121,7 +130,7 @@ class Optimizer:
             count = len(group["params"])
             groups.append({**group, "params": list(range(first, first + count))})
             first += count
-        return {"state": self.state, "param_groups": groups}
+        return {"state": {index: state for index, state in self.state.items() if state}, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` gave; arrays are copied. Raises ModelError if the parameters differ."""

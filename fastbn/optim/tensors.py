@@ -28,7 +28,7 @@ def gradients_of(who: str, parameters: Sequence[Parameter], dtype: np.dtype) -> 
     if (
         set(map(type, found)) == {np.ndarray}
         and [grad.shape for grad in found] == [parameter.data.shape for parameter in parameters]
-        and all([grad.dtype is dtype and grad.flags.carray for grad in found])
+        and all(grad.dtype is dtype and grad.flags.carray for grad in found)
     ):
         return found
     for parameter in parameters:
@@ -64,7 +64,7 @@ class Batch:
             and self.parameters == parameters
             and all(map(is_, self.states, map(states.get, self.indexes)))
             and all(map(is_, self.data, [parameter.data for parameter in parameters]))
-            and all([array.flags.writeable for array in self.data])
+            and all(array.flags.writeable for array in self.data)
         )
 
     def moments(self) -> list[list[np.ndarray]]:
