@@ -73,7 +73,8 @@ def _writable(who: str, parameters: Parameter | Iterable[Parameter]) -> dict[np.
     """Gradients by dtype, each of them its parameter's own and fit to be changed in place."""
     found: dict[np.dtype, list[np.ndarray]] = {}
     seen: set[int] = set()
-    for parameter in [parameters] if isinstance(parameters, Parameter) else dict.fromkeys(parameters):
+    given = [parameters] if isinstance(parameters, Parameter) else parameters
+    for parameter in {id(parameter): parameter for parameter in given}.values():
         if not isinstance(parameter, Parameter):
             raise DtypeError(f"{who}: parameters must be Parameters, got {type(parameter).__name__}")
         if parameter.grad is None:

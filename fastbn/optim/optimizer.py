@@ -133,7 +133,25 @@ class Optimizer:
         return {"state": {index: state for index, state in self.state.items() if state}, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict`` gave; arrays are copied. Raises ModelError if the parameters differ."""
+        """Take over what ``state_dict`` gave, or PyTorch's with arrays for tensors; arrays are copied.
+
+        Raises ModelError if the parameters or the options differ; then nothing is changed.
+        """
+        self._check_arrays(state)
+        groups = self._checked_groups(state["param_groups"])
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            group.update({name: value for name, value in saved.items() if name != "params"})
+        parameters = self._parameters()
+        self.state = {
+            int(index): {
+                name: _copied(name, value, parameters[int(index)])
+                for name, value in entries.items()
+                if value is not None
+            }
+            for index, entries in state["state"].items()
+        }
+
+    def _check_arrays(self, state: Mapping[str, Any]) -> None:
         parameters = self._parameters()
         sizes = [len(group["params"]) for group in self.param_groups]
         given = [len(group["params"]) for group in state["param_groups"]]
@@ -144,33 +162,26 @@ class Optimizer:
                 raise ModelError(
                     f"load_state_dict: state must be of parameters 0 to {len(parameters) - 1}, got one of {index}"
                 )
+            shape = parameters[int(index)].shape
             for name, value in entries.items():
-                if isinstance(value, np.ndarray) and name != "step" and value.shape != parameters[int(index)].shape:
+                if isinstance(value, np.ndarray) and name != "step" and value.shape != shape:
                     raise ModelError(
-                        f"load_state_dict: {name} of parameter {index} must have shape "
-                        f"{parameters[int(index)].shape}, got {value.shape}"
+                        f"load_state_dict: {name} of parameter {index} must have shape {shape}, got {value.shape}"
                     )
-        saved_groups = [
-            {name: value for name, value in {**LATER, **saved}.items() if name in group or name not in IGNORED}
-            for group, saved in zip(self.param_groups, state["param_groups"], strict=True)
-        ]
-        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+
+    def _checked_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Saved groups with this optimiser's options."""
+        found = []
+        for group, given in zip(self.param_groups, groups, strict=True):
+            saved = {name: v for name, v in {**LATER, **given}.items() if name in group or name not in IGNORED}
             if group.keys() != saved.keys():
                 raise ModelError(
                     f"load_state_dict: state must be of {type(self).__name__} with {', '.join(sorted(group))}, "
                     f"got {', '.join(sorted(saved))}"
                 )
             self._check(saved)
-        for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            group.update({name: value for name, value in saved.items() if name != "params"})
-        self.state = {
-            int(index): {
-                name: _copied(name, value, parameters[int(index)])
-                for name, value in entries.items()
-                if value is not None
-            }
-            for index, entries in state["state"].items()
-        }
+            found.append(saved)
+        return found
 
     def _parameters(self) -> list[Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
