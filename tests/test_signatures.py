@@ -65,6 +65,7 @@ def doors(image, matrix, relu, groups, count_include_pad):
     for kind in optim.SGD, optim.RMSprop, optim.Adam:
         parameter.grad = matrix
         kind([parameter]).step()
+    parameter.grad = matrix.copy()
     optim.clip_grad_norm_(parameter, 0)
     targets = np.zeros(len(matrix), np.int32)
     F.cross_entropy_backward(matrix, targets, F.cross_entropy_forward(matrix, targets)[1])
