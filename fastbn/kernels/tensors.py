@@ -8,6 +8,7 @@ pieces begin; a task has about ``BLOCK`` elements and depends on the sizes alone
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from llvmlite import ir
@@ -58,5 +59,5 @@ def cut(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, int]:
 
 def addresses(columns: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """objects (columns, arrays), int64; the caller keeps the arrays alive."""
-    flat = [array for column in columns for array in column]
-    return np.fromiter(map(id, flat), np.int64, len(flat)).reshape(len(columns), -1)
+    count = sum(map(len, columns))
+    return np.fromiter(map(id, chain.from_iterable(columns)), np.int64, count).reshape(len(columns), -1)

@@ -38,7 +38,7 @@ def clip_grad_norm_(
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1.0:
         for gradients in batches:
-            launch_over(kernels.scale, [gradients], np.array([factor], gradients[0].dtype))
+            launch_over(kernels.scale, gradients, np.array([factor], gradients[0].dtype))
     return norm
 
 
@@ -65,7 +65,7 @@ def _norm(batches: list[list[np.ndarray]], order: float) -> float:
 def _sum_of_squares(gradients: list[np.ndarray]) -> float:
     _, tasks, _ = cut(tuple([grad.size for grad in gradients]))
     sums = np.empty(len(tasks) - 1)
-    launch_over(kernels.square_sums, [gradients], np.empty(0, gradients[0].dtype), sums)
+    launch_over(kernels.square_sums, gradients, np.empty(0, gradients[0].dtype), sums)
     return float(sums.sum())
 
 

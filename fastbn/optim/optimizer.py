@@ -10,7 +10,7 @@ from fastbn.errors import ArgumentError, DtypeError, ModelError
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 from fastbn.optim.groups import param_groups
-from fastbn.optim.tensors import Batch, State, gradients_of, launch_over
+from fastbn.optim.tensors import Batch, State
 
 Parameters = Module | Iterable[Parameter] | Iterable[dict[str, Any]]
 
@@ -93,12 +93,15 @@ class Optimizer:
         return Batch(parameters, [index[id(parameter)] for parameter in parameters], self.state, names)
 
     def _update(self, group: dict[str, Any], batch: Batch) -> None:
-        gradients = gradients_of("step", batch.parameters, batch.dtype)
+        gradients = batch.gradients()
         counts = self._counts(batch.states)
         rows = {count: row for row, count in enumerate(dict.fromkeys(counts))}
         numbers = np.array([self._numbers(group, count) for count in rows], batch.dtype)
         places = np.array([rows[count] for count in counts], np.int64)
-        launch_over(self.kernel, [batch.data, gradients, *batch.moments()], numbers, places)
+        batch.launch(self.kernel, gradients, numbers, places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_batches": {}}  # addresses are of no use to a copy
 
     def _moments(self, group: dict[str, Any]) -> list[str]:
         """Names of the state's arrays, in the order in which the kernel takes them."""

@@ -16,24 +16,10 @@ from fastbn.nn.parameter import Parameter
 State = dict[str, Any]
 
 
-def launch_over(kernel: Kernel, columns: Sequence[Sequence[np.ndarray]], *arguments: Any) -> None:
-    """Run a kernel once over lists of arrays, those of one place of equal size, all C-contiguous and of one dtype."""
-    pieces, tasks, work = cut(tuple([array.size for array in columns[0]]))
-    launch(kernel, addresses(columns), pieces, tasks, *arguments, work=work)
-
-
-def gradients_of(who: str, parameters: Sequence[Parameter], dtype: np.dtype) -> list[np.ndarray]:
-    """Gradients of parameters that have one, C-contiguous and of ``dtype``, copied where they are not. ShapeError."""
-    found: list[Any] = [parameter.grad for parameter in parameters]
-    if (
-        set(map(type, found)) == {np.ndarray}
-        and [grad.shape for grad in found] == [parameter.data.shape for parameter in parameters]
-        and all(grad.dtype is dtype and grad.flags.carray for grad in found)
-    ):
-        return found
-    for parameter in parameters:
-        check_shape(who, "grad", np.asarray(parameter.grad), parameter.shape, "as its parameter")
-    return [dense_c(np.asarray(grad, dtype)) for grad in found]
+def launch_over(kernel: Kernel, arrays: Sequence[np.ndarray], *arguments: Any) -> None:
+    """Run a kernel once over arrays, all C-contiguous and of one dtype."""
+    pieces, tasks, work = cut(tuple([array.size for array in arrays]))
+    launch(kernel, addresses([arrays]), pieces, tasks, *arguments, work=work)
 
 
 class Batch:
@@ -54,8 +40,10 @@ class Batch:
         self.data = [parameter.data for parameter in parameters]
         if len(set(map(id, self.data))) < len(self.data):
             raise ArgumentError("step: data of the parameters must be apart, got one array in two of them")
-        self.dtype = self.data[0].dtype
-        self._known: list[list[Any]] = [[] for _ in names]
+        self.dtype, self.shapes = self.data[0].dtype, [array.shape for array in self.data]
+        self._cut = cut(tuple([array.size for array in self.data]))
+        self._moments: list[list[np.ndarray]] = []
+        self._objects: np.ndarray | None = None
 
     def is_of(self, parameters: Sequence[Parameter], states: Mapping[int, State], names: list[str]) -> bool:
         """Whether these are its parameters, with the arrays and states that they had."""
@@ -64,18 +52,34 @@ class Batch:
             and self.parameters == parameters
             and all(map(is_, self.states, map(states.get, self.indexes)))
             and all(map(is_, self.data, [parameter.data for parameter in parameters]))
-            and all(array.flags.writeable for array in self.data)
+            and {array.flags.writeable for array in self.data} == {True}
         )
 
-    def moments(self) -> list[list[np.ndarray]]:
-        """The states' arrays by name, as kernels take them: of zeros where there were none. Raises ShapeError."""
-        for column, name in enumerate(self.names):
-            found = [state.get(name) for state in self.states]
-            if not self._known[column] or not all(map(is_, found, self._known[column])):
-                self._known[column] = [
-                    _moment(state, name, array) for state, array in zip(self.states, self.data, strict=True)
-                ]
-        return self._known
+    def gradients(self) -> list[np.ndarray]:
+        """As kernels take them, copied where they lie otherwise. Raises ShapeError."""
+        found: list[Any] = [parameter.grad for parameter in self.parameters]
+        if (
+            set(map(type, found)) == {np.ndarray}
+            and [grad.shape for grad in found] == self.shapes
+            and {grad.dtype for grad in found} == {self.dtype}
+            and {grad.flags.carray for grad in found} == {True}
+        ):
+            return found
+        for grad, shape in zip(found, self.shapes, strict=True):
+            check_shape("step", "grad", np.asarray(grad), shape, "as its parameter")
+        return [dense_c(np.asarray(grad, self.dtype)) for grad in found]
+
+    def launch(self, kernel: Kernel, gradients: Sequence[np.ndarray], *arguments: Any) -> None:
+        """Run a kernel over (values, gradients, the states' arrays in the order of their names)."""
+        objects = self._objects
+        found = [[state.get(name) for state in self.states] for name in self.names]
+        if objects is None or not all(all(map(is_, *pair)) for pair in zip(found, self._moments, strict=True)):
+            pairs = list(zip(self.states, self.data, strict=True))
+            self._moments = [[_moment(state, name, array) for state, array in pairs] for name in self.names]
+            self._objects = objects = addresses([self.data, self.data, *self._moments])
+        objects[1] = addresses([gradients])
+        pieces, tasks, work = self._cut
+        launch(kernel, objects, pieces, tasks, *arguments, work=work)
 
 
 def _moment(state: State, name: str, like: np.ndarray) -> np.ndarray:
