@@ -61,7 +61,7 @@ def sgd(objects, pieces, tasks, numbers, rows, parallel):
 
 @body
 def _rmsprop_piece(objects, tensor, first, stop, row):
-    moving = int64(row[OWN + 3] != 0)
+    moving = int64(row[OWN + 4])
     centred = objects.shape[0] > 3 + moving
     param, grad = tensor_at(row, objects[0, tensor], stop), tensor_at(row, objects[1, tensor], stop)
     square, velocity = tensor_at(row, objects[2, tensor], stop), tensor_at(row, objects[2 + moving, tensor], stop)
@@ -95,10 +95,10 @@ def _rmsprop_task(task, objects, pieces, tasks, numbers, rows):
 
 @driver
 def rmsprop(objects, pieces, tasks, numbers, rows, parallel):
-    """objects: (weights, gradients, squares), with velocities if momentum is not 0, with means of g if centred:
+    """objects: (weights, gradients, squares), with velocities if told, with means of g if there is one more column:
     s = keep s + share g^2, m = keep m + share g, d = momentum d + g / (sqrt(s - m^2) + eps), p += rate d.
 
-    numbers, further: keep, share, eps, momentum.
+    numbers, further: keep, share, eps, momentum, and 1 if there are velocities, else 0.
     """
     if parallel:
         for task in prange(tasks.size - 1):

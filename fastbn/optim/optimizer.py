@@ -14,19 +14,10 @@ from fastbn.optim.tensors import Batch, State
 
 Parameters = Module | Iterable[Parameter] | Iterable[dict[str, Any]]
 
-# Options that a saved state may lack, and those of PyTorch's that say how it computes or belong to its schedules.
+# Options that a saved state may lack, and PyTorch's that say how it computes or belong to its schedules.
 LATER = {"maximize": False, "amsgrad": False}
-IGNORED = {
-    "amsgrad",
-    "foreach",
-    "fused",
-    "capturable",
-    "differentiable",
-    "decoupled_weight_decay",
-    "initial_lr",
-    "max_lr",
-}
-IGNORED |= {"min_lr", "max_momentum", "base_momentum"}
+IGNORED = {"foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay", *LATER}
+IGNORED |= {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"}
 
 
 class Optimizer:
@@ -69,7 +60,8 @@ class Optimizer:
     def step(self) -> None:
         """Change every parameter that has a gradient, in place; those of a group and dtype in one pass.
 
-        Raises ShapeError, DtypeError, ArgumentError for a gradient of another shape or dtype, and read-only data.
+        Raises ShapeError for a gradient of another shape, DtypeError and ArgumentError for data that is neither float32
+        nor float64, that is read-only, or that two parameters share.
         """
         batches: dict[tuple[int, np.dtype], Batch] = {}
         first = 0

@@ -54,5 +54,5 @@ class RMSprop(Optimizer):
         return ["square_avg", *velocity, *(["grad_avg"] if group["centered"] else [])]
 
     def _numbers(self, group: dict[str, Any], count: int) -> list[float]:
-        alpha = float(group["alpha"])
-        return [*shared_numbers(group), alpha, 1.0 - alpha, float(group["eps"]), float(group["momentum"])]
+        alpha, momentum = float(group["alpha"]), float(group["momentum"])
+        return [*shared_numbers(group), alpha, 1.0 - alpha, float(group["eps"]), momentum, float(momentum != 0)]
