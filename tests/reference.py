@@ -361,6 +361,17 @@ def adam(param, grad, m, v, step, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay
     return param - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
 
 
+def rmsprop(param, grad, s, m, d, lr, alpha=0.99, eps=1e-8, weight_decay=0, momentum=0, centered=False):
+    """One RMSprop step. Returns (param, s, m, d): of squares, of gradients, the velocity."""
+    param, grad, s, m, d = map(_f64, (param, grad, s, m, d))
+    grad = grad + weight_decay * param
+    s = alpha * s + (1 - alpha) * grad**2
+    m = alpha * m + (1 - alpha) * grad
+    variance = s - m**2 if centered else s
+    d = momentum * d + grad / (np.sqrt(variance) + eps)
+    return param - lr * d, s, m, d
+
+
 def numerical_gradient(f, x, dy, h=1e-6):
     """Central differences of sum(f(x) * dy) with respect to every entry of x."""
     x, dy = _f64(x), _f64(dy)
