@@ -16,8 +16,8 @@ from export.choice import Choice
 from export.report.charts import Group, Point, bars, errors_by_layer
 from export.report.html import html_page, write_html
 from export.report.inspection import inspect_model
-from export.report.table import print_table, printable
 from export.report.text import LONG, print_report
+from fastbn._tables import print_table, printable
 from fastbn.errors import ArgumentError, ModelError
 
 HOSTILE = "<script>alert('x')</script>\"&\n\x1b[31m\N{RIGHT-TO-LEFT OVERRIDE}"

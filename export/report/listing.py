@@ -2,7 +2,7 @@
 
 from typing import Any, TextIO
 
-from export.report.table import Row, print_line, print_table
+from fastbn._tables import Row, print_line, print_table
 
 COLUMNS = ("batch norm", "operators", "channels", "eps", "reads", "read by", "gamma", "beta", "mean", "variance")
 
