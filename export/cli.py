@@ -17,6 +17,7 @@ import onnx_ir as ir
 import fastbn
 from export.calibration.adapt import BATCH_SIZE, calibrate_file, restore_file
 from export.calibration.calibrate import MODES
+from export.calibration.measure import measure
 from export.choice import Choice
 from export.convert import check_opset, export
 from export.data_files import read_samples
@@ -34,7 +35,7 @@ from fastbn import data, nn
 from fastbn._files import check_target
 from fastbn.cli import run as run_action
 from fastbn.cli import train_lenet
-from fastbn.errors import ArgumentError, ModelError
+from fastbn.errors import ArgumentError, FastbnError, ModelError
 from fastbn.nn.module import Module
 from fastbn.training import checkpoint
 
@@ -201,16 +202,23 @@ def _export_model(
 
 
 def _inspect(options: argparse.Namespace, source: Path) -> int:
+    samples = None if options.data is None else read_samples(options.data, source, batch_size=BATCH_SIZE)
+    overridable = options.allow_overridable
     try:
-        inspection = inspect_model(read_model(source), allow_overridable=options.allow_overridable)
+        model, measured = read_model(source), None
+        if samples is not None:
+            measured = measure(model, list(samples.batches()), samples.count, allow_overridable=overridable)
+        inspection = inspect_model(model, allow_overridable=overridable, measured=measured)
+    except FastbnError:
+        raise
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
-    listing = {"source": str(source), **asdict(inspection)}
     if options.json:
-        print(json.dumps(listing))
+        account = None if samples is None else samples.account
+        print(json.dumps({"source": str(source), "data": account, **asdict(inspection), "ok": inspection.ok}))
     else:
-        print_inspection(listing)
-    return 0
+        print_inspection(str(source), inspection, None if samples is None else str(samples.path))
+    return 0 if inspection.ok else 1
 
 
 def _fold(options: argparse.Namespace, model: ir.Model, source: Path) -> FoldReport:

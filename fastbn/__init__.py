@@ -7,6 +7,8 @@
 from fastbn import data, errors, functional, models, nn, optim
 from fastbn._memory import get_cache_limit, set_cache_limit
 from fastbn._threads import get_num_threads, set_num_threads
+from fastbn.diagnosis.doctor import Diagnosis, doctor
+from fastbn.diagnosis.finding import Finding
 from fastbn.nn.fold import fold
 from fastbn.nn.fuse import fuse
 from fastbn.nn.init import manual_seed
@@ -26,10 +28,13 @@ from fastbn.training import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "Epoch",
+    "Finding",
     "History",
     "Summary",
     "data",
+    "doctor",
     "errors",
     "evaluate",
     "fit",

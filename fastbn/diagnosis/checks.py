@@ -1,43 +1,29 @@
-"""What can be seen from a batch norm's own figures.
+"""What is wrong with a batch norm, by its own figures.
 
 Where the lines are drawn, and why there:
 
 - ``LEFT``: an average that starts at 0 and 1 keeps (1 - momentum)^batches of that start; from 5 % on, 28 batches with
   momentum 0.1, it shows in the outputs of a channel whose variance is far from 1.
 - ``LARGE_MOMENTUM``: above one half the last batch outweighs all the others together.
-- ``DEAD``: an output of so small a deviation beside neighbours of about 1 is lost in their rounding to float16, and
-  nearly always weight decay's doing.
-- ``LARGE_GAMMA``, ``LARGE_SCALE``: outputs have gamma for their deviation, and networks that train keep it below 10. With
-  eps 1e-5 the scale is at most 316 gamma.
-- ``LARGE_VARIANCE``: a deviation of 1e4; values of 7 deviations are beyond float16 then, and what made them was exploding.
-- ``eps`` counts more than the variance below it: the output no longer has gamma for its deviation.
-- ``GAP``, ``LARGE_GAP``: in deviations of the output. Trained networks have 0.02 to 0.2 on data that they have not seen;
-  at 1 the two outputs differ by as much as they vary. Of n samples ``NOISE`` / sqrt(n) is chance, twice the expected
-  distance of a mean and a variance of n normal values, (3 / 2n)^(1/2).
-- ``LOSS16``: one part in a hundred, twenty times the rounding of a normal number to float16.
-- ``HALF``: networks that are in good order have dead channels, and even those with variances below eps compute what
-  they were trained to. Fewer than half of a layer's are a note.
+- ``GAP``, ``LARGE_GAP``: in deviations of the output. Trained networks have 0.02 to 0.2 on data that they have not
+  seen; at 1 the two outputs differ by as much as they vary. ``NOISE`` / sqrt(n) of n samples is chance, twice the
+  expected distance of the mean and the variance of n normal values, (3 / 2n)^(1/2).
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from fastbn.diagnosis.channels import channel_complaints, count, dead_complaint, grouped
 from fastbn.diagnosis.finding import Complaint
+from fastbn.diagnosis.half import half_complaint
 from fastbn.diagnosis.vitals import Vitals
 
 LEFT = 0.05
 LARGE_MOMENTUM = 0.5
-DEAD = 1e-4
-LARGE_GAMMA = 100.0
-LARGE_SCALE = 1e3
-LARGE_VARIANCE = 1e8
 GAP = 0.3
 LARGE_GAP = 1.0
 NOISE = 2.5
-LOSS16 = 1e-2
-HALF = 0.5
-NAMED = 3  # channels that are named, of however many
 
 
 def complaints(vitals: Vitals) -> list[Complaint]:
@@ -69,8 +55,8 @@ def _defaults(vitals: Vitals) -> Iterator[Complaint]:
         return
     untouched = (vitals.mean == 0) & (vitals.variance == 1)
     if untouched.any():
-        after = "" if vitals.batches is None else f" after {_times(vitals.batches, 'batch')}"
-        what = f"mean 0 and variance 1, the initial values, in {count(untouched)}{after}: never trained?"
+        after = "" if vitals.batches is None else f", num_batches_tracked {vitals.batches}"
+        what = f"mean 0 and variance 1, the initial values, in {count(untouched)}{after}"
         yield Complaint("error", "default-statistics", what, float(untouched.sum()))
 
 
@@ -121,105 +107,18 @@ def _left(vitals: Vitals) -> float:
 
 
 def _channels(vitals: Vitals) -> Iterator[Complaint]:
-    """Channels that are dead, explode, have a variance below eps, or are lost in float16; each is said once."""
-    if vitals.gamma is None:
+    gamma, proper = vitals.gamma, vitals.proper
+    if gamma is None:
         return
-    size = np.abs(vitals.gamma)
-    dead = size < DEAD
-    if dead.any():
-        what = f"gamma is {_at_most(size[dead].max())} in {count(dead)}: nothing of the input passes"
-        yield Complaint(_by_share(dead), "dead", what, float(size[dead].max()))
-    scale, proper = vitals.scale, vitals.proper
-    if scale is None or proper is None or vitals.variance is None or vitals.eps is None or dead.shape != proper.shape:
+    if proper is None or vitals.variance is None or vitals.eps is None or gamma.shape != proper.shape:
+        yield from dead_complaint(gamma)
         return
-    spread = np.where(proper, vitals.variance, 1.0)
-    constant = ~dead & proper & (np.sqrt(spread / (spread + vitals.eps)) < DEAD)
-    if constant.any():
-        most, up = spread[constant].max(), np.abs(scale[constant]).max()
-        what = f"the variance is {_at_most(most)} in {count(constant)}: a constant input, and {up:.3g} times what is not"
-        yield Complaint(_by_share(constant), "dead", what, float(most))
-    alive = ~dead & ~constant & np.isfinite(size)
-    wild = np.zeros_like(alive)
-    figures = (("gamma", size, LARGE_GAMMA), ("gamma / sqrt(variance + eps)", np.abs(scale), LARGE_SCALE))
-    for name, values, most in (*figures, ("the variance", spread, LARGE_VARIANCE)):
-        large = alive & ~wild & (values > most)
-        wild |= large
-        if large.any():
-            worst = float(values[large].max())
-            yield Complaint("warning", "exploding", f"{name} reaches {worst:.3g} in {count(large)}", worst)
-    small = alive & ~wild & proper & (spread < vitals.eps)
-    if small.any():
-        least, up = spread[small].min(), np.abs(scale[small]).max()
-        what = (
-            f"the variance is down to {least:.3g}, below eps {vitals.eps:.3g}, in {count(small)}: the input hardly varies "
-            f"and is scaled up to {up:.3g} times"
-        )
-        yield Complaint(_by_share(small), "eps", what, float(least))
-    yield from _float16(vitals, scale, alive & ~wild & proper)
-
-
-def _float16(vitals: Vitals, scale: np.ndarray, asked: np.ndarray) -> Iterator[Complaint]:
-    """What the channels ``asked`` lose where parameters are cast to float16, before or after folding."""
-    losses = {role: np.where(asked, loss, 0) for role, loss in _losses16(vitals, scale)}
-    if not losses or not asked.any():
-        return
-    role = max(losses, key=lambda name: float(losses[name].max()))
-    lost = losses[role] > LOSS16
-    if lost.any():
-        worst = float(losses[role].max())
-        what = f"in float16 the {role} loses up to {min(worst, 1):.2g} of its value in {count(lost)}"
-        yield Complaint("note", "float16", what, min(worst, 1.0))
-
-
-def _losses16(vitals: Vitals, scale: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """(C,) relative errors by what is cast; that of the shift is relative to gamma, the output's deviation."""
-    assert vitals.gamma is not None
-    assert vitals.variance is not None
-    assert vitals.eps is not None
-    with np.errstate(all="ignore"):
-        apart = _half(vitals.gamma) / np.sqrt(_half(vitals.variance) + vitals.eps)
-        yield "scale", _relative(apart - scale, scale)
-        if vitals.mean is not None and vitals.beta is not None:
-            shift = vitals.beta - vitals.mean * scale
-            yield "folded bias", _relative(_half(shift) - shift, vitals.gamma)
-        if vitals.layer_weight is not None:
-            folded = vitals.layer_weight * scale[:, None]
-            yield "folded weight", _relative(_norm(_half(folded) - folded), _norm(folded))
-
-
-def _half(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float16).astype(np.float64)
-
-
-def _norm(rows: np.ndarray) -> np.ndarray:
-    return np.sqrt((rows * rows).sum(axis=1))
-
-
-def _relative(error: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """|error / size|, 0 where there is no error and 1 where it is not finite."""
-    return np.where(error == 0, 0.0, np.nan_to_num(np.abs(error / size), nan=1.0, posinf=1.0))
+    channels = grouped(gamma, vitals.variance, vitals.eps, proper)
+    yield from channel_complaints(vitals, channels)
+    yield from half_complaint(vitals, channels.others)
 
 
 def _useless_bias(vitals: Vitals) -> Iterator[Complaint]:
     if vitals.layer_bias and not vitals.frozen:
         what = f"the layer before it has a bias, which the mean takes away again: {vitals.layer_bias:,} parameters"
         yield Complaint("note", "useless-bias", what, float(vitals.layer_bias))
-
-
-def _by_share(channels: np.ndarray) -> str:
-    return "note" if channels.mean() < HALF else "warning"
-
-
-def _at_most(value: float) -> str:
-    return f"at most {value:.3g}" if value else "0"
-
-
-def _times(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 'es'}"
-
-
-def count(channels: np.ndarray) -> str:
-    """How many channels of a mask, and which are the first."""
-    first = ", ".join(str(index) for index in np.flatnonzero(channels)[:NAMED])
-    more = ", ..." if channels.sum() > NAMED else ""
-    return f"{int(channels.sum())} of {channels.size} channels ({first}{more})"

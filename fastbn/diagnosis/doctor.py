@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -98,8 +99,7 @@ def _layers_before(model: Module) -> dict[int, Module]:
         if isinstance(module, LayerBn) and not module.folded:
             before[id(module.bn)] = module.layer
         elif isinstance(module, (Sequential, Residual)) and type(module).forward in CHAINS:
-            chain = list(leaves(module))
-            for layer, norm in zip(chain, chain[1:], strict=False):
+            for layer, norm in pairwise(leaves(module)):
                 if isinstance(norm, BatchNorm) and fits(layer, norm, uses):
                     before[id(norm)] = layer
     return before

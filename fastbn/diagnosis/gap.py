@@ -59,7 +59,7 @@ def measure(model: Module, batches: Iterable[np.ndarray]) -> tuple[dict[str, Par
     for norm in norms:
         norm.momentum = 0.0
     trained = [*norms, *(module for module in probe.modules() if isinstance(module, LayerBn) and not module.folded)]
-    total = _Total()
+    total = Total()
     with recorded(norms) as moments:
         for batch in batches:
             eval_output = probe(batch)
@@ -77,8 +77,8 @@ def _train(modules: Sequence[Module], mode: bool) -> None:
         module.training, module._saved = mode, None
 
 
-class _Total:
-    """Sums over the outputs so far."""
+class Total:
+    """Sums over the outputs of a model so far."""
 
     def __init__(self) -> None:
         self.samples = self.changed = 0

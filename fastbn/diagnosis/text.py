@@ -12,6 +12,8 @@ from fastbn.diagnosis.vitals import Range
 
 COLUMNS = ("batch norm", "channels", "eps", "momentum", "batches", "gamma", "mean", "variance", "scale", "gap")
 
+SHOWN = 8  # findings of one kind, of however many
+
 
 def print_diagnosis(diagnosis: Diagnosis, file: TextIO | None = None) -> None:
     """Every batch norm and every finding; on a terminal, rows with an error or a warning stand out."""
@@ -21,8 +23,7 @@ def print_diagnosis(diagnosis: Diagnosis, file: TextIO | None = None) -> None:
     print_count(len(norms), len(marked), file)
     if norms:
         print_table(COLUMNS, [_row(norm) for norm in norms], file, marked=marked)
-    if diagnosis.output is not None:
-        print_line(f"{'output':<14}{_output(diagnosis.output)}", file)
+    print_output(diagnosis.output, file)
     print_findings(findings, file)
 
 
@@ -31,13 +32,26 @@ def print_count(norms: int, suspicious: int, file: TextIO | None = None) -> None
     print_line(f"{'batch norms':<14}{f'{norms:,}, {suspicious:,} with warnings' if norms else 'none'}", file)
 
 
+def print_output(gap: OutputGap | None, file: TextIO | None = None) -> None:
+    """What other statistics change in the output, where that was measured."""
+    if gap is not None:
+        relative = "an output that is no number" if gap.relative is None else f"the output moves by {gap.relative:.2%}"
+        changed = "" if gap.changed is None else f", the answer for {gap.changed:,}"
+        line = f"with the statistics of the data {relative}{changed} of {gap.samples:,} samples"
+        print_line(f"{'output':<14}{line}", file)
+
+
 def print_findings(findings: Sequence[Finding], file: TextIO | None = None) -> None:
-    """A line for each, what matters most first; then the verdict."""
-    for severity in SEVERITIES:
-        for finding in findings:
-            if finding.severity == severity:
-                way_out = f"; {finding.way_out}" if finding.way_out else ""
-                print_line(f"{severity:<14}{finding.layer}: {finding.what}{way_out}", file)
+    """A line for each, what matters most first, those of one kind together; then the verdict."""
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)):
+        alike.setdefault((finding.severity, finding.kind), []).append(finding)
+    for (severity, kind), group in alike.items():
+        for finding in group[:SHOWN]:
+            way_out = f"; {finding.way_out}" if finding.way_out else ""
+            print_line(f"{severity:<14}{finding.layer}: {finding.what}{way_out}", file)
+        if len(group) > SHOWN:
+            print_line(f"{severity:<14}{len(group) - SHOWN:,} more with {kind}", file)
     print_line(f"{'healthy':<14}{_verdict(findings)}", file)
 
 
@@ -45,12 +59,6 @@ def _verdict(findings: Sequence[Finding]) -> str:
     numbers = Counter(finding.severity for finding in findings)
     said = [f"{numbers[s]:,} {s}{'' if numbers[s] == 1 else 's'}" for s in SEVERITIES if numbers[s]]
     return ("yes" if is_healthy(findings) else "NO") + (f": {', '.join(said)}" if said else "")
-
-
-def _output(gap: OutputGap) -> str:
-    relative = "an output that is no number" if gap.relative is None else f"a difference of {gap.relative:.2%}"
-    changed = "" if gap.changed is None else f", another answer for {gap.changed:,}"
-    return f"batch instead of running statistics: {relative}{changed} ({gap.samples:,} samples)"
 
 
 def _name(norm: Examined) -> str:
