@@ -35,7 +35,7 @@ from fastbn import data, nn
 from fastbn._files import check_target
 from fastbn.cli import run as run_action
 from fastbn.cli import train_lenet
-from fastbn.errors import ArgumentError, FastbnError, ModelError
+from fastbn.errors import ArgumentError, ModelError
 from fastbn.nn.module import Module
 from fastbn.training import checkpoint
 
@@ -202,15 +202,13 @@ def _export_model(
 
 
 def _inspect(options: argparse.Namespace, source: Path) -> int:
-    samples = None if options.data is None else read_samples(options.data, source, batch_size=BATCH_SIZE)
+    samples = measured = None
     overridable = options.allow_overridable
+    if options.data is not None:
+        samples = read_samples(options.data, source, batch_size=BATCH_SIZE)
+        measured = measure(read_model(source), list(samples.batches()), samples.count, allow_overridable=overridable)
     try:
-        model, measured = read_model(source), None
-        if samples is not None:
-            measured = measure(model, list(samples.batches()), samples.count, allow_overridable=overridable)
-        inspection = inspect_model(model, allow_overridable=overridable, measured=measured)
-    except FastbnError:
-        raise
+        inspection = inspect_model(read_model(source), allow_overridable=overridable, measured=measured)
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
     if options.json:

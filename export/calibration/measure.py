@@ -8,13 +8,15 @@ import onnx_ir as ir
 
 from export.calibration.calibrate import calibrate_graph
 from export.calibration.running_stats import RunningStats
-from export.files import to_proto
+from export.files import BROKEN, to_proto
+from export.files.broken import reason
 from export.folding.chains import is_batch_norm
 from export.folding.constants import Constants
 from export.folding.inline import inline_functions
 from export.proof.inputs import Inputs
 from export.proof.runtime import run_model
 from fastbn.diagnosis.gap import OutputGap, Total
+from fastbn.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ def measure(model: ir.Model, batches: Sequence[Inputs], samples: int, *, allow_o
     Raises ModelError where the model cannot be run on them.
     """
     calibrated = model.clone()
-    inline_functions(calibrated)
+    try:
+        inline_functions(calibrated)
+    except BROKEN as error:
+        raise ModelError(f"inspect: the model must be valid ONNX, got {reason(error)}") from error
     report = calibrate_graph(calibrated, batches, allow_overridable=allow_overridable, progress=True)
     moved = {layer.batch_norm for layer in report.layers if layer.reason is None}
     constants = Constants(calibrated, allow_overridable)

@@ -155,13 +155,17 @@ def _listing(graph: Graph, node: ir.Node, measured: Measured | None) -> BatchNor
     arrays = {role: array.astype(np.float64) for role, array in found.items() if not isinstance(array, Refused)}
     epsilon = node.attributes.get("epsilon")
     eps = EPSILON if epsilon is None else None if epsilon.is_ref() else epsilon.as_float()
+    judged = arrays if len({array.shape for array in arrays.values()}) == 1 else {}
     moments = None if measured is None else measured.moments.get(str(node.outputs[0].name))
     gap = None
-    if moments is not None and len(arrays) == len(ROLES) and eps is not None:
-        gap = norm_gap(arrays["gamma"], arrays["mean"], arrays["variance"], eps, *moments)
+    if moments is not None and len(judged) == len(ROLES) and eps is not None:
+        gap = norm_gap(judged["gamma"], judged["mean"], judged["variance"], eps, *moments)
     vitals = Vitals(
-        *(arrays.get(role) for role in ROLES),
-        eps,
+        gamma=judged.get("gamma"),
+        beta=judged.get("beta"),
+        mean=judged.get("mean"),
+        variance=judged.get("variance"),
+        eps=eps,
         layer_bias=_bias_before(graph, node),
         gap=gap,
         samples=0 if measured is None else measured.samples,

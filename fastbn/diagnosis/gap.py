@@ -4,9 +4,9 @@ Of one batch norm, with m, v the mean and the biased variance of its input over 
 
     y_train - y_eval = gamma ((x - m) / sqrt(v + eps) - (x - r) / sqrt(u + eps))
 
-Its mean square over x, per channel, is gamma^2 (v (1 / sqrt(v + eps) - 1 / sqrt(u + eps))^2 + (m - r)^2 / (u + eps)),
-and that of y_train about its mean gamma^2 v / (v + eps). The gap is the root of the ratio of their sums over channels:
-0 where the statistics agree, 1 where the outputs differ by as much as they vary.
+Its mean square over x, per channel, is gamma^2 (v (1 / sqrt(v + eps) - 1 / sqrt(u + eps))^2 + (m - r)^2 / (u + eps)).
+The gap is the root of the sum over channels, divided by that of gamma^2: 0 where the statistics agree, 1 where the
+outputs differ by as much as they vary. Channels count as much as they matter to the output.
 """
 
 import copy
@@ -40,8 +40,8 @@ def norm_gap(
     """The gap of one batch norm; all (C,) float64, variances biased. None where it is no number."""
     with np.errstate(all="ignore"):
         batch_scale, scale = gamma / np.sqrt(batch_var + eps), gamma / np.sqrt(var + eps)
-        squares = batch_var * (batch_scale - scale) ** 2 + (scale * (batch_mean - mean)) ** 2
-        gap = float(np.sqrt(squares.sum() / (batch_var * batch_scale**2).sum()))
+        squares = (batch_var * (batch_scale - scale) ** 2 + (scale * (batch_mean - mean)) ** 2).sum()
+        gap = float(np.sqrt(squares / (gamma * gamma).sum())) if squares else 0.0
     return gap if np.isfinite(gap) else None
 
 

@@ -38,10 +38,11 @@ def _losses(vitals: Vitals) -> Iterator[tuple[str, np.ndarray]]:
         yield "folded scale", _relative(_half(scale) - scale, scale)
         if vitals.mean is not None and vitals.beta is not None:
             shift = vitals.beta - vitals.mean * scale
-            yield "folded bias", _relative(_half(shift) - shift, gamma)
+            yield "folded bias", np.where(np.isfinite(shift), _relative(_half(shift) - shift, gamma), 0.0)
         if vitals.layer_weight is not None:
             folded = vitals.layer_weight * scale[:, None]
-            yield "folded weight", _relative(_norm(_half(folded) - folded), _norm(folded))
+            size = _norm(folded)
+            yield "folded weight", np.where(np.isfinite(size), _relative(_norm(_half(folded) - folded), size), 0.0)
 
 
 def _half(values: np.ndarray) -> np.ndarray:

@@ -36,8 +36,8 @@ def print_output(gap: OutputGap | None, file: TextIO | None = None) -> None:
     """What other statistics change in the output, where that was measured."""
     if gap is not None:
         relative = "an output that is no number" if gap.relative is None else f"the output moves by {gap.relative:.2%}"
-        changed = "" if gap.changed is None else f", the answer for {gap.changed:,}"
-        line = f"with the statistics of the data {relative}{changed} of {gap.samples:,} samples"
+        changed = "" if gap.changed is None else f", the largest entry of {gap.changed:,} rows is another one"
+        line = f"with the statistics of the data {relative}{changed} ({gap.samples:,} samples)"
         print_line(f"{'output':<14}{line}", file)
 
 
