@@ -41,6 +41,7 @@ from fastbn.training import checkpoint
 
 TRAINING_ONLY = ("epochs", "seed")
 SAMPLES = 64  # of --data that the proof runs
+MEASURED = 1024  # of --data that --inspect runs: they are in memory together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,20 +203,21 @@ def _export_model(
 
 
 def _inspect(options: argparse.Namespace, source: Path) -> int:
-    samples = measured = None
-    overridable = options.allow_overridable
-    if options.data is not None:
-        samples = read_samples(options.data, source, batch_size=BATCH_SIZE)
-        measured = measure(read_model(source), list(samples.batches()), samples.count, allow_overridable=overridable)
+    samples, overridable = None, options.allow_overridable
     try:
-        inspection = inspect_model(read_model(source), allow_overridable=overridable, measured=measured)
+        model = read_model(source)
+        inspection = inspect_model(model, allow_overridable=overridable)
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
+    if options.data is not None:
+        samples = read_samples(options.data, source, batch_size=BATCH_SIZE, limit=MEASURED)
+        measured = measure(model, samples, allow_overridable=overridable)
+        inspection = inspect_model(model, allow_overridable=overridable, measured=measured)
+    account = None if samples is None else samples.account
     if options.json:
-        account = None if samples is None else samples.account
         print(json.dumps({"source": str(source), "data": account, **asdict(inspection), "ok": inspection.ok}))
     else:
-        print_inspection(str(source), inspection, None if samples is None else str(samples.path))
+        print_inspection(str(source), inspection, account)
     return 0 if inspection.ok else 1
 
 

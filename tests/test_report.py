@@ -12,7 +12,9 @@ from onnx import numpy_helper
 from onnx_models import BN, conv_bn, statistics, text_model
 
 from export import fold_onnx
+from export.calibration.measure import measure
 from export.choice import Choice
+from export.data_files import read_samples
 from export.report.charts import Group, Point, bars, errors_by_layer
 from export.report.html import html_page, write_html
 from export.report.inspection import inspect_model
@@ -612,6 +614,33 @@ def test_the_names_of_an_inspection_are_those_of_a_fold():
     read = ir.from_proto(model)
     inspect_model(read)
     assert len(read.graph) == 2  # nothing was inlined in the model itself
+
+
+def test_batch_norms_in_functions_are_measured_on_data(tmp_path):
+    """By the statistics of what they see: the second one's input is the first one's, cut and put right."""
+    rng = np.random.default_rng(0)
+    nodes = text_model("n = BatchNormalization(a, s, b, m, v) o = Relu(n)", {}, x="float a", y="float o").graph.node
+    names = ["a", "s", "b", "m", "v"]
+    model = text_model("c = my.Block(x, s, b, m, v) y = my.Block(c, s, b, m, v)", statistics(rng, 2))
+    model.functions.append(
+        onnx.helper.make_function("my", "Block", names, ["o"], nodes, [onnx.helper.make_opsetid("", 17)])
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("my", 1))
+    x = rng.normal(3, 2, (40, 2, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    read = ir.from_proto(model)
+    measured = measure(read, read_samples(tmp_path / "x.npy", model))
+    first, second = measured.moments.values()
+    np.testing.assert_allclose(first[0], x.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(first[1], x.var((0, 2, 3)), rtol=1e-5)
+    values = {tensor.name: numpy_helper.to_array(tensor)[:, None, None] for tensor in model.graph.initializer}
+    inner = np.maximum(
+        (x - first[0][:, None, None]) / np.sqrt(first[1] + 1e-5)[:, None, None] * values["s"] + values["b"], 0
+    )
+    np.testing.assert_allclose(second[0], inner.mean((0, 2, 3)), rtol=1e-4)
+    listed = inspect_model(read, measured=measured).batch_norms
+    assert all(norm.gap > 0.3 and norm.findings[0].kind == "gap" for norm in listed)
+    assert measured.output.samples == 40
 
 
 def test_batch_norms_in_subgraphs_are_listed():

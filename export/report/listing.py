@@ -1,6 +1,6 @@
 """``--inspect`` as text."""
 
-from typing import TextIO
+from typing import Any, TextIO
 
 from export.report.inspection import BatchNormListing, Inspection
 from fastbn._tables import Row, print_line, print_table
@@ -11,8 +11,13 @@ from fastbn.diagnosis.vitals import Range
 COLUMNS = ("batch norm", "operators", "channels", "eps", "reads", "read by", "gamma", "beta", "mean", "variance", "gap")
 
 
-def print_inspection(source: str, inspection: Inspection, data: str | None = None, file: TextIO | None = None) -> None:
-    """The model's lines, a row for each batch norm, and what is wrong with them; data: what was measured on."""
+def print_inspection(
+    source: str, inspection: Inspection, account: dict[str, Any] | None = None, file: TextIO | None = None
+) -> None:
+    """The model's lines, a row for each batch norm, and what is wrong with them.
+
+    account: of the samples that were measured on, see ``Samples``.
+    """
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in inspection.opsets.items())
     lines = [("read", source), ("opset", opsets), ("IR version", str(inspection.ir_version))]
     if inspection.producer:
@@ -21,8 +26,9 @@ def print_inspection(source: str, inspection: Inspection, data: str | None = Non
         shapes = [f"{port.name}: {port.dtype} {port.shape}" for port in ports]
         lines += [(label if index == 0 else "", shape) for index, shape in enumerate(shapes)]
     lines += [(key, f"{getattr(inspection, key):,}") for key in ("nodes", "parameters", "bytes")]
-    if data is not None:
-        lines.append(("data", data))
+    if account is not None:
+        left_out = f", {account['left_out']:,} left out" if account["left_out"] else ""
+        lines.append(("data", f"{account['samples']:,} samples of {account['data']}{left_out}"))
     for label, text in lines:
         print_line(f"{label:<14}{text}", file)
     norms = inspection.batch_norms
