@@ -5,7 +5,7 @@ Where the lines are drawn, and why there:
 - ``LEFT``: an average that starts at 0 and 1 keeps (1 - momentum)^batches of that start; from 5 % on, 28 batches with
   momentum 0.1, it shows in the outputs of a channel whose variance is far from 1.
 - ``LARGE_MOMENTUM``: above one half the last batch outweighs all the others together.
-- ``GAP``, ``LARGE_GAP``: in deviations of the output. Trained networks have 0.02 to 0.2 on data that they have not
+- ``GAP``, ``LARGE_GAP``: in deviations of the output. Trained networks have 0.01 to 0.2 on data that they have not
   seen; at 1 the two outputs differ by as much as they vary. ``NOISE`` / sqrt(n) of n samples is chance, twice the
   expected distance of the mean and the variance of n normal values, (3 / 2n)^(1/2).
 """

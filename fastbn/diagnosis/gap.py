@@ -26,7 +26,7 @@ class OutputGap:
     """The final output of a model with batch statistics beside that with running statistics.
 
     relative: root mean square of the difference over that of the output, None where it is no number. changed: rows of a
-    matrix whose largest entry is another one, None where the output is none. samples: how many there were.
+    matrix whose largest entry is another one, None where outputs are no matrices. samples: how many there were.
     """
 
     relative: float | None
