@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from fastbn import data, errors, functional, models, nn, optim
     from fastbn._memory import get_cache_limit, set_cache_limit
     from fastbn._threads import get_num_threads, set_num_threads
+    from fastbn.diagnosis.doctor import Diagnosis, doctor
+    from fastbn.diagnosis.finding import Finding
     from fastbn.nn.fold import fold
     from fastbn.nn.fuse import fuse
     from fastbn.nn.init import manual_seed
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "Epoch",
+    "Finding",
     "History",
     "Summary",
     "data",
+    "doctor",
     "errors",
     "evaluate",
     "fit",
@@ -52,6 +57,9 @@ __all__ = [
 
 _SUBMODULES = ("data", "errors", "functional", "models", "nn", "optim")
 _ELSEWHERE = {
+    "Diagnosis": "fastbn.diagnosis.doctor",
+    "doctor": "fastbn.diagnosis.doctor",
+    "Finding": "fastbn.diagnosis.finding",
     "get_cache_limit": "fastbn._memory",
     "set_cache_limit": "fastbn._memory",
     "get_num_threads": "fastbn._threads",

@@ -1,4 +1,4 @@
-"""``python -m fastbn``: train the built-in network, or compile the kernels ahead of time."""
+"""``python -m fastbn``: train the built-in network, examine a model, or compile the kernels ahead of time."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from fastbn import data, training
 from fastbn._files import check_target
+from fastbn.diagnosis import command as doctor
 from fastbn.errors import ArgumentError, FastbnError
 from fastbn.models import lenet
 from fastbn.nn.init import manual_seed
@@ -198,6 +199,7 @@ def _parser() -> Parser:
     warm.add_argument("model", nargs="?", help="a checkpoint; every float32 kernel without one")
     warm.add_argument("--input-shape", type=shape_of, metavar="C,H,W", help="one sample's shape")
     warm.set_defaults(action=_warmup)
+    doctor.add_to(commands, integer(1))
     return parser
 
 

@@ -41,7 +41,7 @@ def fold(model: Module) -> Module:
     folded = copy.deepcopy(model).eval()
     folded.zero_grad()
     folded = _without_pairs(folded)
-    uses = Counter(id(child) for module in folded.modules() for child in module.children())
+    uses = uses_of(folded)
     for prefix, module in list(folded.named_modules()):
         if isinstance(module, (Sequential, Residual)) and type(module).forward in CHAINS:
             _fold_chain(module, prefix, uses)
@@ -77,7 +77,7 @@ def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int
     chain = container.chain()
     previous: Module | None = None
     for name, module in chain:
-        if isinstance(module, BatchNorm) and previous is not None and _fits(previous, module, uses):
+        if isinstance(module, BatchNorm) and previous is not None and fits(previous, module, uses):
             who = f"fold: batch norm {prefix}.{name}" if prefix else f"fold: batch norm {name}"
             check_running_stats(who, module.running_mean, module.running_var, module.num_features)
             try:
@@ -89,7 +89,13 @@ def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int
             previous = module
 
 
-def _fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
+def uses_of(model: Module) -> Counter[int]:
+    """How many parents every module of ``model`` has, by its id."""
+    return Counter(id(child) for module in model.modules() for child in module.children())
+
+
+def fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
+    """Whether ``norm`` may be folded into ``layer``, right before it in a chain; uses: as ``uses_of`` counts them."""
     if not norm.track_running_stats or uses[id(layer)] != 1 or uses[id(norm)] != 1:
         return False
     if isinstance(layer, Conv):
