@@ -1,6 +1,6 @@
 """Layers with PyTorch's names, arguments, defaults and ``state_dict`` keys, and an explicit ``backward``."""
 
-from fastbn.nn import init
+from fastbn.nn import init, utils
 from fastbn.nn.activation import ReLU, ReLU6, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
@@ -13,7 +13,10 @@ from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.nn.parametrization import Parametrizations
 from fastbn.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from fastbn.nn.spectral_norm import SpectralNorm
+from fastbn.nn.weight_norm import WeightNorm
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -37,14 +40,18 @@ __all__ = [
     "MaxPool2d",
     "Module",
     "Parameter",
+    "Parametrizations",
     "ReLU",
     "ReLU6",
     "Residual",
     "Sequential",
     "Sigmoid",
+    "SpectralNorm",
+    "WeightNorm",
     "fold_",
     "freeze_bn_stats",
     "init",
     "unfold",
     "unfreeze_bn_stats",
+    "utils",
 ]

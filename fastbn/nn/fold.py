@@ -16,6 +16,7 @@ from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.nn.parametrization import unparametrize_all
 
 # A subclass with a forward of its own may do anything between its children.
 CHAINS = (Sequential.forward, Residual.forward)
@@ -32,7 +33,7 @@ def fold(model: Module) -> Module:
     their size again in memory; ``train`` and ``load_state_dict`` make writeable copies of them.
 
     Looks inside Sequential and Residual, and puts convolutions and linear layers (with their quantised weights) in the
-    place of ``LayerBn``. A batch norm stays where it has no running statistics, where it or its
+    place of ``LayerBn``; weight and spectral norms become plain weights. A batch norm stays where it has no running statistics, where it or its
     neighbour occurs twice in the model, or where nothing before it can take it. ``model`` is left as it is.
     Raises ArgumentError where the statistics cannot be folded (a negative variance), naming the layer.
     """
@@ -40,6 +41,7 @@ def fold(model: Module) -> Module:
         raise DtypeError(f"fold: model must be a fastbn.nn.Module, got {type(model).__name__}")
     folded = copy.deepcopy(model).eval()
     folded.zero_grad()
+    unparametrize_all(folded)
     folded = _without_pairs(folded)
     uses = Counter(id(child) for module in folded.modules() for child in module.children())
     for prefix, module in list(folded.named_modules()):

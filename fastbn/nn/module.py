@@ -41,8 +41,15 @@ class Module:
 
     @classmethod
     def rebuild(cls, options: Mapping[str, Any], children: Mapping[str, "Module"]) -> Self:
-        """A module with fresh values, from its ``config`` and its children, which a layer by itself has none of."""
-        return cls(**options)
+        """A module with fresh values, from its ``config`` and its children.
+
+        A layer by itself has none but ``parametrizations``; see ``fastbn.nn.parametrization``.
+        """
+        module = cls(**options)
+        if "parametrizations" in children:
+            for name, parametrization in children["parametrizations"].named_children():
+                parametrization.put_on(module, name)
+        return module
 
     def __call__(self, x: np.ndarray, **options: Any) -> np.ndarray:
         y = self.forward(x, **options)
@@ -92,6 +99,9 @@ class Module:
             table = self.__dict__.get(kind, {})
             if name in table:
                 return table[name]
+        parametrizations = self.__dict__.get("_modules", {}).get("parametrizations")
+        if parametrizations is not None and name in parametrizations._modules:
+            return parametrizations._modules[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
