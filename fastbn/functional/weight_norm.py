@@ -38,7 +38,10 @@ def weight_norm(v: np.ndarray, g: np.ndarray, dim: int | None = 0, *, out: np.nd
 def weight_norm_backward(
     dw: np.ndarray, v: np.ndarray, g: np.ndarray, dim: int | None = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of ``weight_norm``: (dv, dg), like v and g. dw: like v. Raises ShapeError, DtypeError, ArgumentError."""
+    """Gradients of ``weight_norm``: (dv, dg), like v and g.
+
+    dw: like v. Raises ShapeError, DtypeError, ArgumentError.
+    """
     who = "weight_norm_backward"
     _check(who, v, g, dim)
     check_same_dtype(who, "dw", dw, "v", v)
@@ -78,15 +81,15 @@ def _check(who: str, v: np.ndarray, g: np.ndarray, dim: int | None) -> None:
 
 def _as_rows(array: np.ndarray, dim: int | None) -> np.ndarray:
     """(R, M): the entries that share a norm in one row."""
-    whole = dim is None or dim == -1
-    rows = 1 if whole else array.shape[dim]
-    ordered = dense_c(array if whole else np.moveaxis(array, dim, 0))
-    return as_flat(ordered).reshape(rows, array.size // max(rows, 1))
+    if dim is None or dim == -1:
+        return as_flat(dense_c(array)).reshape(1, -1)
+    rows = array.shape[dim]
+    return as_flat(dense_c(np.moveaxis(array, dim, 0))).reshape(rows, array.size // max(rows, 1))
 
 
 def _from_rows(rows: np.ndarray, shape: tuple[int, ...], dim: int | None) -> np.ndarray:
     """``_as_rows`` undone, C-contiguous."""
-    if dim is None or dim == -1 or dim == 0:
+    if dim is None or dim == -1:
         return rows.reshape(shape)
     moved = (shape[dim], *shape[:dim], *shape[dim + 1 :])
     return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, dim))

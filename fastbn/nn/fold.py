@@ -33,8 +33,9 @@ def fold(model: Module) -> Module:
     their size again in memory; ``train`` and ``load_state_dict`` make writeable copies of them.
 
     Looks inside Sequential and Residual, and puts convolutions and linear layers (with their quantised weights) in the
-    place of ``LayerBn``; weight and spectral norms become plain weights. A batch norm stays where it has no running statistics, where it or its
-    neighbour occurs twice in the model, or where nothing before it can take it. ``model`` is left as it is.
+    place of ``LayerBn``, plain weights in that of weight and spectral norms. A batch norm stays where it has no running
+    statistics, where it or its neighbour occurs twice in the model, or where nothing before it can take it. ``model``
+    is left as it is.
     Raises ArgumentError where the statistics cannot be folded (a negative variance), naming the layer.
     """
     if not isinstance(model, Module):

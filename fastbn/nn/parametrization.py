@@ -103,5 +103,5 @@ def unparametrize_all(model: Module) -> None:
     for module in list(model.modules()):
         holder = module._modules.get("parametrizations")
         if isinstance(holder, Parametrizations):
-            for name, found in list(holder.named_children()):
+            for name in list(holder._modules):
                 unparametrize(module, name, Parametrization)  # type: ignore[type-abstract]

@@ -38,12 +38,12 @@ class SpectralNorm(Parametrization):
         return {"n_power_iterations": self.n_power_iterations, "eps": self.eps, "dim": self.dim}
 
     def _adopt(self, weight: Parameter) -> None:
-        vectors = [np.empty(size, weight.dtype) for size in as_matrix("spectral_norm", weight.data, self.dim).shape]
-        for vector in vectors:
-            init.normal_(vector)
-        divided(weight.data, *vectors, FIRST_ITERATIONS, self.eps, self.dim)
+        rows, columns = as_matrix("spectral_norm", weight.data, self.dim).shape
+        u = init.normal_(np.empty(rows, weight.dtype))
+        v = init.normal_(np.empty(columns, weight.dtype))
+        divided(weight.data, u, v, FIRST_ITERATIONS, self.eps, self.dim)
         self.original = weight
-        for name, vector in zip(VECTORS, vectors, strict=True):
+        for name, vector in zip(VECTORS, (u, v), strict=True):
             self.register_buffer(name, vector)
 
     @property
@@ -67,9 +67,9 @@ def spectral_norm(
 
     module: a Linear or convolution, whose weight is a matrix with axis ``dim`` first. n_power_iterations: steps towards
     the singular value in every forward pass of training; none in eval mode. eps: the least length that a vector is
-    divided by; a weight of zeros becomes NaN. State is named ``parametrizations.weight.original``, ``parametrizations.weight.0._u`` and ``_v``, as by
-    ``torch.nn.utils.parametrizations.spectral_norm``. ``remove_spectral_norm`` and ``fastbn.fold`` give a plain weight
-    back, and so does an export. Returns ``module``.
+    divided by; a weight of zeros becomes NaN. State is named ``parametrizations.weight.original``,
+    ``parametrizations.weight.0._u`` and ``_v``, as by ``torch.nn.utils.parametrizations.spectral_norm``.
+    ``remove_spectral_norm`` and ``fastbn.fold`` give a plain weight back, and so does an export. Returns ``module``.
     Raises DtypeError, ShapeError, ArgumentError.
     """
     SpectralNorm(n_power_iterations, eps, dim).put_on(module, name)
