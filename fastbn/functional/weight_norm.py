@@ -25,14 +25,10 @@ def weight_norm(v: np.ndarray, g: np.ndarray, dim: int | None = 0, *, out: np.nd
     _check(who, v, g, dim)
     if out is not None:
         check_out(who, out, v.shape, np.empty((0, 0), native(v)), may_be={"v": v}, apart_from={"g": g})
-    rows = _as_rows(v, dim)
-    scaled = np.empty(rows.shape, native(v))
-    launch(normalize_weight, rows, _as_vector(g), scaled, work=v.size)
-    result = _from_rows(scaled, v.shape, dim)
-    if out is None:
-        return result
-    out[...] = result
-    return out
+    target = np.empty(v.shape, native(v)) if out is None else out
+    rows = _as_rows(target, dim)
+    launch(normalize_weight, _as_rows(v, dim), _as_vector(g), rows, work=v.size)
+    return _written(rows, target, dim)
 
 
 def weight_norm_backward(
@@ -46,10 +42,10 @@ def weight_norm_backward(
     _check(who, v, g, dim)
     check_same_dtype(who, "dw", dw, "v", v)
     check_shape(who, "dw", dw, v.shape, "as v")
-    rows = _as_rows(v, dim)
-    dv, dg = np.empty(rows.shape, native(v)), np.empty(len(rows))
-    launch(normalize_weight_backward, _as_rows(dw, dim), rows, _as_vector(g), dv, dg, work=2 * v.size)
-    return _from_rows(dv, v.shape, dim), dg.astype(native(g)).reshape(g.shape)
+    dv, dg = np.empty(v.shape, native(v)), np.empty(g.size)
+    rows = _as_rows(dv, dim)
+    launch(normalize_weight_backward, _as_rows(dw, dim), _as_rows(v, dim), _as_vector(g), rows, dg, work=2 * v.size)
+    return _written(rows, dv, dim), dg.astype(native(g)).reshape(g.shape)
 
 
 def norm_except_dim(v: np.ndarray, dim: int | None = 0) -> np.ndarray:
@@ -80,19 +76,19 @@ def _check(who: str, v: np.ndarray, g: np.ndarray, dim: int | None) -> None:
 
 
 def _as_rows(array: np.ndarray, dim: int | None) -> np.ndarray:
-    """(R, M): the entries that share a norm in one row."""
+    """(R, M): the entries that share a norm in one row; a view of ``array`` where they lie so."""
     if dim is None or dim == -1:
         return as_flat(dense_c(array)).reshape(1, -1)
     rows = array.shape[dim]
     return as_flat(dense_c(np.moveaxis(array, dim, 0))).reshape(rows, array.size // max(rows, 1))
 
 
-def _from_rows(rows: np.ndarray, shape: tuple[int, ...], dim: int | None) -> np.ndarray:
-    """``_as_rows`` undone, C-contiguous."""
-    if dim is None or dim == -1:
-        return rows.reshape(shape)
-    moved = (shape[dim], *shape[:dim], *shape[dim + 1 :])
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, dim))
+def _written(rows: np.ndarray, target: np.ndarray, dim: int | None) -> np.ndarray:
+    """``target`` with the values of its ``_as_rows``."""
+    if not np.may_share_memory(rows, target):
+        moved = np.moveaxis(target, dim or 0, 0)
+        moved[...] = rows.reshape(moved.shape)
+    return target
 
 
 def _as_vector(g: np.ndarray) -> np.ndarray:

@@ -7,14 +7,17 @@ from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
 from fastbn.nn.conv import Conv1d, Conv2d, Conv3d
 from fastbn.nn.conv_bn import ConvBn1d, ConvBn2d, ConvBn3d, LinearBn1d
 from fastbn.nn.dropout import Dropout
+from fastbn.nn.fixup import FixupResidual
 from fastbn.nn.fold_training import fold_, freeze_bn_stats, unfold, unfreeze_bn_stats
 from fastbn.nn.fuse import ConvBnReLU2d
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
+from fastbn.nn.model_init import fixup_, init_weights_, zero_gamma_
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 from fastbn.nn.parametrization import Parametrizations
 from fastbn.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from fastbn.nn.scalar_affine import ScalarAffine
 from fastbn.nn.spectral_norm import SpectralNorm
 from fastbn.nn.weight_norm import WeightNorm
 
@@ -33,6 +36,7 @@ __all__ = [
     "ConvBnReLU2d",
     "CrossEntropyLoss",
     "Dropout",
+    "FixupResidual",
     "Flatten",
     "Identity",
     "Linear",
@@ -44,14 +48,18 @@ __all__ = [
     "ReLU",
     "ReLU6",
     "Residual",
+    "ScalarAffine",
     "Sequential",
     "Sigmoid",
     "SpectralNorm",
     "WeightNorm",
+    "fixup_",
     "fold_",
     "freeze_bn_stats",
     "init",
+    "init_weights_",
     "unfold",
     "unfreeze_bn_stats",
     "utils",
+    "zero_gamma_",
 ]
