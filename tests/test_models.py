@@ -142,7 +142,22 @@ def test_mobilenet_v2_trains_on_small_pictures_of_any_channels(rng):
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda: models.lenet(norm="layer"), ArgumentError, "lenet: norm must be one of batch, none, got 'layer'"),
+        (lambda: models.lenet(norm="x"), ArgumentError, "lenet: norm must be one of batch, .*, none, got 'x'"),
+        (lambda: models.mlp(norm=None), ArgumentError, "mlp: norm must be one of batch, .*, none, got None"),
+        (lambda: models.mlp(placement="in"), ArgumentError, "mlp: placement must be 'pre' or 'post', got 'in'"),
+        (
+            lambda: models.mlp(activation="tanh"),
+            ArgumentError,
+            "mlp: activation must be 'sigmoid' or 'relu', got 'tanh'",
+        ),
+        (lambda: models.mlp(in_features=0), ArgumentError, "mlp: in_features must be at least 1, got 0"),
+        (lambda: models.mlp(hidden=(3, 0)), ArgumentError, "Linear: out_features must be at least 1, got 0"),
+        (lambda: models.resnet18(norm_layer="x"), ArgumentError, "resnet: norm must be one of batch, .*, got 'x'"),
+        (
+            lambda: models.resnet18(zero_init_residual=True, norm_layer="none"),
+            ArgumentError,
+            "zero_gamma_: model must have a Residual block that ends in a norm, got none in Sequential",
+        ),
         (lambda: models.lenet(num_classes=0), ArgumentError, "out_features must be at least 1, got 0"),
         (lambda: models.lenet(in_channels=1.0), DtypeError, "in_channels must be an integer, got float"),
         (lambda: models.resnet18(num_classes=0), ArgumentError, "num_classes must be at least 1, got 0"),

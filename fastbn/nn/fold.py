@@ -57,7 +57,7 @@ def fold(model: Module) -> Module:
 
 
 def fold_scalars(model: Module) -> Module:
-    """A copy of ``model`` in which every ScalarAffine that ``fold`` can fold away is, and nothing else but norms of weights."""
+    """A copy of ``model`` without the scalars and the norms of weights that ``fold`` takes away; batch norms stay."""
     folded = copy.deepcopy(model)
     unparametrize_all(folded)
     _fold_chains(folded, (ScalarAffine,))
