@@ -1,4 +1,4 @@
-"""Weight norm and spectral norm: their twins, PyTorch's layers and checkpoints, folding, export, and what they refuse."""
+"""Weight norm and spectral norm: their twins, PyTorch's layers and checkpoints, folding, export, refusals."""
 
 import copy
 
@@ -15,7 +15,7 @@ import export
 import fastbn
 import fastbn.functional as F
 from fastbn import nn
-from fastbn.errors import ArgumentError, DtypeError, StateError
+from fastbn.errors import ArgumentError, DtypeError, ShapeError, StateError
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(5, 7), (4, 3, 3, 3), (6, 5, 3), (2, 3, 2, 2, 2), (1, 40), (40, 1), (3,)]
@@ -298,7 +298,7 @@ REFUSED = [
         ArgumentError,
         "weight_norm: weight must have a direction, got zeros alone at index 0",
     ),
-    (lambda: nn.utils.spectral_norm(LINEAR, "bias"), Exception, "weight must have at least 2 axes, got shape"),
+    (lambda: nn.utils.spectral_norm(LINEAR, "bias"), ShapeError, "weight must have at least 2 axes, got shape"),
     (lambda: nn.utils.spectral_norm(LINEAR, n_power_iterations=0), ArgumentError, "must be at least 1, got 0"),
     (lambda: nn.utils.spectral_norm(LINEAR, eps="0"), DtypeError, "eps must be a number, got str"),
     (
