@@ -7,6 +7,7 @@ dg = dw . v / |v|,   dv = g / |v| (dw - dg v / |v|)       (equation 3)
 import numpy as np
 
 from fastbn._checks import check_float, check_same_dtype, check_shape
+from fastbn._memory import empty
 from fastbn._threads import launch
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ArgumentError, DtypeError, ShapeError
@@ -25,7 +26,7 @@ def weight_norm(v: np.ndarray, g: np.ndarray, dim: int | None = 0, *, out: np.nd
     _check(who, v, g, dim)
     if out is not None:
         check_out(who, out, v.shape, np.empty((0, 0), native(v)), may_be={"v": v}, apart_from={"g": g})
-    target = np.empty(v.shape, native(v)) if out is None else out
+    target = empty(v.shape, native(v)) if out is None else out
     rows = _as_rows(target, dim)
     launch(normalize_weight, _as_rows(v, dim), _as_vector(g), rows, work=v.size)
     return _written(rows, target, dim)
@@ -42,7 +43,7 @@ def weight_norm_backward(
     _check(who, v, g, dim)
     check_same_dtype(who, "dw", dw, "v", v)
     check_shape(who, "dw", dw, v.shape, "as v")
-    dv, dg = np.empty(v.shape, native(v)), np.empty(g.size)
+    dv, dg = empty(v.shape, native(v)), np.empty(g.size)
     rows = _as_rows(dv, dim)
     launch(normalize_weight_backward, _as_rows(dw, dim), _as_rows(v, dim), _as_vector(g), rows, dg, work=2 * v.size)
     return _written(rows, dv, dim), dg.astype(native(g)).reshape(g.shape)
