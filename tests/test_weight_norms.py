@@ -279,6 +279,14 @@ def test_a_summary_counts_what_the_layer_multiplies():
     assert after.parameters == before.parameters + 3
 
 
+def test_a_parametrised_weight_is_not_replaced_unseen():
+    module = nn.utils.weight_norm(nn.Linear(2, 2))
+    sentence = "Linear: weight must be a plain parameter to be replaced, got one with weight_norm; remove that first"
+    with pytest.raises(StateError, match=sentence):
+        module.weight = nn.Parameter(np.ones((2, 2), np.float32))
+    nn.utils.remove_weight_norm(module).weight = nn.Parameter(np.ones((2, 2), np.float32))
+
+
 LINEAR = nn.Linear(2, 2)
 REFUSED = [
     (lambda: nn.utils.weight_norm(5), DtypeError, "weight_norm: module must be a fastbn.nn.Module, got int"),

@@ -78,6 +78,9 @@ class Module:
         tables: tuple[dict[str, Any], ...] = (self._parameters, self._buffers, self._modules)
         table = next((t for t in tables if name in t), None)
         if isinstance(value, (Parameter, Module)):
+            if name in self._parametrized():
+                got = f"one with {self._parametrized()[name].who}; remove that first"
+                raise StateError(f"{type(self).__name__}: {name} must be a plain parameter to be replaced, got {got}")
             own = self._parameters if isinstance(value, Parameter) else self._modules
             for other in tables:
                 if other is not own:
@@ -99,10 +102,15 @@ class Module:
             table = self.__dict__.get(kind, {})
             if name in table:
                 return table[name]
-        parametrizations = self.__dict__.get("_modules", {}).get("parametrizations")
-        if parametrizations is not None and name in parametrizations._modules:
-            return parametrizations._modules[name]
+        parametrized = self._parametrized()
+        if name in parametrized:
+            return parametrized[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def _parametrized(self) -> dict[str, Any]:
+        """What stands in the place of parameters, by name; see ``fastbn.nn.parametrization``."""
+        holder = self.__dict__.get("_modules", {}).get("parametrizations")
+        return {} if holder is None else holder._modules
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter, or its absence."""

@@ -130,8 +130,7 @@ def _own_parameters(module: Module) -> int:
 
 def _computed_parameters(module: Module) -> int:
     """Of weights that are parametrised: what the layer itself multiplies with."""
-    holder = module._modules.get("parametrizations")
-    return 0 if holder is None else sum(weight.size for weight in holder.children())
+    return sum(weight.size for weight in module._parametrized().values())
 
 
 def _label(row: Row) -> str:
