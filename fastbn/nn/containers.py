@@ -43,11 +43,11 @@ class Sequential(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Each module's output is the next one's input."""
         if self.fused and self.training:
-            steps = as_blocks(leaves_of(self))
+            steps = as_blocks(leaves(self))
             self._keep(steps)
             return block.forward(steps, x)
         if self.fused:
-            return block.infer(list(leaves_of(self)), x)[0]
+            return block.infer(list(leaves(self)), x)[0]
         for _, module in self.chain():
             x = module(x)
         return x
@@ -132,7 +132,7 @@ class Residual(Module):
 
     def _forward_fused(self, x: np.ndarray) -> np.ndarray:
         """The last block adds the shortcut, and is cut by the ReLU if that is the activation."""
-        steps = as_blocks(leaves_of(self))
+        steps = as_blocks(leaves(self))
         activation = self._modules.get("activation")
         joined = bool(steps) and isinstance(steps[-1], Block) and not steps[-1].relu
         body, last = (steps[:-1], steps[-1]) if joined else (steps, None)
@@ -154,7 +154,7 @@ class Residual(Module):
         shortcut = self.downsample(x) if "downsample" in self._modules else x
         activation = self._modules.get("activation")
         cut = activation is not None and absorbs_relu(activation)
-        y, joined = block.infer(list(leaves_of(self)), x, shortcut, cut)
+        y, joined = block.infer(list(leaves(self)), x, shortcut, cut)
         if not joined:
             check_shape("Residual", "the shortcut", shortcut, y.shape, "as the body's output")
             y = y + shortcut
@@ -197,11 +197,11 @@ class Identity(Module):
         return dy
 
 
-def leaves_of(container: Sequential | Residual) -> Iterator[Module]:
+def leaves(container: Sequential | Residual) -> Iterator[Module]:
     """The modules of a chain in their order, those of a Sequential in its place."""
     for _, module in container.chain():
         if isinstance(module, Sequential) and type(module).forward is Sequential.forward and not module._forward_hooks:
-            yield from leaves_of(module)
+            yield from leaves(module)
         else:
             yield module
 

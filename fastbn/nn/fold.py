@@ -85,7 +85,7 @@ def _without_pairs(model: Module) -> Module:
 
 def _fold_chains(model: Module, kinds: tuple[type[Module], ...]) -> None:
     """Fold what is of one of ``kinds`` into its neighbours, in place."""
-    uses = Counter(id(child) for module in model.modules() for child in module.children())
+    uses = uses_of(model)
     for prefix, module in list(model.named_modules()):
         if isinstance(module, (Sequential, Residual)) and type(module).forward in CHAINS:
             _fold_chain(module, prefix, uses, kinds)
@@ -96,7 +96,7 @@ def _fold_chain(
 ) -> None:
     previous_name, previous = "", None
     for name, module in container.chain():
-        if previous is not None and isinstance(module, kinds) and _fits(previous, module, uses):
+        if previous is not None and isinstance(module, kinds) and fits(previous, module, uses):
             _absorb(previous, module, f"{prefix}.{name}" if prefix else name)
             del container._modules[name]
             continue
@@ -106,8 +106,13 @@ def _fold_chain(
         previous_name, previous = name, module
 
 
-def _fits(layer: Module, affine: Module, uses: Counter[int]) -> bool:
-    """Whether ``layer`` can take in ``affine`` behind it."""
+def uses_of(model: Module) -> Counter[int]:
+    """How many parents every module of ``model`` has, by its id."""
+    return Counter(id(child) for module in model.modules() for child in module.children())
+
+
+def fits(layer: Module, affine: Module, uses: Counter[int]) -> bool:
+    """Whether ``layer`` can take in ``affine``, right behind it in a chain; uses: as ``uses_of`` counts them."""
     if uses[id(layer)] != 1 or uses[id(affine)] != 1:
         return False
     if isinstance(affine, ScalarAffine):

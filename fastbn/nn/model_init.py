@@ -5,7 +5,7 @@ from typing import Any
 
 from fastbn.errors import ArgumentError, DtypeError
 from fastbn.nn import init
-from fastbn.nn.containers import Residual, leaves_of
+from fastbn.nn.containers import Residual, leaves
 from fastbn.nn.conv import Conv
 from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.linear import Linear
@@ -60,7 +60,7 @@ def fixup_(model: Module, mode: str = "fan_out") -> Module:
     inside = {id(module) for block in blocks for module in block.modules()}
     last = [module for module in model.modules() if isinstance(module, WEIGHTED) and id(module) not in inside][-1:]
     for block in blocks:
-        layers = [leaf for leaf in leaves_of(block) if isinstance(leaf, WEIGHTED)]
+        layers = [leaf for leaf in leaves(block) if isinstance(leaf, WEIGHTED)]
         for layer in layers[:-1]:
             layer.weight.data[...] *= len(blocks) ** (-1.0 / (2 * len(layers) - 2))
         last += layers[-1:]
@@ -83,7 +83,7 @@ def _residuals(model: Module) -> list[Residual]:
 
 def _last_gamma(block: Residual) -> Parameter | None:
     """The weight of the norm that the body ends in; what has none is passed over, a layer ends the search."""
-    for leaf in reversed(list(leaves_of(block))):
+    for leaf in reversed(list(leaves(block))):
         module = leaf.bn if isinstance(leaf, LayerBn) and not leaf.folded else leaf
         if isinstance(module, (*WEIGHTED, Residual, ScalarAffine)):
             return None
