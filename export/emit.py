@@ -134,6 +134,15 @@ def _layer_bn(emitter: Emitter, module: LayerBn, path: str, x: ir.Value, rank: i
     return (emitter.node(_join(path, "relu"), "Relu", [x]) if module.relu else x), rank
 
 
+def _scalar_affine(
+    emitter: Emitter, module: nn.ScalarAffine, path: str, x: ir.Value, rank: int
+) -> tuple[ir.Value, int]:
+    weight, bias = _parameters(emitter, module, path, "weight", "bias")
+    if weight is not None:
+        x = emitter.node(_join(path, "mul"), "Mul", [x, weight])
+    return (x if bias is None else emitter.node(_join(path, "add"), "Add", [x, bias])), rank
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
 
@@ -195,6 +204,7 @@ WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
     Conv: _conv,
     nn.Linear: _linear,
     BatchNorm: _batch_norm,
+    nn.ScalarAffine: _scalar_affine,
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _same_rank("GlobalAveragePool"),

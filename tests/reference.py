@@ -313,6 +313,23 @@ def sigmoid_backward(dy, x):
     return _f64(dy) * sigmoid(x) * sigmoid(-x)
 
 
+def weight_norm(v, g, dim=0):
+    """g v / |v|, with |v| over all axes but ``dim``, or over all of them if that is None."""
+    v = _f64(v)
+    axes = None if dim is None else tuple(axis for axis in range(v.ndim) if axis != dim)
+    return _f64(g) * v / np.sqrt(np.sum(v**2, axis=axes, keepdims=dim is not None))
+
+
+def spectral_norm(weight, u, v, steps=1, dim=0):
+    """(weight / (u^T W v), u, v) after power iteration on W, whose rows are the indices of ``dim``."""
+    weight, u, v = _f64(weight), _f64(u), _f64(v)
+    matrix = np.stack([np.take(weight, index, axis=dim).ravel() for index in range(weight.shape[dim])])
+    for _ in range(steps):
+        u = matrix @ v / np.linalg.norm(matrix @ v)
+        v = matrix.T @ u / np.linalg.norm(matrix.T @ u)
+    return weight / (u @ matrix @ v), u, v
+
+
 def _log_softmax(logits):
     """log(softmax) over the class axis 1."""
     shifted = logits - logits.max(axis=1, keepdims=True)

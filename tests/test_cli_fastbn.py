@@ -61,7 +61,7 @@ def epochs(line):
 # Training
 
 
-@pytest.mark.parametrize("norm", ["both", "batch", "none"])
+@pytest.mark.parametrize("norm", ["both", "batch", "none", "fixup"])
 def test_train(cli, folder, norm):
     out, err = cli(*TRAIN, "--epochs", "1", "--norm", norm)
     norms = ["batch", "none"] if norm == "both" else [norm]

@@ -386,6 +386,11 @@ def test_norms_and_biases_of_a_model_do_not_decay_unless_told():
     assert names_of(model[1], optim.param_groups(model[1])) == [({"weight", "bias"}, 0.0)]
 
 
+def test_a_weight_with_a_spectral_norm_decays():
+    layer = nn.utils.spectral_norm(nn.Linear(3, 2))
+    assert names_of(layer, optim.param_groups(layer)) == [({"parametrizations.weight.original"}, "own"), ({"bias"}, 0.0)]
+
+
 def test_an_optimizer_of_a_model_decays_its_weights_alone(rng):
     model = small()
     before = {name: parameter.data.copy() for name, parameter in model.named_parameters()}

@@ -54,6 +54,8 @@ def doors(image, matrix, relu, groups, count_include_pad):
     for bias in None, np.ones(5, matrix.dtype):
         y = F.linear(matrix, np.ones((5, matrix.shape[1]), matrix.dtype), bias, relu=relu)
     F.linear_backward(y, matrix, np.ones((5, matrix.shape[1]), matrix.dtype))
+    F.weight_norm_backward(F.weight_norm(matrix, matrix[:, :1]), matrix, matrix[:, :1])
+    F.weight_norm(image, image[:1, :, :1, :1], 1)
     y, indices = F.max_pool2d_forward(image, 2)
     F.max_pool2d_backward(y, indices, image.shape)
     F.avg_pool2d_backward(F.avg_pool2d(image, 2, count_include_pad=count_include_pad), image, 2)

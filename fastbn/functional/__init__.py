@@ -15,9 +15,13 @@ from fastbn.functional.pooling import (
     max_pool2d_backward,
     max_pool2d_forward,
 )
+from fastbn.functional.scalar_affine import scalar_affine, scalar_affine_backward, scalar_affine_forward
+from fastbn.functional.spectral_norm import SpectralNormSaved, spectral_norm, spectral_norm_backward
+from fastbn.functional.weight_norm import norm_except_dim, weight_norm, weight_norm_backward
 
 __all__ = [
     "BatchNormSaved",
+    "SpectralNormSaved",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
@@ -39,10 +43,18 @@ __all__ = [
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool2d_forward",
+    "norm_except_dim",
     "relu",
     "relu6",
     "relu6_backward",
     "relu_backward",
+    "scalar_affine",
+    "scalar_affine_backward",
+    "scalar_affine_forward",
     "sigmoid",
     "sigmoid_backward",
+    "spectral_norm",
+    "spectral_norm_backward",
+    "weight_norm",
+    "weight_norm_backward",
 ]

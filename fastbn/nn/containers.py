@@ -22,7 +22,7 @@ class Sequential(Module):
 
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
         super().__init__()
-        for name, module in _named("Sequential", modules):
+        for name, module in named("Sequential", modules):
             self.add_module(name, module)
 
     @classmethod
@@ -82,7 +82,7 @@ class Residual(Module):
         activation: Module | None = None,
     ) -> None:
         super().__init__()
-        for name, module in _named("Residual", body):
+        for name, module in named("Residual", body):
             if name in self.OWN:
                 raise ArgumentError(f"Residual: the body's names must not be {' or '.join(self.OWN)}, got {name}")
             self.add_module(name, module)
@@ -206,7 +206,8 @@ def leaves(container: Sequential | Residual) -> Iterator[Module]:
             yield module
 
 
-def _named(who: str, modules: tuple[Any, ...]) -> list[tuple[str, Module]]:
+def named(who: str, modules: tuple[Any, ...]) -> list[tuple[str, Module]]:
+    """The arguments of a container as pairs of names and modules. Raises DtypeError, ArgumentError."""
     pairs = (
         [(str(name), module) for name, module in modules[0].items()]
         if len(modules) == 1 and isinstance(modules[0], Mapping)

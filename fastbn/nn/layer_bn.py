@@ -19,6 +19,7 @@ from fastbn.nn.batchnorm import BatchNorm
 from fastbn.nn.containers import Sequential
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.nn.parametrization import Parametrization
 
 MODES = ("batch", "corrected")
 
@@ -53,6 +54,8 @@ class LayerBn(Module):
         for name, child, kind in ((self.layer_name, layer, self.layer_type), ("bn", norm, self.norm_type)):
             if not isinstance(child, kind):
                 raise DtypeError(f"{who}: {name} must be a {kind.__name__}, got {type(child).__name__}")
+        if isinstance(layer.weight, Parametrization):
+            raise ArgumentError(f"{who}: {self.layer_name} must have a plain weight, got one with {layer.weight.who}")
         if norm.num_features != len(layer.weight.data):
             raise ShapeError(f"{who}: bn must have {len(layer.weight.data)} channels, got {norm.num_features}")
         if not norm.track_running_stats:

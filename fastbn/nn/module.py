@@ -41,8 +41,15 @@ class Module:
 
     @classmethod
     def rebuild(cls, options: Mapping[str, Any], children: Mapping[str, "Module"]) -> Self:
-        """A module with fresh values, from its ``config`` and its children, which a layer by itself has none of."""
-        return cls(**options)
+        """A module with fresh values, from its ``config`` and its children.
+
+        A layer by itself has none but ``parametrizations``; see ``fastbn.nn.parametrization``.
+        """
+        module = cls(**options)
+        if "parametrizations" in children:
+            for name, parametrization in children["parametrizations"].named_children():
+                parametrization.put_on(module, name)
+        return module
 
     def __call__(self, x: np.ndarray, **options: Any) -> np.ndarray:
         y = self.forward(x, **options)
@@ -71,6 +78,9 @@ class Module:
         tables: tuple[dict[str, Any], ...] = (self._parameters, self._buffers, self._modules)
         table = next((t for t in tables if name in t), None)
         if isinstance(value, (Parameter, Module)):
+            if name in self._parametrized():
+                got = f"one with {self._parametrized()[name].who}; remove that first"
+                raise StateError(f"{type(self).__name__}: {name} must be a plain parameter to be replaced, got {got}")
             own = self._parameters if isinstance(value, Parameter) else self._modules
             for other in tables:
                 if other is not own:
@@ -92,7 +102,15 @@ class Module:
             table = self.__dict__.get(kind, {})
             if name in table:
                 return table[name]
+        parametrized = self._parametrized()
+        if name in parametrized:
+            return parametrized[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def _parametrized(self) -> dict[str, Any]:
+        """What stands in the place of parameters, by name; see ``fastbn.nn.parametrization``."""
+        holder = self.__dict__.get("_modules", {}).get("parametrizations")
+        return {} if holder is None else holder._modules
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter, or its absence."""

@@ -5,6 +5,7 @@ from typing import Any
 from fastbn._checks import check_number
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.nn.parametrization import Parametrization
 
 
 def param_groups(
@@ -26,12 +27,13 @@ def param_groups(
     groups: dict[float | None, list[Parameter]] = {None: []}
     seen: set[int] = set()
     for module in model.modules():
+        is_norm = hasattr(module, "eps") and not isinstance(module, Parametrization)
         for parameter in module._parameters.values():
             if parameter is None or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             few = bias_weight_decay if parameter.data.ndim < 2 else None
-            groups.setdefault(norm_weight_decay if hasattr(module, "eps") else few, []).append(parameter)
+            groups.setdefault(norm_weight_decay if is_norm else few, []).append(parameter)
     return [
         {"params": parameters} | ({} if decay is None else {"weight_decay": decay})
         for decay, parameters in groups.items()

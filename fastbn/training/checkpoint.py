@@ -121,7 +121,7 @@ def describe(module: Module, name: str = "model") -> dict[str, Any]:
     children = {child_name: describe(child, f"{name}.{child_name}") for child_name, child in module.named_children()}
     if children:
         entry["children"] = children
-    if module.dtype == np.float64 and not children:
+    if module.dtype == np.float64 and (module._parameters or not children):
         entry["dtype"] = "float64"
     return entry
 
@@ -139,7 +139,10 @@ def _check_sizes(entry: dict[str, Any], path: str, tensors: dict[str, np.ndarray
     elif entry["type"].startswith("BatchNorm"):
         names = {"weight": "affine", "running_mean": "track_running_stats"}
         wanted = {name: (options["num_features"],) for name, option in names.items() if options.get(option, True)}
+    held = entry.get("children", {}).get("parametrizations", {}).get("children", {})
     for name, shape in wanted.items():
+        if name in held:
+            name = f"parametrizations.{name}.{LAYERS[held[name]['type']].main}"  # type: ignore[attr-defined]
         array = tensors.get(f"{path}{name}")
         if array is None or array.shape != shape:
             got = "none" if array is None else array.shape

@@ -60,6 +60,7 @@ def _all_doors() -> None:
     F.conv2d_backward(F.conv2d(pixels, each, groups=16), pixels, each, groups=16)
     weight = np.zeros((3, 3), np.float32)
     F.linear_backward(F.linear(matrix, weight), matrix, weight)
+    F.weight_norm_backward(F.weight_norm(weight, weight[:, :1]), weight, weight[:, :1])
     y, indices = F.max_pool2d_forward(image, 2)
     F.max_pool2d_backward(y, indices, image.shape)
     F.avg_pool2d_backward(F.avg_pool2d(image, 2), image, 2)
