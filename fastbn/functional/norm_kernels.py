@@ -19,6 +19,7 @@ from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns,
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
 from fastbn.kernels.batch_norm_rows import forward_rows, moments_rows, normalize_rows
 from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows, products_rows
+from fastbn.kernels.channels import R
 from fastbn.kernels.sums import chunk_count, chunk_grid
 
 SHORT_ROW = 128  # elements; of shorter rows, columns are summed
@@ -30,6 +31,7 @@ MOST_OWNED = 64  # channels
 
 # weight, bias, running mean and variance, of one dtype: (C,), or empty.
 Parameters = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Limits = tuple[float, float]  # r_max and d_max of batch renorm
 
 
 class Plan(NamedTuple):
@@ -202,11 +204,18 @@ def forward(
     training: bool,
     keep_signs: bool,
     out: np.ndarray | None,
+    limits: Limits | None = None,
 ) -> Found:
-    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``."""
+    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``.
+
+    limits: in training, those of batch renorm.
+    """
     plan = plan_for(x)
     y = plan.empty(x.dtype) if out is None else out
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
+    if training and limits is not None:
+        stats = np.empty((5, plan.channels))
+        stats[R:] = np.array(limits)[:, None]
     signs = plan.signs() if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
     given = plan.view(x), None if residual is None else plan.view(residual), *parameters
