@@ -304,6 +304,8 @@ def batch_norm_backward(
     else:
         dx, gradients = empty_like(x) if out is None else out, np.zeros((2, x.shape[1]), dtype)
     dweight = None if saved.weight is None or dx_only else gradients[0]
+    if dweight is not None and len(saved.stats) > R:
+        dweight = (saved.r * dweight + saved.d * gradients[1]).astype(dtype)
     return dx, dweight, gradients[1] if saved.has_bias and not dx_only else None, dresidual
 
 

@@ -192,7 +192,7 @@ def _weights(who: str, mask: Any, x: np.ndarray, training: bool) -> tuple[np.nda
 def _first_kept(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(C,): of each channel a value that is kept, to sum about; 0 where that is not finite."""
     n, *place = np.unravel_index(np.argmax(weights > 0), weights.shape)
-    first = x[(n, slice(None), *place)].astype(weights.dtype)
+    first = x[n][(slice(None), *place)].astype(weights.dtype)
     return np.where(np.isfinite(first), first, 0)
 
 

@@ -1,7 +1,8 @@
 """Algebra of one channel, in float64: runs of values merged, statistics made into the map that normalises.
 
-Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation. In training of batch renorm two more,
-which come in as the limits r_max and d_max and go out as r and d: ``y = ((x - mean) / std r + d) weight + bias``.
+Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation. In training of batch renorm (7, C):
+also r and d of ``y = ((x - mean) / std r + d) weight + bias``, which come in as the running mean and 1 / running std of
+before this batch, and their limits r_max and d_max.
 Rows of ``affine`` (3, C), in the dtype that kernels compute in: ``y = (x - mean) * scale + shift``. It is not
 ``x * scale + constant``, which cancels when |mean| is far above std.
 Rows of ``slopes`` (4, C), likewise: ``dx = a g + b ((x - mean) * inv_std) + k``.
@@ -12,7 +13,7 @@ import numpy as np
 
 from fastbn.kernels._jit import inlined
 
-MEAN, VAR, INV_STD, R, D = range(5)
+MEAN, VAR, INV_STD, R, D, R_MAX, D_MAX = range(7)
 NEAR_MEAN, SCALE, SHIFT = range(3)
 A, B, K, NEAR_INV_STD = range(4)
 
@@ -47,30 +48,9 @@ def _set_channel(c, mean, var, eps, weight, bias, stats, affine):
     spread = var + eps
     inv_std = 0.0 if spread == 0 else 1.0 / np.sqrt(spread)
     stats[MEAN, c], stats[VAR, c], stats[INV_STD, c] = mean, var, inv_std
-    gamma = weight[c] if weight.size else 1.0
-    scale, shift = inv_std * gamma, bias[c] if bias.size else 0.0
-    if stats.shape[0] > R:
-        scale, shift = scale * stats[R, c], shift + gamma * stats[D, c]
+    scale = inv_std * (weight[c] if weight.size else 1.0)
     affine[NEAR_MEAN, c], affine[SCALE, c] = mean, scale
-    affine[SHIFT, c] = shift - _lost(mean, affine[NEAR_MEAN, c]) * scale
-
-
-@inlined
-def _clip(value, low, high):
-    """A NaN stays."""
-    if value < low:
-        return low
-    return high if value > high else value
-
-
-@inlined
-def _correct(c, mean, var, running_mean, running_var, eps, stats):
-    """Rows R and D: std / running std, (mean - running mean) / running std, within limits; 1 and 0 where that is 0."""
-    r_max, d_max, spread = stats[R, c], stats[D, c], running_var[c] + eps
-    stats[R, c], stats[D, c] = 1.0, 0.0
-    if spread != 0:
-        stats[R, c] = _clip(np.sqrt((var + eps) / spread), 1.0 / r_max, r_max)
-        stats[D, c] = _clip((mean - running_mean[c]) / np.sqrt(spread), -d_max, d_max)
+    affine[SHIFT, c] = (bias[c] if bias.size else 0.0) - _lost(mean, affine[NEAR_MEAN, c]) * scale
 
 
 @inlined
@@ -85,12 +65,38 @@ def first_negative(running_var):
 @inlined
 def finish_training(c, count, mean, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine):
     """Write channel c of ``stats`` and ``affine``; move its running statistics, the variance with n / (n - 1)."""
-    if stats.shape[0] > R:
-        _correct(c, mean, squares / count, running_mean, running_var, eps, stats)
     _set_channel(c, mean, squares / count, eps, weight, bias, stats, affine)
     if running_mean.size:
         running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean
         running_var[c] = (1.0 - momentum) * running_var[c] + momentum * (squares / (count - 1))
+
+
+@inlined
+def _clip(value, low, high):
+    """A NaN stays."""
+    if value < low:
+        return low
+    return high if value > high else value
+
+
+@inlined
+def renormalize(first, last, weight, bias, stats, affine):
+    """Where ``stats`` has rows for it, make a batch renorm of the channels whose statistics stand: r, d and affine.
+
+    r = 1 and d = 0 where the running std was 0. Apart from ``finish_training``, whose loops stay vectors without it.
+    """
+    if stats.shape[0] > R:
+        for c in range(first, last):
+            running_mean, inverse, inv_std, r, d = stats[R, c], stats[D, c], stats[INV_STD, c], 1.0, 0.0
+            if inverse != 0:
+                std = 1.0 / inv_std if inv_std != 0 else 0.0
+                r = _clip(std * inverse, 1.0 / stats[R_MAX, c], stats[R_MAX, c])
+                d = _clip((stats[MEAN, c] - running_mean) * inverse, -stats[D_MAX, c], stats[D_MAX, c])
+            gamma = weight[c] if weight.size else 1.0
+            scale = inv_std * gamma * r
+            shift = (bias[c] if bias.size else 0.0) + gamma * d
+            stats[R, c], stats[D, c], affine[SCALE, c] = r, d, scale
+            affine[SHIFT, c] = shift - _lost(stats[MEAN, c], affine[NEAR_MEAN, c]) * scale
 
 
 @inlined
@@ -107,8 +113,6 @@ def finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes
     lost = _lost(stats[MEAN, c], affine[NEAR_MEAN, c])
     dweight = (product - lost * sum_g) * inv_std
     gradients[0, c], gradients[1, c] = dweight, sum_g
-    if stats.shape[0] > R:
-        gradients[0, c] = dweight * stats[R, c] + sum_g * stats[D, c]
     slope = -scale * dweight / count if batch_stats else 0.0
     constant = -scale * sum_g / count if batch_stats else 0.0
     slopes[A, c] = scale

@@ -99,13 +99,7 @@ def _fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
 
 def _absorb(layer: Module, norm: BatchNorm) -> None:
     """Put ``norm`` into the weights of ``layer``."""
-    statistics = (
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        None if norm.weight is None else norm.weight.data,
-        None if norm.bias is None else norm.bias.data,
-    )
+    statistics = norm.running_mean, norm.running_var, norm.eps, *norm.affine_arrays()
     bias = None if layer.bias is None else layer.bias.data
     if isinstance(layer, Conv):
         weight, shift = fold_conv_bn_weights(layer.weight.data, bias, *statistics, groups=layer.groups)

@@ -7,6 +7,7 @@ import numpy as np
 from fastbn.errors import ArgumentError
 from fastbn.functional.norm import merge_moments
 from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.batchrenorm import BatchRenorm
 from fastbn.nn.module import Module
 
 
@@ -15,7 +16,8 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
 
     Each batch is normalised by its own statistics, as in training; its moments are merged by their counts, exactly
     (Chan, Golub and LeVeque 1979), not averaged. running_var gets the unbiased variance. Frozen layers and layers
-    without running statistics are left alone, and so is the mode of the model.
+    without running statistics are left alone, and so is the mode of the model. A batch renorm is batch norm meanwhile,
+    and its schedule goes on where it was; a ghost batch norm's statistics are those of whole batches.
     batches: inputs of the model. Raises ArgumentError without any, and what the model raises for a batch.
     """
     norms = [
@@ -24,6 +26,7 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
         if isinstance(module, BatchNorm) and module.track_running_stats and not module.frozen
     ]
     modes = [(module, module.training) for module in model.modules()]
+    renorms = [(norm, norm.r_max, norm.d_max) for norm in norms if isinstance(norm, BatchRenorm)]
     moments: dict[int, list[tuple[int, np.ndarray, np.ndarray]]] = {id(norm): [] for norm in norms}
 
     def record(module: Module, x: np.ndarray, y: np.ndarray) -> None:
@@ -38,6 +41,8 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
     seen = 0
     try:
         model.train()
+        for renorm, _, _ in renorms:
+            renorm.r_max, renorm.d_max = 1.0, 0.0
         for batch in batches:
             model(batch)
             seen += len(batch)
@@ -47,6 +52,8 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
         for module, mode in modes:
             module.training = mode
             module._saved = None
+        for renorm, r_max, d_max in renorms:
+            renorm.r_max, renorm.d_max = r_max, d_max
         for name, array in model.named_buffers():
             array[...] = before[name]
     if not seen:
@@ -58,6 +65,4 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
         counts = np.array([count for count, _, _ in parts])
         squares = np.stack([count * var for count, _, var in parts])
         mean, var = merge_moments(counts, np.stack([mean for _, mean, _ in parts]), squares)
-        norm.running_mean[...] = mean
-        norm.running_var[...] = var * (counts.sum() / (counts.sum() - 1))
-        norm.num_batches_tracked[...] = len(parts)
+        norm.set_running_stats(mean, var * (counts.sum() / (counts.sum() - 1)), len(parts))
