@@ -53,7 +53,7 @@ def test_folded(model, x):
 def test_exported(model, tmp_path, fold):
     report = export.export(model, tmp_path / "model.onnx", input_shape=(3, 8, 8), fold=fold)
     assert report.ok
-    assert not fold or [site.fate for site in report.fold.sites] == ["backward"]
+    assert not fold or [site.how for site in report.fold.sites] == ["backward"]
 
 
 def test_saved_and_loaded(model, tmp_path, x):

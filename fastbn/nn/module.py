@@ -45,8 +45,8 @@ class Module:
         """A module with fresh values, from its ``config`` and its children, which a layer by itself has none of."""
         return cls(**options)
 
-    def __call__(self, x: np.ndarray, **options: Any) -> np.ndarray:
-        y = self.forward(x, **options)
+    def __call__(self, x: np.ndarray, *further: Any, **options: Any) -> np.ndarray:
+        y = self.forward(x, *further, **options)
         for hook in tuple(self._forward_hooks.values()):
             hook(self, x, y)
         return y
