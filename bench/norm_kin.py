@@ -14,8 +14,8 @@ import fastbn.functional as F
 from bench.operands import Operands, operands
 from fastbn._threads import get_num_threads, set_num_threads
 
-SHAPES = [(32, 64, 56, 56), (32, 256, 28, 28), (32, 256, 500), (256, 1024)]
-ROUNDS = 40
+SHAPES = [(32, 64, 28, 28), (32, 256, 14, 14), (32, 256, 200), (256, 1024)]
+ROUNDS = 150
 KEPT = 0.7  # of the positions of a mask, the rest being padding at the end
 GHOST = 16  # samples
 Pair = tuple[Callable[[], object], Callable[[], object]]
