@@ -10,6 +10,9 @@ from export.folding.constants import initializer
 from fastbn import nn
 from fastbn.errors import ModelError
 from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.batchnorm_ghost import GhostBatchNorm
+from fastbn.nn.batchnorm_masked import MaskedBatchNorm
+from fastbn.nn.batchrenorm import BatchRenorm
 from fastbn.nn.conv import Conv
 from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
@@ -113,12 +116,11 @@ def onnx_momentum(momentum: float | None) -> float:
 
 def _batch_norm(emitter: Emitter, module: BatchNorm, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     dtype = module.running_mean.dtype
-    weight = np.ones(module.num_features, dtype) if module.weight is None else module.weight.data
-    bias = np.zeros(module.num_features, dtype) if module.bias is None else module.bias.data
+    weight, bias = module.affine_arrays()
     inputs = [
         x,
-        emitter.constant(_join(path, "weight"), weight),
-        emitter.constant(_join(path, "bias"), bias),
+        emitter.constant(_join(path, "weight"), np.ones(module.num_features, dtype) if weight is None else weight),
+        emitter.constant(_join(path, "bias"), np.zeros(module.num_features, dtype) if bias is None else bias),
         *_parameters(emitter, module, path, "running_mean", "running_var"),
     ]
     momentum = onnx_momentum(module.momentum)
@@ -205,6 +207,9 @@ WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
     nn.Linear: _linear,
     BatchNorm: _batch_norm,
     nn.ScalarAffine: _scalar_affine,
+    BatchRenorm: _batch_norm,
+    GhostBatchNorm: _batch_norm,
+    MaskedBatchNorm: _batch_norm,
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _same_rank("GlobalAveragePool"),

@@ -399,3 +399,38 @@ def numerical_gradient(f, x, dy, h=1e-6):
         down[index] -= h
         grad[index] = (np.sum(f(up) * dy) - np.sum(f(down) * dy)) / (2 * h)
     return grad
+
+
+def batch_renorm(x, running_mean, running_var, weight, bias, eps, r_max, d_max):
+    """y and (r, d) of a training batch (1702.03275, algorithm 1)."""
+    x = _f64(x)
+    axes = (0, *range(2, x.ndim))
+    mean, std = x.mean(axis=axes), np.sqrt(x.var(axis=axes) + eps)
+    running_std = np.sqrt(_f64(running_var) + eps)
+    r = np.clip(std / running_std, 1 / r_max, r_max)
+    d = np.clip((mean - _f64(running_mean)) / running_std, -d_max, d_max)
+    mean, std, r_all, d_all, weight, bias = (_per_channel(v, x.ndim) for v in (mean, std, r, d, weight, bias))
+    return ((x - mean) / std * r_all + d_all) * weight + bias, r, d
+
+
+def masked_batch_norm(x, mask, weight, bias, eps=1e-5, dy=None):
+    """(y, mean, unbiased variance), and (dx, dweight, dbias) if dy is given, one channel after the other."""
+    kept = _f64(mask) > 0
+    y, dx = np.zeros(x.shape), np.zeros(x.shape)
+    mean, var, dweight, dbias = np.zeros((4, x.shape[1]))
+    w = _f64(mask)[kept]
+    share = w / w.sum()
+    effective = w.sum() ** 2 / (w**2).sum()
+    for c in range(x.shape[1]):
+        values = _f64(x[:, c])[kept]
+        mean[c] = (share * values).sum()
+        biased = (share * (values - mean[c]) ** 2).sum()
+        var[c] = biased * effective / (effective - 1)
+        std = np.sqrt(biased + eps)
+        x_hat = (values - mean[c]) / std
+        y[:, c][kept] = x_hat * weight[c] + bias[c]
+        if dy is not None:
+            g = _f64(dy[:, c])[kept]
+            dweight[c], dbias[c] = (g * x_hat).sum(), g.sum()
+            dx[:, c][kept] = weight[c] / std * (g - share * (dbias[c] + x_hat * dweight[c]))
+    return (y, mean, var), (dx, dweight, dbias)

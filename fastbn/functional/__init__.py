@@ -8,6 +8,9 @@ from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
 from fastbn.functional.linear import linear, linear_backward
 from fastbn.functional.loss import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from fastbn.functional.norm import BatchNormSaved, batch_norm, batch_norm_backward, batch_norm_forward
+from fastbn.functional.norm_ghost import ghost_batch_norm, ghost_batch_norm_backward, ghost_batch_norm_forward
+from fastbn.functional.norm_masked import masked_batch_norm, masked_batch_norm_backward, masked_batch_norm_forward
+from fastbn.functional.norm_renorm import batch_renorm, batch_renorm_forward
 from fastbn.functional.pooling import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -27,6 +30,8 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_renorm",
+    "batch_renorm_forward",
     "conv1d",
     "conv1d_backward",
     "conv2d",
@@ -38,8 +43,14 @@ __all__ = [
     "cross_entropy_forward",
     "fold_conv_bn_weights",
     "fold_linear_bn_weights",
+    "ghost_batch_norm",
+    "ghost_batch_norm_backward",
+    "ghost_batch_norm_forward",
     "linear",
     "linear_backward",
+    "masked_batch_norm",
+    "masked_batch_norm_backward",
+    "masked_batch_norm_forward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool2d_forward",

@@ -19,6 +19,7 @@ from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns,
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
 from fastbn.kernels.batch_norm_rows import forward_rows, moments_rows, normalize_rows
 from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows, products_rows
+from fastbn.kernels.channels import D_MAX, R_MAX, D, R
 from fastbn.kernels.sums import chunk_count, chunk_grid
 
 SHORT_ROW = 128  # elements; of shorter rows, columns are summed
@@ -30,6 +31,7 @@ MOST_OWNED = 64  # channels
 
 # weight, bias, running mean and variance, of one dtype: (C,), or empty.
 Parameters = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Limits = tuple[float, float]  # r_max and d_max of batch renorm
 
 
 class Plan(NamedTuple):
@@ -202,11 +204,17 @@ def forward(
     training: bool,
     keep_signs: bool,
     out: np.ndarray | None,
+    limits: Limits | None = None,
 ) -> Found:
-    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``."""
+    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``.
+
+    limits: in training, those of batch renorm.
+    """
     plan = plan_for(x)
     y = plan.empty(x.dtype) if out is None else out
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
+    if training and limits is not None:
+        stats = _stats_to_renormalize(parameters, eps, limits)
     signs = plan.signs() if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
     given = plan.view(x), None if residual is None else plan.view(residual), *parameters
@@ -216,6 +224,18 @@ def forward(
     else:
         negative = normalize_by(plan, given, eps, results, x.size)
     return negative, y, stats, affine, signs
+
+
+def _stats_to_renormalize(parameters: Parameters, eps: float, limits: Limits) -> np.ndarray:
+    """``stats`` of batch renorm as kernels take them; see ``kernels.channels``."""
+    _, _, mean, var = parameters
+    stats = np.empty((7, mean.size))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = 1 / np.sqrt(var.astype(np.float64) + eps)
+    inverse[inverse == np.inf] = 0
+    stats[R], stats[D] = mean, inverse
+    stats[R_MAX], stats[D_MAX] = limits
+    return stats
 
 
 def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | None:

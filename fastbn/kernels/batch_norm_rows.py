@@ -38,6 +38,7 @@ from fastbn.kernels.channels import (
     finish_training,
     first_negative,
     merge,
+    renormalize,
     run_moments,
 )
 from fastbn.kernels.sums import chunk_bounds, chunks_of
@@ -137,6 +138,7 @@ def _forward_task(
             about, squares = merge(count, about, squares, k, about_k, squares_k)
             count += k
         finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(first, last, weight, bias, stats, affine)
     for n in range(x.shape[0]):
         for c in range(first, last):
             _normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
@@ -216,6 +218,7 @@ def moments_rows(
             about, squares = merge(count, about, squares, k, partials[0, chunk, c], partials[1, chunk, c])
             count += k
         finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(0, x.shape[1], weight, bias, stats, affine)
     return negative
 
 

@@ -1,6 +1,8 @@
 """Algebra of one channel, in float64: runs of values merged, statistics made into the map that normalises.
 
-Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation.
+Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation. In training of batch renorm (7, C):
+also r and d of ``y = ((x - mean) / std r + d) weight + bias``, which come in as the running mean and 1 / running std of
+before this batch, and their limits r_max and d_max.
 Rows of ``affine`` (3, C), in the dtype that kernels compute in: ``y = (x - mean) * scale + shift``. It is not
 ``x * scale + constant``, which cancels when |mean| is far above std.
 Rows of ``slopes`` (4, C), likewise: ``dx = a g + b ((x - mean) * inv_std) + k``.
@@ -11,7 +13,7 @@ import numpy as np
 
 from fastbn.kernels._jit import inlined
 
-MEAN, VAR, INV_STD = range(3)
+MEAN, VAR, INV_STD, R, D, R_MAX, D_MAX = range(7)
 NEAR_MEAN, SCALE, SHIFT = range(3)
 A, B, K, NEAR_INV_STD = range(4)
 
@@ -67,6 +69,34 @@ def finish_training(c, count, mean, squares, weight, bias, running_mean, running
     if running_mean.size:
         running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean
         running_var[c] = (1.0 - momentum) * running_var[c] + momentum * (squares / (count - 1))
+
+
+@inlined
+def _clip(value, low, high):
+    """A NaN stays."""
+    if value < low:
+        return low
+    return high if value > high else value
+
+
+@inlined
+def renormalize(first, last, weight, bias, stats, affine):
+    """Where ``stats`` has rows for it, make a batch renorm of the channels whose statistics stand: r, d and affine.
+
+    r = 1 and d = 0 where the running std was 0. Apart from ``finish_training``, whose loops stay vectors without it.
+    """
+    if stats.shape[0] > R:
+        for c in range(first, last):
+            running_mean, inverse, inv_std, r, d = stats[R, c], stats[D, c], stats[INV_STD, c], 1.0, 0.0
+            if inverse != 0:
+                std = 1.0 / inv_std if inv_std != 0 else 0.0
+                r = _clip(std * inverse, 1.0 / stats[R_MAX, c], stats[R_MAX, c])
+                d = _clip((stats[MEAN, c] - running_mean) * inverse, -stats[D_MAX, c], stats[D_MAX, c])
+            gamma = weight[c] if weight.size else 1.0
+            scale = inv_std * gamma * r
+            shift = (bias[c] if bias.size else 0.0) + gamma * d
+            stats[R, c], stats[D, c], affine[SCALE, c] = r, d, scale
+            affine[SHIFT, c] = shift - _lost(stats[MEAN, c], affine[NEAR_MEAN, c]) * scale
 
 
 @inlined

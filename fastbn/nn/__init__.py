@@ -3,6 +3,10 @@
 from fastbn.nn import init, utils
 from fastbn.nn.activation import ReLU, ReLU6, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastbn.nn.batchnorm_frozen import FrozenBatchNorm2d
+from fastbn.nn.batchnorm_ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from fastbn.nn.batchnorm_masked import MaskedBatchNorm1d, MaskedBatchNorm2d
+from fastbn.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from fastbn.nn.containers import Flatten, Identity, Residual, Sequential
 from fastbn.nn.conv import Conv1d, Conv2d, Conv3d
 from fastbn.nn.conv_bn import ConvBn1d, ConvBn2d, ConvBn3d, LinearBn1d
@@ -27,6 +31,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -38,9 +45,15 @@ __all__ = [
     "Dropout",
     "FixupResidual",
     "Flatten",
+    "FrozenBatchNorm2d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "Identity",
     "Linear",
     "LinearBn1d",
+    "MaskedBatchNorm1d",
+    "MaskedBatchNorm2d",
     "MaxPool2d",
     "Module",
     "Parameter",

@@ -134,13 +134,12 @@ def _takes(layer: Module, scalar: ScalarAffine, uses: Counter[int]) -> bool:
 def _absorb(layer: Module, affine: Module, name: str) -> None:
     """Put ``affine`` into the weights of ``layer``."""
     who = f"fold: {'batch norm' if isinstance(affine, BatchNorm) else 'scalar'} {name}"
-    gamma, beta = (None if parameter is None else parameter.data for parameter in (affine.weight, affine.bias))
     channels = len(layer.weight.data)
     if isinstance(affine, BatchNorm):
         check_running_stats(who, affine.running_mean, affine.running_var, affine.num_features)
-        statistics = affine.running_mean, affine.running_var, affine.eps, gamma, beta
+        statistics = affine.running_mean, affine.running_var, affine.eps, *affine.affine_arrays()
     else:
-        gamma, beta = (None if number is None else np.repeat(number, channels) for number in (gamma, beta))
+        gamma, beta = (None if p is None else np.repeat(p.data, channels) for p in (affine.weight, affine.bias))
         statistics = np.zeros(channels), np.ones(channels), 0.0, gamma, beta
     bias = None if layer.bias is None else layer.bias.data
     try:

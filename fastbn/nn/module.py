@@ -20,6 +20,7 @@ class Module:
     """
 
     training: bool
+    ignored_state: tuple[str, ...] = ()  # names that ``load_state_dict`` passes over
 
     def __init__(self) -> None:
         self.__dict__.update(training=True, _parameters={}, _buffers={}, _modules={}, _forward_hooks={}, _saved=None)
@@ -51,8 +52,8 @@ class Module:
                 parametrization.put_on(module, name)
         return module
 
-    def __call__(self, x: np.ndarray, **options: Any) -> np.ndarray:
-        y = self.forward(x, **options)
+    def __call__(self, x: np.ndarray, *further: Any, **options: Any) -> np.ndarray:
+        y = self.forward(x, *further, **options)
         for hook in tuple(self._forward_hooks.values()):
             hook(self, x, y)
         return y
@@ -195,7 +196,8 @@ class Module:
         for parameter in self.parameters():
             parameter.unlock()
         own = self.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        spare = {_join(name, key) for name, module in _walk(self, "", None) for key in module.ignored_state}
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - spare)
         if strict and (missing or unexpected):
             raise ModelError(
                 f"load_state_dict: state must have the names of the model, got {_names(missing)} missing and "

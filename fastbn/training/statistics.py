@@ -8,6 +8,7 @@ import numpy as np
 from fastbn.errors import ArgumentError
 from fastbn.functional.norm import merge_moments
 from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.batchrenorm import BatchRenorm
 from fastbn.nn.module import Module
 
 Part = tuple[int, np.ndarray, np.ndarray]  # values in a channel, mean and biased variance of one batch
@@ -19,16 +20,20 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
     Each batch is normalised by its own statistics, as in training; its moments are merged by their counts, exactly
     (Chan, Golub and LeVeque 1979), not averaged. running_var gets the unbiased variance. num_batches_tracked counts
     these batches, too, and these alone where momentum is None, which weighs them by it. Frozen layers and layers
-    without running statistics are left alone, and so is the mode of the model.
+    without running statistics are left alone, and so is the mode of the model. A batch renorm is batch norm meanwhile,
+    and its schedule goes on where it was; a ghost batch norm's statistics are those of whole batches.
     batches: inputs of the model. Raises ArgumentError without any, and what the model raises for a batch.
     """
     norms = moving_norms(model)
     modes = [(module, module.training) for module in model.modules()]
+    renorms = [(norm, norm.r_max, norm.d_max) for norm in norms if isinstance(norm, BatchRenorm)]
     before = {name: array.copy() for name, array in model.named_buffers()}
     seen = 0
     try:
         with recorded(norms) as moments:
             model.train()
+            for renorm, _, _ in renorms:
+                renorm.r_max, renorm.d_max = 1.0, 0.0
             for batch in batches:
                 model(batch)
                 seen += len(batch)
@@ -36,6 +41,8 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
         for module, mode in modes:
             module.training = mode
             module._saved = None
+        for renorm, r_max, d_max in renorms:
+            renorm.r_max, renorm.d_max = r_max, d_max
         for name, array in model.named_buffers():
             array[...] = before[name]
     if not seen:
@@ -44,10 +51,9 @@ def update_bn_stats(model: Module, batches: Iterable[np.ndarray]) -> None:
         parts = moments[id(norm)]
         if not parts:
             continue
-        count, norm.running_mean[...], var = merged(parts)
-        norm.running_var[...] = var * (count / (count - 1))
+        count, mean, var = merged(parts)
         earlier = 0 if norm.momentum is None else int(norm.num_batches_tracked)
-        norm.num_batches_tracked[...] = earlier + len(parts)
+        norm.set_running_stats(mean, var * (count / (count - 1)), earlier + len(parts))
 
 
 def moving_norms(model: Module) -> list[BatchNorm]:

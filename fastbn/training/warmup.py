@@ -51,6 +51,9 @@ def _all_doors() -> None:
             F.batch_norm_forward(
                 x, vector, vector, running_mean=mean, running_var=var, residual=residual, relu=relu, training=False
             )
+    for x in (image, matrix):
+        y, kept = F.masked_batch_norm_forward(x, np.ones((len(x), *x.shape[2:]), bool))
+        F.masked_batch_norm_backward(y, kept)
     for channels in (3, 16):
         pixels, kernel = np.zeros((2, channels, 4, 4), np.float32), np.zeros((channels, channels, 1, 1), np.float32)
         F.conv2d_backward(F.conv2d(pixels, kernel), pixels, kernel)
