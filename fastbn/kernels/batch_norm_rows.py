@@ -52,6 +52,12 @@ def row_offset(x, n, c):
 
 
 @inlined
+def row_step(x):
+    """Elements from a row to the one that is read after it: the channel's next, or with one image the next channel's."""
+    return x.shape[2] if x.shape[0] == 1 else x.shape[1] * x.shape[2]
+
+
+@inlined
 def ahead_of(i, first, last, next_row):
     """What is worth fetching when i is read, of the run from first to last or of the one ``next_row`` elements on."""
     ahead = i + min(AHEAD, last - first)
@@ -66,7 +72,7 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
     near = finite_or_zero(splat(x, element(x, row_offset(x, n_first, c) + s_first)))
     shift = widen(near)
     d0 = d1 = q0 = q1 = widen(splat(x, 0.0))
-    next_row = x.shape[1] * x.shape[2]
+    next_row = row_step(x)
     for n in range(n_first, n_last):
         first = row_offset(x, n, c) + s_first
         last = first + s_last - s_first
@@ -86,7 +92,21 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
 
 
 @inlined
-def _normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out):
+def channel_moments(c, x, n_block, s_block):
+    """Count, mean and sum of squares about it of channel c, chunk by chunk."""
+    count = 0
+    about = 0.0
+    squares = 0.0
+    for chunk in range(chunks_of(x, n_block, s_block)):
+        k, about_k, squares_k = _chunk_moments(chunk, c, x, n_block, s_block)
+        about, squares = merge(count, about, squares, k, about_k, squares_k)
+        count += k
+    return count, about, squares
+
+
+@inlined
+def normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out):
+    """Row (n, c) of out, by column c of ``affine``."""
     lanes = lanes_of(x)
     near, scale = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c])
     shift, low = splat(x, affine[SHIFT, c]), splat(x, floor)
@@ -129,17 +149,11 @@ def _forward_task(
     first = task * block
     last = min(x.shape[1], first + block)
     for c in range(first, last):
-        count = 0
-        about = 0.0
-        squares = 0.0
-        for chunk in range(chunks_of(x, n_block, s_block)):
-            k, about_k, squares_k = _chunk_moments(chunk, c, x, n_block, s_block)
-            about, squares = merge(count, about, squares, k, about_k, squares_k)
-            count += k
+        count, about, squares = channel_moments(c, x, n_block, s_block)
         finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     for n in range(x.shape[0]):
         for c in range(first, last):
-            _normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
+            normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
     if streaming:
         fence()
 
@@ -223,7 +237,7 @@ def moments_rows(
 def _normalize_task(task, x, residual, block, affine, floor, lead, streaming, bits, out):
     n, c = divmod(task * block, x.shape[1])
     for _ in range(min(block, x.shape[0] * x.shape[1] - task * block)):
-        _normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
+        normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
         c += 1
         if c == x.shape[1]:
             n, c = n + 1, 0

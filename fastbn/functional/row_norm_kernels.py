@@ -1,0 +1,109 @@
+"""Kernels of layer norm and group norm: in what portions they read rows, with which stores.
+
+As for batch norm, what is summed together depends on the shape alone.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastbn._memory import empty
+from fastbn._threads import get_num_threads, launch
+from fastbn._views import as_flat, compute_dtype, storage
+from fastbn.functional.norm_kernels import OWNED, portion, stores
+from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.kernels.group_norm_rows import backward_groups, forward_groups
+from fastbn.kernels.layer_norm import backward_layers, forward_layers
+from fastbn.kernels.sums import chunk_grid
+
+TILE = 8  # rows at most, whose gradients to weights are added up in registers
+BLOCKS = 64  # at most, that rows are cut into for the gradients to weights
+FEW = 8  # runs of rows, that such a block has at least where there are enough
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # y; stats and affine, as kernels leave them
+
+
+def lanes(x: np.ndarray) -> int:
+    """Elements of a vector."""
+    return VECTOR_BYTES // compute_dtype(x.dtype).itemsize
+
+
+def _runs(array: np.ndarray, length: int) -> np.ndarray:
+    """A C-contiguous, non-empty array as kernels read it: (1, rows, length)."""
+    return storage(as_flat(array)).reshape(1, -1, length)
+
+
+def _stores(out: np.ndarray, moved: int, length: int, over: np.ndarray) -> tuple[int, bool]:
+    width = lanes(out)
+    return (0, False) if length % width else stores(out, moved, width, over)
+
+
+def _share(x: np.ndarray, length: int) -> tuple[int, int]:
+    """Elements of a row that are summed together; rows of a task."""
+    return chunk_grid(1, length)[1], portion(x.size // length, length * x.itemsize, get_num_threads())
+
+
+def layers(
+    x: np.ndarray, length: int, weight: np.ndarray, bias: np.ndarray, centred: bool, eps: float, out: np.ndarray | None
+) -> Found:
+    """Rows of ``length`` normalised, by weights and biases (P length,) in the dtype that x computes in."""
+    y = empty(x.shape, x.dtype) if out is None else out
+    rows = _runs(x, length)
+    stats, affine = np.empty((3, rows.shape[1])), np.empty((3, rows.shape[1]), weight.dtype)
+    share = *_share(x, length), *_stores(y, 2, length, x)
+    launch(forward_layers, rows, weight, bias, centred, eps, *share, stats, affine, _runs(y, length), work=x.size)
+    return y, stats, affine
+
+
+def layers_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    length: int,
+    weight: np.ndarray,
+    centred: bool,
+    stats: np.ndarray,
+    affine: np.ndarray,
+    out: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """dx; gradients to weights and biases, (2, P length) float64."""
+    dx = empty(x.shape, x.dtype) if out is None else out
+    patterns = weight.size // length
+    runs = x.size // weight.size
+    tile = max(1, min(TILE, OWNED // (2 * length * x.itemsize)))
+    images = max(-(-runs // BLOCKS), min(FEW, -(-runs // 4)))
+    width = (-(-length // lanes(x)) + 1) * lanes(x)  # a whole vector more, for rows with a lead
+    partials = np.empty((-(-runs // images), patterns, 2, width))
+    share = images, tile, *_stores(dx, 3, length, dy)
+    slopes = np.empty((3, stats.shape[1]), affine.dtype)
+    given = _runs(dy, length), _runs(x, length), weight, centred
+    launch(backward_layers, *given, *share, stats, affine, slopes, partials, _runs(dx, length), work=x.size)
+    return dx, partials.sum(axis=0)[:, :, :length].swapaxes(0, 1).reshape(2, -1)
+
+
+def groups(
+    x: np.ndarray, num_groups: int, weight: np.ndarray, bias: np.ndarray, eps: float, out: np.ndarray | None
+) -> Found:
+    """Each image's groups of channels normalised; weight, bias: (C,) float64, or empty. x is C-contiguous."""
+    y = empty(x.shape, x.dtype) if out is None else out
+    images, channels = x.shape[:2]
+    length, run = x.size // (images * num_groups), x.size // (images * channels)
+    stats = np.empty((3, images * num_groups))
+    affine = np.empty((3, images * channels), compute_dtype(x.dtype))
+    share = *_share(x, length), *_stores(y, 2, run, x)
+    given = _runs(x, length), _runs(x, run), weight, bias, eps
+    launch(forward_groups, *given, *share, stats, affine, _runs(y, run), work=x.size)
+    return y, stats, affine
+
+
+def groups_backward(
+    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, stats: np.ndarray, affine: np.ndarray, out: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """dx; gradients to weights and biases, (2, C) float64."""
+    dx = empty(x.shape, x.dtype) if out is None else out
+    images, channels = x.shape[:2]
+    run, length = x.size // (images * channels), x.size // stats.shape[1]
+    slopes, sums = np.empty((4, images * channels), affine.dtype), np.empty((2, images * channels))
+    share: tuple[Any, ...] = chunk_grid(1, run)[1], _share(x, length)[1], *_stores(dx, 3, run, dy)
+    constants = stats, affine, slopes, sums
+    launch(backward_groups, _runs(dy, run), _runs(x, run), weight, *share, *constants, _runs(dx, run), work=x.size)
+    return dx, sums.reshape(2, images, channels).sum(axis=1)

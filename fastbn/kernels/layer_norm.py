@@ -1,0 +1,168 @@
+"""Layer norm of rows (1, R, L), whose weights and biases differ from element to element: (P, L), row r by pattern r % P.
+
+P is 1 for layer norm and RMS norm, and the number of groups for a group norm whose channels are too short to be mapped
+one by one. A row's moments are a channel's of a single image, see ``batch_norm_rows``; where ``centred`` is False the
+mean is taken as 0 and the variance as the mean square (RMS norm). Columns of ``stats`` and of ``affine``, which makes
+xhat of x, are rows.
+"""
+
+from numba import int64, prange
+
+from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._vector import (
+    add_to,
+    fence,
+    fma,
+    lanes_of,
+    load,
+    load_first,
+    load_part,
+    put,
+    splat,
+    store_first,
+    total,
+    widen,
+)
+from fastbn.kernels.batch_norm_rows import channel_moments
+from fastbn.kernels.channels import INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K, set_affine, set_stats
+
+
+@inlined
+def _normalize_row(r, x, weight, bias, affine, lead, streaming, out):
+    lanes, length = lanes_of(x), x.shape[2]
+    near, scale, shift = splat(x, affine[NEAR_MEAN, r]), splat(x, affine[SCALE, r]), splat(x, affine[SHIFT, r])
+    row, last = r * length, (r + 1) * length
+    over = r % (weight.size // length) * length - row  # from an element to its weight
+    whole = last - (length - lead) % lanes
+    for i in range(row + lead, whole, lanes):
+        xhat = fma(load(x, i) - near, scale, shift)
+        put(out, i, fma(xhat, load(weight, i + over), load(bias, i + over)), streaming)
+    for part in range(2):  # the ends of the row
+        i, count = (row, lead) if part == 0 else (whole, last - whole)
+        if count:
+            xhat = fma(load_first(x, i, count, near) - near, scale, shift)
+            w, b = load_first(weight, i + over, count, near), load_first(bias, i + over, count, near)
+            store_first(out, i, fma(xhat, w, b), count)
+
+
+@body
+def _forward_task(task, x, weight, bias, centred, eps, chunk, block, lead, streaming, stats, affine, out):
+    for r in range(task * block, min(x.shape[1], (task + 1) * block)):
+        count, mean, squares = channel_moments(r, x, 1, chunk)
+        var = squares / count
+        if not centred:
+            mean, var = 0.0, var + mean * mean
+        set_affine(r, mean, set_stats(r, mean, var, eps, stats), 0.0, affine)
+        _normalize_row(r, x, weight, bias, affine, lead, streaming, out)
+    if streaming:
+        fence()
+
+
+@driver
+def forward_layers(x, weight, bias, centred, eps, chunk, block, lead, streaming, stats, affine, out, parallel):
+    """stats, affine and out written, ``block`` rows a task, sums ``chunk`` elements at a time. out may be x."""
+    tasks = -(-x.shape[1] // block)
+    arguments = (x, weight, bias, centred, eps, chunk, block, lead, streaming, stats, affine, out)
+    if parallel:
+        for task in prange(tasks):
+            _forward_task(int64(task), *arguments)
+    else:
+        for task in range(tasks):
+            _forward_task(task, *arguments)
+
+
+@inlined
+def _part(i, last, lead, lanes):
+    """Elements from i, an offset in a row, that are treated together."""
+    return lead if i == 0 and lead else min(lanes, last - i)
+
+
+@body
+def _set_slopes(r, dy, x, weight, centred, stats, affine, slopes):
+    """Row r of slopes: dx = A g + B xhat + K, where g = dy weight."""
+    lanes, length = lanes_of(x), x.shape[2]
+    near, scale, shift = splat(x, affine[NEAR_MEAN, r]), splat(x, affine[SCALE, r]), splat(x, affine[SHIFT, r])
+    zero = splat(x, 0.0)
+    g0 = g1 = p0 = p1 = widen(zero)
+    row, pattern = r * length, r % (weight.size // length) * length
+    twos = length - length % (2 * lanes)
+    for i in range(0, twos, 2 * lanes):
+        g = widen(load(dy, row + i) * load(weight, pattern + i))
+        g0, p0 = g0 + g, fma(g, widen(fma(load(x, row + i) - near, scale, shift)), p0)
+        j = i + lanes
+        g = widen(load(dy, row + j) * load(weight, pattern + j))
+        g1, p1 = g1 + g, fma(g, widen(fma(load(x, row + j) - near, scale, shift)), p1)
+    for i in range(twos, length, lanes):
+        count = min(lanes, length - i)
+        g = widen(load_first(dy, row + i, count, zero) * load_first(weight, pattern + i, count, zero))
+        xhat = fma(load_first(x, row + i, count, near) - near, scale, shift)
+        g0, p0 = g0 + g, fma(g, widen(xhat), p0)
+    inv_std = stats[INV_STD, r]
+    slopes[A, r] = inv_std
+    slopes[B, r] = -inv_std * total(p0 + p1) / length
+    slopes[K, r] = -inv_std * total(g0 + g1) / length if centred else 0.0
+
+
+@body
+def _gradient_rows(first, last, step, dy, x, weight, affine, slopes, lead, streaming, sums, dx):
+    """dx of rows first, first + step and so on; their g xhat and g are added to ``sums`` (2, L to a whole vector)."""
+    lanes, length = lanes_of(x), x.shape[2]
+    zero = splat(x, 0.0)
+    pattern = first % (weight.size // length) * length
+    i = 0
+    while i < length:
+        count = _part(i, length, lead, lanes)
+        w = load_part(weight, pattern + i, count, zero)
+        products = sum_g = widen(zero)
+        for r in range(first, last, step):
+            near = splat(x, affine[NEAR_MEAN, r])
+            g = load_part(dy, r * length + i, count, zero)
+            d = load_part(x, r * length + i, count, near) - near
+            xhat = fma(d, splat(x, affine[SCALE, r]), splat(x, affine[SHIFT, r]))
+            rest = fma(xhat, splat(x, slopes[B, r]), splat(x, slopes[K, r]))
+            v = fma(g * w, splat(x, slopes[A, r]), rest)
+            if count == lanes:
+                put(dx, r * length + i, v, streaming)
+            else:
+                store_first(dx, r * length + i, v, count)
+            products, sum_g = fma(widen(g), widen(xhat), products), sum_g + widen(g)
+        add_to(sums, i, products)
+        add_to(sums, sums.shape[1] + i, sum_g)
+        i += count
+
+
+@body
+def _backward_task(
+    task, dy, x, weight, centred, images, tile, lead, streaming, stats, affine, slopes, partials, dx
+):  # fmt: skip
+    patterns = weight.size // x.shape[2]
+    block, pattern = divmod(task, patterns)
+    sums = partials[block, pattern]
+    sums[:] = 0.0
+    last = min(x.shape[1], (block + 1) * images * patterns)
+    for first in range(block * images * patterns + pattern, last, tile * patterns):
+        end = min(last, first + tile * patterns)
+        for r in range(first, end, patterns):
+            _set_slopes(r, dy, x, weight, centred, stats, affine, slopes)
+        _gradient_rows(first, end, patterns, dy, x, weight, affine, slopes, lead, streaming, sums, dx)
+    if streaming:
+        fence()
+
+
+@driver
+def backward_layers(
+    dy, x, weight, centred, images, tile, lead, streaming, stats, affine, slopes, partials, dx, parallel
+):  # fmt: skip
+    """slopes (3, R), partials and dx written; dx may be dy.
+
+    A task has the rows of one pattern in ``images`` runs of P rows, ``tile`` of them at a time.
+    partials (tasks / P, P, 2, L to a whole vector): its sums of g xhat and of g.
+    """
+    tasks = partials.shape[0] * partials.shape[1]
+    arguments = (dy, x, weight, centred, images, tile, lead, streaming, stats, affine, slopes, partials, dx)
+    if parallel:
+        for task in prange(tasks):
+            _backward_task(int64(task), *arguments)
+    else:
+        for task in range(tasks):
+            _backward_task(task, *arguments)
