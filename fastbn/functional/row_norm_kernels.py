@@ -3,20 +3,19 @@
 As for batch norm, what is summed together depends on the shape alone.
 """
 
-from typing import Any
-
 import numpy as np
 
 from fastbn._memory import empty
 from fastbn._threads import get_num_threads, launch
-from fastbn._views import as_flat, compute_dtype, storage
+from fastbn._views import as_flat, compute_dtype, empty_like, is_channels_last, storage
 from fastbn.functional.norm_kernels import OWNED, portion, stores
 from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.kernels.group_norm_columns import backward_group_columns, forward_group_columns
 from fastbn.kernels.group_norm_rows import backward_groups, forward_groups
 from fastbn.kernels.layer_norm import backward_layers, forward_layers
 from fastbn.kernels.sums import chunk_grid
 
-TILE = 8  # rows at most, whose gradients to weights are added up in registers
+TILE = 8  # rows at most, that are summed one behind the other before they are mapped
 BLOCKS = 64  # at most, that rows are cut into for the gradients to weights
 FEW = 8  # runs of rows, that such a block has at least where there are enough
 
@@ -38,6 +37,11 @@ def _stores(out: np.ndarray, moved: int, length: int, over: np.ndarray) -> tuple
     return (0, False) if length % width else stores(out, moved, width, over)
 
 
+def _tile(x: np.ndarray, length: int) -> int:
+    """Rows that are still in cache when they are read a second time."""
+    return max(1, min(TILE, OWNED // (2 * length * x.itemsize)))
+
+
 def _share(x: np.ndarray, length: int) -> tuple[int, int]:
     """Elements of a row that are summed together; rows of a task."""
     return chunk_grid(1, length)[1], portion(x.size // length, length * x.itemsize, get_num_threads())
@@ -50,7 +54,7 @@ def layers(
     y = empty(x.shape, x.dtype) if out is None else out
     rows = _runs(x, length)
     stats, affine = np.empty((3, rows.shape[1])), np.empty((3, rows.shape[1]), weight.dtype)
-    share = *_share(x, length), *_stores(y, 2, length, x)
+    share = *_share(x, length), _tile(x, length), *_stores(y, 2, length, x)
     launch(forward_layers, rows, weight, bias, centred, eps, *share, stats, affine, _runs(y, length), work=x.size)
     return y, stats, affine
 
@@ -69,11 +73,10 @@ def layers_backward(
     dx = empty(x.shape, x.dtype) if out is None else out
     patterns = weight.size // length
     runs = x.size // weight.size
-    tile = max(1, min(TILE, OWNED // (2 * length * x.itemsize)))
     images = max(-(-runs // BLOCKS), min(FEW, -(-runs // 4)))
     width = (-(-length // lanes(x)) + 1) * lanes(x)  # a whole vector more, for rows with a lead
     partials = np.empty((-(-runs // images), patterns, 2, width))
-    share = images, tile, *_stores(dx, 3, length, dy)
+    share = images, _tile(x, length), *_stores(dx, 3, length, dy)
     slopes = np.empty((3, stats.shape[1]), affine.dtype)
     given = _runs(dy, length), _runs(x, length), weight, centred
     launch(backward_layers, *given, *share, stats, affine, slopes, partials, _runs(dx, length), work=x.size)
@@ -83,15 +86,21 @@ def layers_backward(
 def groups(
     x: np.ndarray, num_groups: int, weight: np.ndarray, bias: np.ndarray, eps: float, out: np.ndarray | None
 ) -> Found:
-    """Each image's groups of channels normalised; weight, bias: (C,) float64, or empty. x is C-contiguous."""
-    y = empty(x.shape, x.dtype) if out is None else out
+    """Each image's groups of channels normalised; weight, bias: (C,) float64, or empty."""
+    y = empty_like(x) if out is None else out
     images, channels = x.shape[:2]
-    length, run = x.size // (images * num_groups), x.size // (images * channels)
     stats = np.empty((3, images * num_groups))
     affine = np.empty((3, images * channels), compute_dtype(x.dtype))
-    share = *_share(x, length), *_stores(y, 2, run, x)
-    given = _runs(x, length), _runs(x, run), weight, bias, eps
-    launch(forward_groups, *given, *share, stats, affine, _runs(y, run), work=x.size)
+    results = stats, affine
+    if is_channels_last(x):
+        share = _columns_share(x, num_groups, y, 2, x)
+        given = _pixels(x), weight, bias, eps
+        launch(forward_group_columns, *given, *share, *results, _pixels(y), work=x.size)
+    else:
+        length, run = x.size // (images * num_groups), x.size // (images * channels)
+        portions = *_share(x, length), *_stores(y, 2, run, x)
+        given = _runs(x, length), _runs(x, run), weight, bias, eps
+        launch(forward_groups, *given, *portions, *results, _runs(y, run), work=x.size)
     return y, stats, affine
 
 
@@ -99,11 +108,34 @@ def groups_backward(
     dy: np.ndarray, x: np.ndarray, weight: np.ndarray, stats: np.ndarray, affine: np.ndarray, out: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """dx; gradients to weights and biases, (2, C) float64."""
-    dx = empty(x.shape, x.dtype) if out is None else out
+    dx = empty_like(x) if out is None else out
     images, channels = x.shape[:2]
-    run, length = x.size // (images * channels), x.size // stats.shape[1]
     slopes, sums = np.empty((4, images * channels), affine.dtype), np.empty((2, images * channels))
-    share: tuple[Any, ...] = chunk_grid(1, run)[1], _share(x, length)[1], *_stores(dx, 3, run, dy)
     constants = stats, affine, slopes, sums
-    launch(backward_groups, _runs(dy, run), _runs(x, run), weight, *share, *constants, _runs(dx, run), work=x.size)
+    if is_channels_last(x):
+        share = _columns_share(x, stats.shape[1] // images, dx, 3, dy)
+        given = _pixels(dy), _pixels(x), weight
+        launch(backward_group_columns, *given, *share, *constants, _pixels(dx), work=x.size)
+    else:
+        length, run = x.size // stats.shape[1], x.size // (images * channels)
+        portions = chunk_grid(1, run)[1], _share(x, length)[1], *_stores(dx, 3, run, dy)
+        given = _runs(dy, run), _runs(x, run), weight
+        launch(backward_groups, *given, *portions, *constants, _runs(dx, run), work=x.size)
     return dx, sums.reshape(2, images, channels).sum(axis=1)
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    """A channels-last array as kernels read it: (N, S, C)."""
+    return storage(as_flat(array)).reshape(array.shape[0], -1, array.shape[1])
+
+
+def _columns_share(
+    x: np.ndarray, num_groups: int, out: np.ndarray, moved: int, over: np.ndarray
+) -> tuple[int, bool]:
+    """Groups of a task; whether ``out`` is streamed."""
+    images, channels = x.shape[:2]
+    worth = -(-4 * lanes(x) * num_groups // channels)
+    block = max(worth, OWNED * images * num_groups // x.nbytes)
+    lead, streaming = _stores(out, moved, channels, over)
+    whole = block * channels // num_groups % (4 * lanes(x)) == 0 and channels % (4 * lanes(x)) == 0
+    return min(block, num_groups), streaming and whole and not lead

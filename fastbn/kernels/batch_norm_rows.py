@@ -10,18 +10,17 @@ streamed vectors lie aligned. bits (N, C, words): a row's signs, one word a vect
 computed again. An operand that does not apply is None, and what it would have cost is not compiled.
 """
 
+import numpy as np
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._vector import (
     element,
     fence,
-    finite_or_zero,
     fma,
     lanes_of,
     load,
     load_first,
-    mean,
     prefetch,
     put,
     splat,
@@ -69,7 +68,9 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
     """Count, mean and sum of squares about it of channel c in a chunk."""
     n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
     lanes = lanes_of(x)
-    near = finite_or_zero(splat(x, element(x, row_offset(x, n_first, c) + s_first)))
+    about = element(x, row_offset(x, n_first, c) + s_first)
+    about = about if np.isfinite(about) else 0.0
+    near = splat(x, about)
     shift = widen(near)
     d0 = d1 = q0 = q1 = widen(splat(x, 0.0))
     next_row = row_step(x)
@@ -87,8 +88,8 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
             a = widen(load_first(x, i, min(lanes, last - i), near)) - shift
             d0, q0 = d0 + a, fma(a, a, q0)
     count = (n_last - n_first) * (s_last - s_first)
-    about, squares = run_moments(mean(shift), total(d0 + d1), total(q0 + q1), count)
-    return count, about, squares
+    mean, squares = run_moments(about, total(d0 + d1), total(q0 + q1), count)
+    return count, mean, squares
 
 
 @inlined

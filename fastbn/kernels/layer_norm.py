@@ -46,23 +46,35 @@ def _normalize_row(r, x, weight, bias, affine, lead, streaming, out):
 
 
 @body
-def _forward_task(task, x, weight, bias, centred, eps, chunk, block, lead, streaming, stats, affine, out):
-    for r in range(task * block, min(x.shape[1], (task + 1) * block)):
-        count, mean, squares = channel_moments(r, x, 1, chunk)
-        var = squares / count
-        if not centred:
-            mean, var = 0.0, var + mean * mean
-        set_affine(r, mean, set_stats(r, mean, var, eps, stats), 0.0, affine)
-        _normalize_row(r, x, weight, bias, affine, lead, streaming, out)
+def _forward_task(
+    task, x, weight, bias, centred, eps, chunk, block, tile, lead, streaming, stats, affine, out
+):  # fmt: skip
+    last = min(x.shape[1], (task + 1) * block)
+    for first in range(task * block, last, tile):
+        end = min(last, first + tile)
+        for r in range(first, end):
+            count, mean, squares = channel_moments(r, x, 1, chunk)
+            var = squares / count
+            if not centred:
+                mean, var = 0.0, var + mean * mean
+            set_affine(r, mean, set_stats(r, mean, var, eps, stats), 0.0, affine)
+        for r in range(first, end):
+            _normalize_row(r, x, weight, bias, affine, lead, streaming, out)
     if streaming:
         fence()
 
 
 @driver
-def forward_layers(x, weight, bias, centred, eps, chunk, block, lead, streaming, stats, affine, out, parallel):
-    """stats, affine and out written, ``block`` rows a task, sums ``chunk`` elements at a time. out may be x."""
+def forward_layers(
+    x, weight, bias, centred, eps, chunk, block, tile, lead, streaming, stats, affine, out, parallel
+):  # fmt: skip
+    """stats, affine and out written; out may be x.
+
+    A task has ``block`` rows, ``tile`` of them at a time: the constants of one row are made while the next is summed.
+    chunk: elements of a row that are summed together.
+    """
     tasks = -(-x.shape[1] // block)
-    arguments = (x, weight, bias, centred, eps, chunk, block, lead, streaming, stats, affine, out)
+    arguments = (x, weight, bias, centred, eps, chunk, block, tile, lead, streaming, stats, affine, out)
     if parallel:
         for task in prange(tasks):
             _forward_task(int64(task), *arguments)
