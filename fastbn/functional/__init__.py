@@ -5,6 +5,17 @@ from fastbn.functional.conv import conv2d, conv2d_backward
 from fastbn.functional.conv1d import conv1d, conv1d_backward
 from fastbn.functional.conv3d import conv3d, conv3d_backward
 from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
+from fastbn.functional.group_norm import GroupNormSaved, group_norm, group_norm_backward, group_norm_forward
+from fastbn.functional.instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
+from fastbn.functional.layer_norm import (
+    LayerNormSaved,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_forward,
+)
 from fastbn.functional.linear import linear, linear_backward
 from fastbn.functional.loss import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from fastbn.functional.norm import BatchNormSaved, batch_norm, batch_norm_backward, batch_norm_forward
@@ -18,6 +29,8 @@ from fastbn.functional.pooling import (
 
 __all__ = [
     "BatchNormSaved",
+    "GroupNormSaved",
+    "LayerNormSaved",
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
@@ -34,6 +47,15 @@ __all__ = [
     "cross_entropy_forward",
     "fold_conv_bn_weights",
     "fold_linear_bn_weights",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "linear",
     "linear_backward",
     "max_pool2d",
@@ -43,6 +65,9 @@ __all__ = [
     "relu6",
     "relu6_backward",
     "relu_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "sigmoid",
     "sigmoid_backward",
 ]

@@ -66,7 +66,7 @@ def group_norm(
     weight, bias: (C,), or None for 1 and 0. out: written and returned if given; may be ``x``.
     Returns an array like ``x`` in its memory order. Raises ShapeError, DtypeError, ArgumentError.
     """
-    return forward("group_norm", x, num_groups, weight, bias, eps, out, keep=False)[0]
+    return forward_as("group_norm", x, num_groups, weight, bias, eps, out, keep=False)[0]
 
 
 def group_norm_forward(
@@ -82,7 +82,7 @@ def group_norm_forward(
 
     ``saved`` refers to ``x``: leave it unchanged until the backward pass, so ``out`` may not be ``x`` then.
     """
-    return forward("group_norm_forward", x, num_groups, weight, bias, eps, out, keep=True)
+    return forward_as("group_norm_forward", x, num_groups, weight, bias, eps, out, keep=True)
 
 
 def group_norm_backward(
@@ -94,10 +94,10 @@ def group_norm_backward(
     dweight = sum dy xhat and dbias = sum dy over images and positions. dx lies as the input did; out: dx, may be
     ``dy``. Raises ShapeError, DtypeError, ArgumentError.
     """
-    return backward("group_norm_backward", dy, saved, out)
+    return backward_as("group_norm_backward", dy, saved, out)
 
 
-def forward(
+def forward_as(
     who: str,
     x: np.ndarray,
     num_groups: int,
@@ -120,7 +120,7 @@ def forward(
     return y, GroupNormSaved(source, weight, stats, affine, num_groups, bias is not None)
 
 
-def backward(
+def backward_as(
     who: str, dy: np.ndarray, saved: GroupNormSaved, out: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """As the doors; ``who`` is the one that was called."""

@@ -1,12 +1,10 @@
 """Instance normalisation (Ulyanov, Vedaldi and Lempitsky 2016, arXiv 1607.08022): every channel of every image."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from fastbn._checks import STORED, check_float, check_number, check_rank, check_running_stats
 from fastbn.errors import ArgumentError, ShapeError
-from fastbn.functional import group_norm
+from fastbn.functional.group_norm import GroupNormSaved, backward_as, forward_as
 from fastbn.functional.norm import (
     BatchNormSaved,
     batch_norm,
@@ -19,7 +17,7 @@ RANKS = (3, 4, 5)
 AXES = "(N, C, *spatial)"
 
 # Of an instance norm by the input's statistics; by running ones, as constants.
-InstanceNormSaved = group_norm.GroupNormSaved | BatchNormSaved
+InstanceNormSaved = GroupNormSaved | BatchNormSaved
 
 
 def instance_norm(
@@ -75,7 +73,7 @@ def instance_norm_backward(
     or of a batch norm with constant statistics."""
     if isinstance(saved, BatchNormSaved):
         return batch_norm_backward(dy, saved, out=out)[:3]
-    return group_norm.backward("instance_norm_backward", dy, saved, out)
+    return backward_as("instance_norm_backward", dy, saved, out)
 
 
 def _forward(
@@ -106,7 +104,7 @@ def _forward(
     count = int(np.prod(x.shape[2:]))
     if count == 1:
         raise ShapeError(f"{who}: x must have more than 1 spatial element when training, got input size {x.shape}")
-    y, saved = group_norm.forward(who, x, max(channels, 1), weight, bias, eps, out, keep)
+    y, saved = forward_as(who, x, max(channels, 1), weight, bias, eps, out, keep)
     if x.size:
         means = saved.mean.mean(axis=0), saved.var.mean(axis=0)
         move_running_stats(who, running_mean, running_var, momentum, *means, count)

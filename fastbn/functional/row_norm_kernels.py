@@ -94,8 +94,7 @@ def groups(
     results = stats, affine
     if is_channels_last(x):
         share = _columns_share(x, num_groups, y, 2, x)
-        given = _pixels(x), weight, bias, eps
-        launch(forward_group_columns, *given, *share, *results, _pixels(y), work=x.size)
+        launch(forward_group_columns, _pixels(x), weight, bias, eps, *share, *results, _pixels(y), work=x.size)
     else:
         length, run = x.size // (images * num_groups), x.size // (images * channels)
         portions = *_share(x, length), *_stores(y, 2, run, x)
@@ -129,9 +128,7 @@ def _pixels(array: np.ndarray) -> np.ndarray:
     return storage(as_flat(array)).reshape(array.shape[0], -1, array.shape[1])
 
 
-def _columns_share(
-    x: np.ndarray, num_groups: int, out: np.ndarray, moved: int, over: np.ndarray
-) -> tuple[int, bool]:
+def _columns_share(x: np.ndarray, num_groups: int, out: np.ndarray, moved: int, over: np.ndarray) -> tuple[int, bool]:
     """Groups of a task; whether ``out`` is streamed."""
     images, channels = x.shape[:2]
     worth = -(-4 * lanes(x) * num_groups // channels)

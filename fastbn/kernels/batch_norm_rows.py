@@ -52,7 +52,7 @@ def row_offset(x, n, c):
 
 @inlined
 def row_step(x):
-    """Elements from a row to the one that is read after it: the channel's next, or with one image the next channel's."""
+    """Elements from a row to the one that is read after it: the channel's next, or the next channel's of one image."""
     return x.shape[2] if x.shape[0] == 1 else x.shape[1] * x.shape[2]
 
 

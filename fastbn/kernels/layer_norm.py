@@ -1,4 +1,4 @@
-"""Layer norm of rows (1, R, L), whose weights and biases differ from element to element: (P, L), row r by pattern r % P.
+"""Layer norm of rows (1, R, L), whose weights and biases differ from element to element: (P, L), row r by r % P.
 
 P is 1 for layer norm and RMS norm, and the number of groups for a group norm whose channels are too short to be mapped
 one by one. A row's moments are a channel's of a single image, see ``batch_norm_rows``; where ``centred`` is False the

@@ -9,6 +9,9 @@ from fastbn.nn.conv_bn import ConvBn1d, ConvBn2d, ConvBn3d, LinearBn1d
 from fastbn.nn.dropout import Dropout
 from fastbn.nn.fold_training import fold_, freeze_bn_stats, unfold, unfreeze_bn_stats
 from fastbn.nn.fuse import ConvBnReLU2d
+from fastbn.nn.groupnorm import GroupNorm
+from fastbn.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from fastbn.nn.layernorm import LayerNorm, RMSNorm
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
@@ -31,12 +34,18 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Flatten",
+    "GroupNorm",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
     "Linear",
     "LinearBn1d",
     "MaxPool2d",
     "Module",
     "Parameter",
+    "RMSNorm",
     "ReLU",
     "ReLU6",
     "Residual",

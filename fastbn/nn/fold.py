@@ -12,6 +12,7 @@ from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights
 from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Residual, Sequential
 from fastbn.nn.conv import Conv, Conv2d
+from fastbn.nn.instancenorm import InstanceNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
@@ -20,11 +21,14 @@ from fastbn.nn.parameter import Parameter
 # A subclass with a forward of its own may do anything between its children.
 CHAINS = (Sequential.forward, Residual.forward)
 
-NORMS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}  # by the axes of the convolution that they follow
+# By the axes of the convolution that they follow. In eval mode instance norms by running statistics are batch norms.
+NORMS = {1: (BatchNorm1d, InstanceNorm1d), 2: (BatchNorm2d, InstanceNorm2d), 3: (BatchNorm3d, InstanceNorm3d)}
 
 
 def fold(model: Module) -> Module:
     """A copy of ``model`` in eval mode, with every batch norm that follows a convolution or linear layer folded away.
+
+    So is an instance norm with running statistics after a convolution: in eval mode it is a batch norm.
 
     It is fused, see ``fuse``: a convolution, its bias, the shortcut of a Residual and the ReLU run in one pass.
 
@@ -77,7 +81,7 @@ def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int
     chain = container.chain()
     previous: Module | None = None
     for name, module in chain:
-        if isinstance(module, BatchNorm) and previous is not None and _fits(previous, module, uses):
+        if isinstance(module, (BatchNorm, InstanceNorm)) and previous is not None and _fits(previous, module, uses):
             who = f"fold: batch norm {prefix}.{name}" if prefix else f"fold: batch norm {name}"
             check_running_stats(who, module.running_mean, module.running_var, module.num_features)
             try:
@@ -89,7 +93,7 @@ def _fold_chain(container: Sequential | Residual, prefix: str, uses: Counter[int
             previous = module
 
 
-def _fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
+def _fits(layer: Module, norm: BatchNorm | InstanceNorm, uses: Counter[int]) -> bool:
     if not norm.track_running_stats or uses[id(layer)] != 1 or uses[id(norm)] != 1:
         return False
     if isinstance(layer, Conv):
@@ -97,7 +101,7 @@ def _fits(layer: Module, norm: BatchNorm, uses: Counter[int]) -> bool:
     return isinstance(layer, Linear) and isinstance(norm, BatchNorm1d) and layer.out_features == norm.num_features
 
 
-def _absorb(layer: Module, norm: BatchNorm) -> None:
+def _absorb(layer: Module, norm: BatchNorm | InstanceNorm) -> None:
     """Put ``norm`` into the weights of ``layer``."""
     statistics = (
         norm.running_mean,

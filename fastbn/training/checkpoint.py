@@ -136,7 +136,11 @@ def _check_sizes(entry: dict[str, Any], path: str, tensors: dict[str, np.ndarray
         channels = options["in_channels"] // options.get("groups", 1)
         kernel = np.broadcast_to(options["kernel_size"], int(entry["type"][4])).tolist()
         wanted["weight"] = (options["out_channels"], channels, *kernel)
-    elif entry["type"].startswith("BatchNorm"):
+    elif entry["type"] in ("LayerNorm", "RMSNorm") and options.get("elementwise_affine", True):
+        wanted["weight"] = tuple(np.atleast_1d(options["normalized_shape"]).tolist())
+    elif entry["type"] == "GroupNorm" and options.get("affine", True):
+        wanted["weight"] = (options["num_channels"],)
+    elif entry["type"].startswith(("BatchNorm", "InstanceNorm")):
         names = {"weight": "affine", "running_mean": "track_running_stats"}
         wanted = {name: (options["num_features"],) for name, option in names.items() if options.get(option, True)}
     for name, shape in wanted.items():
