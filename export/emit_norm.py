@@ -57,8 +57,8 @@ def _layer_norm(emitter: Emitter, module: nn.LayerNorm, path: str, x: ir.Value, 
         axis, eps = -len(module.normalized_shape), float(module.eps)
         return emitter.node(path, "LayerNormalization", [x, weight, bias], axis=axis, epsilon=eps), rank
     xhat = _standardised(emitter, path, x, range(-len(module.normalized_shape), 0), module.eps)
-    weight, bias = parameters(emitter, module, path, "weight", "bias")
-    return _affine(emitter, path, xhat, weight, bias), rank
+    scale, shift = parameters(emitter, module, path, "weight", "bias")
+    return _affine(emitter, path, xhat, scale, shift), rank
 
 
 def _rms_norm(emitter: Emitter, module: nn.RMSNorm, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:

@@ -87,6 +87,9 @@ def groups(
     x: np.ndarray, num_groups: int, weight: np.ndarray, bias: np.ndarray, eps: float, out: np.ndarray | None
 ) -> Found:
     """Each image's groups of channels normalised; weight, bias: (C,) float64, or empty."""
+    if _is_short(x, num_groups):
+        scales, shifts = _per_element(weight, x, 1.0), _per_element(bias, x, 0.0)
+        return layers(x, scales.size // num_groups, scales, shifts, True, eps, out)
     y = empty_like(x) if out is None else out
     images, channels = x.shape[:2]
     stats = np.empty((3, images * num_groups))
@@ -107,8 +110,12 @@ def groups_backward(
     dy: np.ndarray, x: np.ndarray, weight: np.ndarray, stats: np.ndarray, affine: np.ndarray, out: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """dx; gradients to weights and biases, (2, C) float64."""
-    dx = empty_like(x) if out is None else out
     images, channels = x.shape[:2]
+    if _is_short(x, stats.shape[1] // images):
+        length = x.size // stats.shape[1]
+        dx, sums = layers_backward(dy, x, length, _per_element(weight, x, 1.0), True, stats, affine, out)
+        return dx, sums.reshape(2, channels, -1).sum(axis=2)
+    dx = empty_like(x) if out is None else out
     slopes, sums = np.empty((4, images * channels), affine.dtype), np.empty((2, images * channels))
     constants = stats, affine, slopes, sums
     if is_channels_last(x):
@@ -121,6 +128,18 @@ def groups_backward(
         given = _runs(dy, run), _runs(x, run), weight
         launch(backward_groups, *given, *portions, *constants, _runs(dx, run), work=x.size)
     return dx, sums.reshape(2, images, channels).sum(axis=1)
+
+
+def _is_short(x: np.ndarray, num_groups: int) -> bool:
+    """Whether a channel does not fill a vector, so that several are mapped at once, element by element."""
+    images, channels = x.shape[:2]
+    return num_groups < channels and x.size // (images * channels) < lanes(x) and not is_channels_last(x)
+
+
+def _per_element(values: np.ndarray, x: np.ndarray, absent: float) -> np.ndarray:
+    """A weight or bias of each channel as one of each of an image's elements."""
+    size, dtype = x.size // x.shape[0], compute_dtype(x.dtype)
+    return np.repeat(values, size // values.size).astype(dtype) if values.size else np.full(size, absent, dtype)
 
 
 def _pixels(array: np.ndarray) -> np.ndarray:
