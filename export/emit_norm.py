@@ -54,8 +54,8 @@ def _instance_norm(emitter: Emitter, module: InstanceNorm, path: str, x: ir.Valu
 def _layer_norm(emitter: Emitter, module: nn.LayerNorm, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     if emitter.opset >= 17:
         weight, bias = _scale_and_shift(emitter, module, path, x, module.normalized_shape)
-        axis, eps = -len(module.normalized_shape), float(module.eps)
-        return emitter.node(path, "LayerNormalization", [x, weight, bias], axis=axis, epsilon=eps), rank
+        options = {"axis": -len(module.normalized_shape), "epsilon": float(module.eps), "stash_type": _stash_type(x)}
+        return emitter.node(path, "LayerNormalization", [x, weight, bias], **options), rank
     xhat = _standardised(emitter, path, x, range(-len(module.normalized_shape), 0), module.eps)
     scale, shift = parameters(emitter, module, path, "weight", "bias")
     return _affine(emitter, path, xhat, scale, shift), rank
@@ -66,7 +66,8 @@ def _rms_norm(emitter: Emitter, module: nn.RMSNorm, path: str, x: ir.Value, rank
     axes = range(-len(module.normalized_shape), 0)
     if emitter.opset >= 23:
         weight = _scale_and_shift(emitter, module, path, x, module.normalized_shape)[0]
-        return emitter.node(path, "RMSNormalization", [x, weight], axis=axes[0], epsilon=eps), rank
+        options = {"axis": axes[0], "epsilon": eps, "stash_type": _stash_type(x)}
+        return emitter.node(path, "RMSNormalization", [x, weight], **options), rank
     xhat = _by_root_mean_square(emitter, path, x, axes, eps)
     return _affine(emitter, path, xhat, parameters(emitter, module, path, "weight")[0], None), rank
 
@@ -75,7 +76,8 @@ def _group_norm(emitter: Emitter, module: nn.GroupNorm, path: str, x: ir.Value, 
     eps, groups = float(module.eps), module.num_groups
     if emitter.opset >= 21:
         weight, bias = _scale_and_shift(emitter, module, path, x, module.num_channels)
-        return emitter.node(path, "GroupNormalization", [x, weight, bias], epsilon=eps, num_groups=groups), rank
+        options = {"epsilon": eps, "num_groups": groups, "stash_type": _stash_type(x)}
+        return emitter.node(path, "GroupNormalization", [x, weight, bias], **options), rank
     shape = emitter.constant(join(path, "groups"), np.array([0, groups, -1]))
     rows = emitter.node(join(path, "split"), "Reshape", [x, shape])
     if _dtype(x) == np.float64:
@@ -92,6 +94,11 @@ def _group_norm(emitter: Emitter, module: nn.GroupNorm, path: str, x: ir.Value, 
 def _dtype(x: ir.Value) -> np.dtype:
     assert x.dtype is not None
     return x.dtype.numpy()
+
+
+def _stash_type(x: ir.Value) -> int:
+    """What statistics are computed in: without it in float32, of float64 too."""
+    return int(ir.DataType.from_numpy(_dtype(x)))
 
 
 def _scale_and_shift(

@@ -18,14 +18,8 @@ DTYPES = [np.float32, np.float64]
 # Whole vectors and odd ends, rows of several chunks, one element, several axes, more rows than a block.
 LAYERS = [((5, 7), 1), ((3, 4, 33), 1), ((2, 3, 5), 2), ((70, 64), 1), ((3, 9000), 1), ((4, 1), 1), ((6,), 1)]
 # Channels that do and do not fill a vector; groups of one, several and all channels.
-GROUPS = [
-    ((2, 6, 5), 3),
-    ((3, 8), 2),
-    ((2, 64, 9, 9), 8),
-    ((4, 12, 5, 7), 12),
-    ((2, 70, 3, 7), 1),
-    ((1, 4, 2, 5, 5), 2),
-]
+GROUPS = [((2, 6, 5), 3), ((3, 8), 2), ((2, 64, 9, 9), 8), ((4, 12, 5, 7), 12), ((2, 70, 3, 7), 1)]
+GROUPS += [((1, 4, 2, 5, 5), 2)]
 
 
 def operands(rng, shape, weights, dtype):
@@ -111,9 +105,6 @@ def both(name, x, dy, **outputs):
 @pytest.mark.parametrize("name", DOORS)
 def test_gradients_are_those_of_differences(rng, name):
     x, dy = rng.standard_normal((2, 2, 4, 15))
-    shape = x.shape
-    x, dy = x.reshape(2, 4, 15) if name != "layer" else x.reshape(shape), dy.reshape(shape)
-    dy = dy.reshape(x.shape)
     forward, _, argument = DOORS[name]
     _, dx = both(name, x, dy)
     for _ in range(5):
@@ -261,9 +252,8 @@ def test_half_is_the_float32_answer_rounded(rng, name):
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.01, 100), st.floats(-100, 100), st.integers(0, 1000))
 def test_scale_and_shift_of_a_row_do_not_matter(rows, length, scale, shift, seed):
     x = np.random.default_rng(seed).standard_normal((rows, length))
-    np.testing.assert_allclose(
-        F.layer_norm(scale * x + shift, length, eps=0.0), F.layer_norm(x, length, eps=0.0), atol=1e-8
-    )
+    y = F.layer_norm(x, length, eps=0.0)
+    np.testing.assert_allclose(F.layer_norm(scale * x + shift, length, eps=0.0), y, atol=1e-8)
     np.testing.assert_allclose(F.rms_norm(scale * x, length, eps=0.0), F.rms_norm(x, length, eps=0.0), atol=1e-12)
 
 
