@@ -16,7 +16,6 @@ from fastbn.kernels._vector import (
     lanes_of,
     load,
     load_first,
-    load_part,
     put,
     splat,
     store_first,
@@ -83,12 +82,6 @@ def forward_layers(
             _forward_task(task, *arguments)
 
 
-@inlined
-def _part(i, last, lead, lanes):
-    """Elements from i, an offset in a row, that are treated together."""
-    return lead if i == 0 and lead else min(lanes, last - i)
-
-
 @body
 def _set_slopes(r, dy, x, weight, centred, stats, affine, slopes):
     """Row r of slopes: dx = A g + B xhat + K, where g = dy weight."""
@@ -115,32 +108,46 @@ def _set_slopes(r, dy, x, weight, centred, stats, affine, slopes):
     slopes[K, r] = -inv_std * total(g0 + g1) / length if centred else 0.0
 
 
+@inlined
+def _gradient(r, g, d, w, x, affine, slopes):
+    """dx and xhat, from dy, x - near and weight."""
+    xhat = fma(d, splat(x, affine[SCALE, r]), splat(x, affine[SHIFT, r]))
+    rest = fma(xhat, splat(x, slopes[B, r]), splat(x, slopes[K, r]))
+    return fma(g * w, splat(x, slopes[A, r]), rest), xhat
+
+
 @body
 def _gradient_rows(first, last, step, dy, x, weight, affine, slopes, lead, streaming, sums, dx):
     """dx of rows first, first + step and so on; their g xhat and g are added to ``sums`` (2, L to a whole vector)."""
     lanes, length = lanes_of(x), x.shape[2]
-    zero = splat(x, 0.0)
+    zero, columns = splat(x, 0.0), sums.shape[1]
     pattern = first % (weight.size // length) * length
-    i = 0
-    while i < length:
-        count = _part(i, length, lead, lanes)
-        w = load_part(weight, pattern + i, count, zero)
+    whole = length - (length - lead) % lanes
+    for j in range(lead, whole, lanes):
+        w = load(weight, pattern + j)
         products = sum_g = widen(zero)
         for r in range(first, last, step):
-            near = splat(x, affine[NEAR_MEAN, r])
-            g = load_part(dy, r * length + i, count, zero)
-            d = load_part(x, r * length + i, count, near) - near
-            xhat = fma(d, splat(x, affine[SCALE, r]), splat(x, affine[SHIFT, r]))
-            rest = fma(xhat, splat(x, slopes[B, r]), splat(x, slopes[K, r]))
-            v = fma(g * w, splat(x, slopes[A, r]), rest)
-            if count == lanes:
-                put(dx, r * length + i, v, streaming)
-            else:
-                store_first(dx, r * length + i, v, count)
+            i = r * length + j
+            g = load(dy, i)
+            v, xhat = _gradient(r, g, load(x, i) - splat(x, affine[NEAR_MEAN, r]), w, x, affine, slopes)
+            put(dx, i, v, streaming)
             products, sum_g = fma(widen(g), widen(xhat), products), sum_g + widen(g)
-        add_to(sums, i, products)
-        add_to(sums, sums.shape[1] + i, sum_g)
-        i += count
+        add_to(sums, j, products)
+        add_to(sums, columns + j, sum_g)
+    for part in range(2):  # the ends of the rows
+        j, count = (0, lead) if part == 0 else (whole, length - whole)
+        if count:
+            w = load_first(weight, pattern + j, count, zero)
+            products = sum_g = widen(zero)
+            for r in range(first, last, step):
+                i = r * length + j
+                near = splat(x, affine[NEAR_MEAN, r])
+                g = load_first(dy, i, count, zero)
+                v, xhat = _gradient(r, g, load_first(x, i, count, near) - near, w, x, affine, slopes)
+                store_first(dx, i, v, count)
+                products, sum_g = fma(widen(g), widen(xhat), products), sum_g + widen(g)
+            add_to(sums, j, products)
+            add_to(sums, columns + j, sum_g)
 
 
 @body
