@@ -17,7 +17,7 @@ from fastbn.kernels.sums import chunk_grid
 
 TILE = 8  # rows at most, that are summed one behind the other before they are mapped
 BLOCKS = 64  # at most, that rows are cut into for the gradients to weights
-FEW = 8  # runs of rows, that such a block has at least where there are enough
+DEEP = 32  # runs of rows, that such a block has at least where that leaves four of them: sums take memory too
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # y; stats and affine, as kernels leave them
 
@@ -73,10 +73,10 @@ def layers_backward(
     dx = empty(x.shape, x.dtype) if out is None else out
     patterns = weight.size // length
     runs = x.size // weight.size
-    images = max(-(-runs // BLOCKS), min(FEW, -(-runs // 4)))
+    images = max(-(-runs // BLOCKS), min(DEEP, -(-runs // 4)))
     width = (-(-length // lanes(x)) + 1) * lanes(x)  # a whole vector more, for rows with a lead
     partials = np.empty((-(-runs // images), patterns, 2, width))
-    share = images, _tile(x, length), *_stores(dx, 3, length, dy)
+    share = images, TILE, *_stores(dx, 3, length, dy)
     slopes = np.empty((3, stats.shape[1]), affine.dtype)
     given = _runs(dy, length), _runs(x, length), weight, centred
     launch(backward_layers, *given, *share, stats, affine, slopes, partials, _runs(dx, length), work=x.size)
