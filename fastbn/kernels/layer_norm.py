@@ -16,6 +16,7 @@ from fastbn.kernels._vector import (
     lanes_of,
     load,
     load_first,
+    prefetch,
     put,
     splat,
     store_first,
@@ -24,6 +25,14 @@ from fastbn.kernels._vector import (
 )
 from fastbn.kernels.batch_norm_rows import channel_moments
 from fastbn.kernels.channels import INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K, set_affine, set_stats
+
+ROOM = 1 << 16  # elements: of an array, in a core's second cache, beside those of others and of the next tile
+
+
+@inlined
+def next_tile(rows, length):
+    """Elements from one of ``rows`` rows to that of the next tile, if both tiles find room in the cache; else 0."""
+    return rows * length if rows * length <= ROOM else 0
 
 
 @inlined
@@ -123,11 +132,14 @@ def _gradient_rows(first, last, step, dy, x, weight, affine, slopes, lead, strea
     zero, columns = splat(x, 0.0), sums.shape[1]
     pattern = first % (weight.size // length) * length
     whole = length - (length - lead) % lanes
+    ahead = next_tile(last - first, length)
     for j in range(lead, whole, lanes):
         w = load(weight, pattern + j)
         products = sum_g = widen(zero)
         for r in range(first, last, step):
             i = r * length + j
+            prefetch(x, i + ahead)
+            prefetch(dy, i + ahead)
             g = load(dy, i)
             v, xhat = _gradient(r, g, load(x, i) - splat(x, affine[NEAR_MEAN, r]), w, x, affine, slopes)
             put(dx, i, v, streaming)
