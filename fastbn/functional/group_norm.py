@@ -24,11 +24,12 @@ class GroupNormSaved:
     """What ``group_norm_backward`` needs of the forward pass.
 
     x: the input. mean, var, inv_std: (N, num_groups) float64, of each image's groups; var is biased.
-    stats, affine: as kernels left them.
+    scales: the weight as kernels read it. stats, affine: as kernels left them.
     """
 
     x: np.ndarray
     weight: np.ndarray | None
+    scales: np.ndarray
     stats: np.ndarray
     affine: np.ndarray
     num_groups: int
@@ -112,12 +113,13 @@ def forward_as(
     source = dense(x)
     if out is not None:
         check_out(who, out, x.shape, source, **{"apart_from" if keep else "may_be": {"x": x}})
+    scales = _vector(weight)
     if x.size:
-        y, stats, affine = kernels.groups(source, num_groups, _vector(weight), _vector(bias), float(eps), out)
+        y, stats, affine = kernels.groups(source, num_groups, scales, _vector(bias), float(eps), out)
     else:
         y = empty_like(source) if out is None else out
         stats, affine = np.zeros((3, x.shape[0] * num_groups)), np.zeros((3, 0), compute_dtype(x.dtype))
-    return y, GroupNormSaved(source, weight, stats, affine, num_groups, bias is not None)
+    return y, GroupNormSaved(source, weight, scales, stats, affine, num_groups, bias is not None)
 
 
 def backward_as(
@@ -131,7 +133,7 @@ def backward_as(
         check_out(who, out, x.shape, x, may_be={"dy": dy}, apart_from={"x": x})
     if x.size:
         grad = in_order_of(dy, x)
-        dx, sums = kernels.groups_backward(grad, x, _vector(weight), saved.stats, saved.affine, out)
+        dx, sums = kernels.groups_backward(grad, x, saved.scales, saved.stats, saved.affine, out)
     else:
         dx, sums = empty_like(x) if out is None else out, np.zeros((2, x.shape[1]))
     gradients = sums.astype(compute_dtype(x.dtype) if weight is None else native(weight))

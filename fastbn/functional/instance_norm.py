@@ -1,5 +1,7 @@
 """Instance normalisation (Ulyanov, Vedaldi and Lempitsky 2016, arXiv 1607.08022): every channel of every image."""
 
+import math
+
 import numpy as np
 
 from fastbn._checks import STORED, check_float, check_number, check_rank, check_running_stats
@@ -101,7 +103,7 @@ def _forward(
             return batch_norm(x, running_mean, running_var, weight, bias, eps=eps, out=out), None
         constants = {"running_mean": running_mean, "running_var": running_var, "training": False}
         return batch_norm_forward(x, weight, bias, eps=eps, out=out, **constants)  # type: ignore[arg-type]
-    count = int(np.prod(x.shape[2:]))
+    count = math.prod(x.shape[2:])
     if count == 1:
         raise ShapeError(f"{who}: x must have more than 1 spatial element when training, got input size {x.shape}")
     y, saved = forward_as(who, x, max(channels, 1), weight, bias, eps, out, keep)

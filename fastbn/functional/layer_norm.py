@@ -1,6 +1,7 @@
 """Layer normalisation (Ba, Kiros and Hinton 2016, arXiv 1607.06450) and RMS normalisation (Zhang and Sennrich 2019,
 arXiv 1910.07467) over the last axes."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ def layer_norm_forward(
 ) -> tuple[np.ndarray, LayerNormSaved]:
     """``layer_norm`` and what its backward pass needs: (y, saved).
 
-    ``saved`` refers to ``x``: leave it unchanged until the backward pass, so ``out`` may not be ``x`` then.
+    ``saved`` refers to ``x`` and ``weight``: leave them unchanged until the backward pass, so ``out`` may not be ``x``.
     """
     return _forward("layer_norm_forward", x, normalized_shape, weight, bias, eps, True, out, keep=True)
 
@@ -142,7 +143,7 @@ def _forward(
     check_number(who, "eps", eps, 0.0)
     if out is not None:
         check_out(who, out, x.shape, source, **{"apart_from" if keep else "may_be": {"x": x}})
-    length = int(np.prod(shape))
+    length = math.prod(shape)
     scales, shifts = _vector(weight, length, dtype, 1.0), _vector(bias, length, dtype, 0.0)
     if x.size:
         y, stats, affine = kernels.layers(source, length, scales, shifts, centred, float(eps), out)  # type: ignore[arg-type]
@@ -171,7 +172,10 @@ def _backward(
 
 def _vector(values: np.ndarray | None, size: int, dtype: Any, absent: float) -> np.ndarray:
     """A weight or bias as kernels read it: (size,) of ``dtype``."""
-    return np.full(size, absent, dtype) if values is None else as_flat(np.ascontiguousarray(values, dtype))
+    if values is None:
+        return np.full(size, absent, dtype)
+    plain = values.dtype is dtype and values.flags.carray
+    return values.reshape(-1) if plain else as_flat(np.ascontiguousarray(values, dtype))
 
 
 def _check_forward(
