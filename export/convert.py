@@ -12,7 +12,8 @@ import onnx
 import onnx_ir as ir
 
 import fastbn
-from export.emit import Emitter, emit
+from export.emit import emit
+from export.emitter import Emitter
 from export.files import OPSETS, writing
 from export.fold import FoldReport, fold_graph
 from export.verify import VerifyReport, verify
@@ -20,6 +21,7 @@ from fastbn._checks import check_running_stats
 from fastbn.errors import ArgumentError, DtypeError, ModelError, ShapeError
 from fastbn.nn.batchnorm import BatchNorm
 from fastbn.nn.fold import fold_scalars
+from fastbn.nn.instancenorm import InstanceNorm
 from fastbn.nn.module import Module
 
 
@@ -101,9 +103,9 @@ def check_opset(opset: int) -> None:
 
 def _check_statistics(model: Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, BatchNorm):
-            who = f"export: batch norm {name}"
-            if not module.track_running_stats:
+        if isinstance(module, (BatchNorm, InstanceNorm)):
+            who = f"export: {'batch' if isinstance(module, BatchNorm) else 'instance'} norm {name}"
+            if isinstance(module, BatchNorm) and not module.track_running_stats:
                 raise ModelError(f"{who} must have running statistics, got track_running_stats=False")
             check_running_stats(who, module.running_mean, module.running_var, module.num_features)
 

@@ -96,6 +96,65 @@ def batch_norm_backward(
     return dx, dweight, dbias, None if residual is None else dz.copy()
 
 
+def _standardised(x, axes, eps, centred=True):
+    """xhat and 1 / std over the axes; about 0 unless centred."""
+    mean = x.mean(axis=axes, keepdims=True) if centred else 0.0
+    inv_std = 1 / np.sqrt(np.square(x - mean).mean(axis=axes, keepdims=True) + eps)
+    return (x - mean) * inv_std, inv_std
+
+
+def _standardised_backward(g, xhat, inv_std, axes, centred=True):
+    mean_g = g.mean(axis=axes, keepdims=True) if centred else 0.0
+    return inv_std * (g - mean_g - xhat * (g * xhat).mean(axis=axes, keepdims=True))
+
+
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, centred=True):
+    """centred=False: RMS norm."""
+    x = _f64(x)
+    y, _ = _standardised(x, tuple(range(x.ndim - len(normalized_shape), x.ndim)), eps, centred)
+    y = y if weight is None else y * _f64(weight)
+    return y if bias is None else y + _f64(bias)
+
+
+def layer_norm_backward(dy, x, normalized_shape, weight=None, eps=1e-5, centred=True):
+    """Returns (dx, dweight, dbias)."""
+    dy, x = _f64(dy), _f64(x)
+    split = x.ndim - len(normalized_shape)
+    axes, rows = tuple(range(split, x.ndim)), tuple(range(split))
+    xhat, inv_std = _standardised(x, axes, eps, centred)
+    g = dy if weight is None else dy * _f64(weight)
+    return _standardised_backward(g, xhat, inv_std, axes, centred), (dy * xhat).sum(axis=rows), dy.sum(axis=rows)
+
+
+def _grouped(x, num_groups):
+    return x.reshape(x.shape[0], num_groups, -1)
+
+
+def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
+    """As many groups as channels: instance norm."""
+    x = _f64(x)
+    y = _standardised(_grouped(x, num_groups), 2, eps)[0].reshape(x.shape)
+    y = y if weight is None else y * _per_channel(weight, x.ndim)
+    return y if bias is None else y + _per_channel(bias, x.ndim)
+
+
+def group_norm_backward(dy, x, num_groups, weight=None, eps=1e-5):
+    """Returns (dx, dweight, dbias)."""
+    dy, x = _f64(dy), _f64(x)
+    xhat, inv_std = _standardised(_grouped(x, num_groups), 2, eps)
+    g = dy if weight is None else dy * _per_channel(weight, x.ndim)
+    dx = _standardised_backward(_grouped(g, num_groups), xhat, inv_std, 2).reshape(x.shape)
+    axes = (0, *range(2, x.ndim))
+    return dx, (dy * xhat.reshape(x.shape)).sum(axis=axes), dy.sum(axis=axes)
+
+
+def instance_norm_stats(x, running_mean, running_var, momentum):
+    """The running statistics after x: both move to the means over images, the variance unbiased."""
+    x = _f64(x).reshape(*x.shape[:2], -1)
+    new_mean = (1 - momentum) * _f64(running_mean) + momentum * x.mean(axis=2).mean(axis=0)
+    return new_mean, (1 - momentum) * _f64(running_var) + momentum * x.var(axis=2, ddof=1).mean(axis=0)
+
+
 def _conv_taps(c_in, c_out, groups, kernel, stride, dilation, out_hw):
     """For each group and kernel offset (a, b): its channels, a, b, and the (padded) input slices the outputs meet."""
     (kh, kw), (sh, sw), (dh, dw), (oh, ow) = kernel, stride, dilation, out_hw

@@ -40,6 +40,15 @@ def doors(image, matrix, relu, groups, count_include_pad):
     for x in image, matrix:
         y, saved = F.masked_batch_norm_forward(x, np.ones((len(x), *x.shape[2:]), bool))
         F.masked_batch_norm_backward(x, saved)
+    for bias in None, vector:
+        F.rms_norm_backward(image, F.rms_norm_forward(image, image.shape[-1])[1])
+        for size, norm, backward in (
+            (image.shape[-1], F.layer_norm_forward, F.layer_norm_backward),
+            (c, F.group_norm_forward, F.group_norm_backward),
+            (2, F.group_norm_forward, F.group_norm_backward),
+        ):
+            y, saved = norm(image, size, bias if size == c else None)
+            backward(image, saved)
     for bias in None, np.ones(4, image.dtype):
         y = F.conv2d(image, weight, bias, groups=groups, relu=relu)
         F.conv2d(image, weight, bias, groups=groups, relu=relu, residual=y)

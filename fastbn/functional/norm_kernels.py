@@ -86,14 +86,19 @@ class Plan(NamedTuple):
         also: another output is written vector by vector along with ``out``, so that there can be no lead.
         over: operands that ``out`` may be written over; they are in cache then, and would have to leave it.
         """
-        if not beyond_cache(moved * out.nbytes) or self.shape[-1] % self.run:
+        if self.shape[-1] % self.run:
             return 0, False
-        begin = _address(out)
-        if any(operand is not None and _address(operand) == begin for operand in over):
-            return 0, False
-        lead = -begin % (self.lanes * self.itemsize) // self.itemsize
+        lead, streaming = stores(out, moved, self.lanes, *over)
         aligned = lead == 0 or not (also or self.kind == "columns")
-        return (lead, True) if aligned else (0, False)
+        return (lead, streaming) if aligned else (0, False)
+
+
+def stores(out: np.ndarray, moved: int, lanes: int, *over: np.ndarray | None) -> tuple[int, bool]:
+    """(lead, streaming) for rows of whole vectors; see ``Plan.stores``."""
+    begin = _address(out)
+    if not beyond_cache(moved * out.nbytes) or any(a is not None and _address(a) == begin for a in over):
+        return 0, False
+    return -begin % (lanes * out.itemsize) // out.itemsize, True
 
 
 def _address(array: np.ndarray) -> int:
@@ -105,6 +110,11 @@ def plan_for(x: np.ndarray) -> Plan:
     return _plan(x.shape, x.ndim == 2 or is_channels_last(x), x.dtype, get_num_threads())
 
 
+def portion(rows: int, row_bytes: int, threads: int) -> int:
+    """Rows that a task of a map takes."""
+    return max(1, min(-(-PORTION // row_bytes), -(-rows // (4 * threads))))
+
+
 @lru_cache(maxsize=1024)
 def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threads: int) -> Plan:
     n, c = shape[:2]
@@ -113,10 +123,6 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
     itemsize, computed = dtype.itemsize, compute_dtype(dtype)
     lanes = VECTOR_BYTES // computed.itemsize
     s = math.prod(shape[2:])
-
-    def portion(rows: int, length: int) -> int:
-        worth = -(-PORTION // (length * itemsize))
-        return max(1, min(worth, -(-rows // (4 * threads))))
 
     if rows_of_channels or s == 1:
         copies = _copies(n * s, c, lanes)
@@ -136,7 +142,7 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
             computed=computed,
             chunk=(chunk,),
             block=0,
-            portion=portion(m, width),
+            portion=portion(m, width * itemsize, threads),
             partials=partials,
             words=(m, vectors),
         )
@@ -156,7 +162,7 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
             computed=computed,
             chunk=(),
             block=block,
-            portion=portion(n * c, s),
+            portion=portion(n * c, s * itemsize, threads),
             partials=(0, 0, 0),
             words=(n, words),
         )
@@ -175,7 +181,7 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
         computed=computed,
         chunk=chunk_grid(n, s),
         block=block,
-        portion=portion(n * c, s),
+        portion=portion(n * c, s * itemsize, threads),
         partials=(2, chunk_count(n, s), c),
         words=(n, c, -(-s // lanes)),
     )

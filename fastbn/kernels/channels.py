@@ -43,14 +43,31 @@ def _lost(mean, near):
 
 
 @inlined
-def _set_channel(c, mean, var, eps, weight, bias, stats, affine):
+def set_stats(c, mean, var, eps, stats):
+    """Write channel c of ``stats``; returns its 1 / standard deviation."""
     # A channel without spread gives its bias, with eps = 0 too.
     spread = var + eps
-    inv_std = 0.0 if spread == 0 else 1.0 / np.sqrt(spread)
-    stats[MEAN, c], stats[VAR, c], stats[INV_STD, c] = mean, var, inv_std
-    scale = inv_std * (weight[c] if weight.size else 1.0)
+    stats[MEAN, c], stats[VAR, c], stats[INV_STD, c] = mean, var, 0.0 if spread == 0 else 1.0 / np.sqrt(spread)
+    return stats[INV_STD, c]
+
+
+@inlined
+def set_affine(c, mean, scale, shift, affine):
+    """Write channel c of ``affine``: (x - mean) scale + shift."""
     affine[NEAR_MEAN, c], affine[SCALE, c] = mean, scale
-    affine[SHIFT, c] = (bias[c] if bias.size else 0.0) - _lost(mean, affine[NEAR_MEAN, c]) * scale
+    affine[SHIFT, c] = shift - _lost(mean, affine[NEAR_MEAN, c]) * scale
+
+
+@inlined
+def entry(vector, c, absent):
+    """vector[c], or ``absent`` if the vector is empty."""
+    return vector[c] if vector.size else absent
+
+
+@inlined
+def _set_channel(c, mean, var, eps, weight, bias, stats, affine):
+    inv_std = set_stats(c, mean, var, eps, stats)
+    set_affine(c, mean, inv_std * entry(weight, c, 1.0), entry(bias, c, 0.0), affine)
 
 
 @inlined
@@ -107,15 +124,26 @@ def finish_inference(weight, bias, running_mean, running_var, eps, stats, affine
 
 
 @inlined
+def normalized_product(mean, inv_std, near, sum_g, product):
+    """The sum of g (x - mean) inv_std, from that of g (x - near), where near is the mean as ``affine`` has it."""
+    return (product - _lost(mean, near) * sum_g) * inv_std
+
+
+@inlined
+def set_slopes(c, mean, inv_std, near, scale, slope, constant, slopes):
+    """Write channel c of ``slopes``: scale g + slope (x - mean) inv_std + constant."""
+    slopes[A, c] = scale
+    slopes[B, c] = slope
+    slopes[K, c] = constant - _lost(mean, near) * inv_std * slope
+    slopes[NEAR_INV_STD, c] = inv_std
+
+
+@inlined
 def finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients):
     """Channel c of ``slopes``, and of gradients (2, C): dweight, dbias. product: of g (x - affine's mean)."""
-    inv_std, scale = stats[INV_STD, c], np.float64(affine[SCALE, c])
-    lost = _lost(stats[MEAN, c], affine[NEAR_MEAN, c])
-    dweight = (product - lost * sum_g) * inv_std
+    mean, inv_std, near, scale = stats[MEAN, c], stats[INV_STD, c], affine[NEAR_MEAN, c], np.float64(affine[SCALE, c])
+    dweight = normalized_product(mean, inv_std, near, sum_g, product)
     gradients[0, c], gradients[1, c] = dweight, sum_g
     slope = -scale * dweight / count if batch_stats else 0.0
     constant = -scale * sum_g / count if batch_stats else 0.0
-    slopes[A, c] = scale
-    slopes[B, c] = slope
-    slopes[K, c] = constant - lost * inv_std * slope
-    slopes[NEAR_INV_STD, c] = inv_std
+    set_slopes(c, mean, inv_std, near, scale, slope, constant, slopes)

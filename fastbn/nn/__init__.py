@@ -14,6 +14,9 @@ from fastbn.nn.dropout import Dropout
 from fastbn.nn.fixup import FixupResidual
 from fastbn.nn.fold_training import fold_, freeze_bn_stats, unfold, unfreeze_bn_stats
 from fastbn.nn.fuse import ConvBnReLU2d
+from fastbn.nn.groupnorm import GroupNorm
+from fastbn.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from fastbn.nn.layernorm import LayerNorm, RMSNorm
 from fastbn.nn.linear import Linear
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.model_init import fixup_, init_weights_, zero_gamma_
@@ -49,7 +52,12 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "GroupNorm",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
     "Linear",
     "LinearBn1d",
     "MaskedBatchNorm1d",
@@ -58,6 +66,7 @@ __all__ = [
     "Module",
     "Parameter",
     "Parametrizations",
+    "RMSNorm",
     "ReLU",
     "ReLU6",
     "Residual",

@@ -12,6 +12,7 @@ from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights,
 from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Residual, Sequential
 from fastbn.nn.conv import Conv, Conv2d
+from fastbn.nn.instancenorm import InstanceNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
@@ -22,11 +23,14 @@ from fastbn.nn.scalar_affine import ScalarAffine
 # A subclass with a forward of its own may do anything between its children.
 CHAINS = (Sequential.forward, Residual.forward)
 
-NORMS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}  # by the axes of the convolution that they follow
+# By the axes of the convolution that they follow. In eval mode instance norms by running statistics are batch norms.
+NORMS = {1: (BatchNorm1d, InstanceNorm1d), 2: (BatchNorm2d, InstanceNorm2d), 3: (BatchNorm3d, InstanceNorm3d)}
 
 
 def fold(model: Module) -> Module:
     """A copy of ``model`` in eval mode, with every batch norm that follows a convolution or linear layer folded away.
+
+    So is an instance norm with running statistics after a convolution: in eval mode it is a batch norm.
 
     It is fused, see ``fuse``: a convolution, its bias, the shortcut of a Residual and the ReLU run in one pass.
 
@@ -46,7 +50,7 @@ def fold(model: Module) -> Module:
     folded.zero_grad()
     unparametrize_all(folded)
     folded = _without_pairs(folded)
-    _fold_chains(folded, (BatchNorm, ScalarAffine))
+    _fold_chains(folded, (BatchNorm, InstanceNorm, ScalarAffine))
     for module in folded.modules():
         if isinstance(module, (Sequential, Residual)):
             module.fused = True
@@ -117,7 +121,7 @@ def fits(layer: Module, affine: Module, uses: Counter[int]) -> bool:
         return False
     if isinstance(affine, ScalarAffine):
         return isinstance(layer, (Conv, Linear))
-    if not isinstance(affine, BatchNorm) or not affine.track_running_stats:
+    if not isinstance(affine, (BatchNorm, InstanceNorm)) or not affine.track_running_stats:
         return False
     if isinstance(layer, Conv):
         return isinstance(affine, NORMS[layer.axes]) and layer.out_channels == affine.num_features
@@ -133,9 +137,9 @@ def _takes(layer: Module, scalar: ScalarAffine, uses: Counter[int]) -> bool:
 
 def _absorb(layer: Module, affine: Module, name: str) -> None:
     """Put ``affine`` into the weights of ``layer``."""
-    who = f"fold: {'batch norm' if isinstance(affine, BatchNorm) else 'scalar'} {name}"
+    who = f"fold: {'batch norm' if isinstance(affine, (BatchNorm, InstanceNorm)) else 'scalar'} {name}"
     channels = len(layer.weight.data)
-    if isinstance(affine, BatchNorm):
+    if isinstance(affine, (BatchNorm, InstanceNorm)):
         check_running_stats(who, affine.running_mean, affine.running_var, affine.num_features)
         statistics = affine.running_mean, affine.running_var, affine.eps, *affine.affine_arrays()
     else:
@@ -149,7 +153,7 @@ def _absorb(layer: Module, affine: Module, name: str) -> None:
             weight, shift = fold_linear_bn_weights(layer.weight.data, bias, *statistics)
     except ArgumentError as error:
         raise ArgumentError(f"{who}: {error}") from error
-    if isinstance(layer, Linear) and isinstance(affine, BatchNorm):
+    if isinstance(layer, Linear) and not isinstance(affine, ScalarAffine):
         layer.matrix_only = True
     _set(layer, weight, shift)
 

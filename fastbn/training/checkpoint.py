@@ -15,6 +15,7 @@ from fastbn import nn
 from fastbn._files import replacing
 from fastbn.errors import DtypeError, FastbnError, ModelError
 from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.instancenorm import InstanceNorm
 from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
 
@@ -137,7 +138,11 @@ def _check_sizes(entry: dict[str, Any], path: str, tensors: dict[str, np.ndarray
         channels = options["in_channels"] // options.get("groups", 1)
         kernel = np.broadcast_to(options["kernel_size"], int(entry["type"][4])).tolist()
         wanted["weight"] = (options["out_channels"], channels, *kernel)
-    elif issubclass(LAYERS.get(entry["type"], Module), BatchNorm):
+    elif entry["type"] in ("LayerNorm", "RMSNorm") and options.get("elementwise_affine", True):
+        wanted["weight"] = tuple(np.atleast_1d(options["normalized_shape"]).tolist())
+    elif entry["type"] == "GroupNorm" and options.get("affine", True):
+        wanted["weight"] = (options["num_channels"],)
+    elif issubclass(LAYERS.get(entry["type"], Module), (BatchNorm, InstanceNorm)):
         names = {"weight": "affine", "running_mean": "track_running_stats"}
         wanted = {name: (options["num_features"],) for name, option in names.items() if options.get(option, True)}
     held = entry.get("children", {}).get("parametrizations", {}).get("children", {})

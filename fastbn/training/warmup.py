@@ -54,6 +54,7 @@ def _all_doors() -> None:
     for x in (image, matrix):
         y, kept = F.masked_batch_norm_forward(x, np.ones((len(x), *x.shape[2:]), bool))
         F.masked_batch_norm_backward(y, kept)
+    _row_norms(image)
     for channels in (3, 16):
         pixels, kernel = np.zeros((2, channels, 4, 4), np.float32), np.zeros((channels, channels, 1, 1), np.float32)
         F.conv2d_backward(F.conv2d(pixels, kernel), pixels, kernel)
@@ -82,3 +83,12 @@ def _all_doors() -> None:
     for kind in (SGD, RMSprop, Adam):
         kind([parameter], lr=0.0).step()
     clip_grad_norm_(parameter, 0.0)
+
+
+def _row_norms(image: np.ndarray) -> None:
+    """Layer norm and RMS norm; group norm and instance norm in both memory orders."""
+    y, layer = F.layer_norm_forward(image, image.shape[-1])
+    F.layer_norm_backward(y, layer)
+    for x in (image, np.zeros((2, 4, 4, 3), np.float32).transpose(0, 3, 1, 2)):
+        y, group = F.group_norm_forward(x, x.shape[1])
+        F.group_norm_backward(y, group)
