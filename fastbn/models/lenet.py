@@ -12,8 +12,9 @@ from fastbn.nn.pooling import AvgPool2d
 def lenet(num_classes: int = 10, in_channels: int = 1, norm: str = "batch") -> Sequential:
     """LeNet for (N, in_channels, 28, 28): sigmoids and average pooling, as in the original.
 
-    norm: of every hidden layer, a name of ``fastbn.models.norms.NORMS``: "batch"; "weight" and "spectral" for norms of
-    the weights; "fixup" for FixUp's scalars and initial values (there is no residual branch to scale); "none".
+    norm: of every hidden layer, a name of ``fastbn.models.norms.NORMS``: "batch"; "renorm"; "group" with up to four
+    groups; "layer", over a whole image; "instance", of the convolutions alone; "weight" and "spectral" for norms of the
+    weights; "fixup" for FixUp's scalars and initial values (there is no residual branch to scale); "none".
     Raises ArgumentError.
     """
     chosen = norm_named("lenet", norm)

@@ -27,7 +27,7 @@ def mlp(
 
     hidden: units of each hidden layer. norm: a name of ``fastbn.models.norms.NORMS``, as for ``lenet``. placement:
     "pre" normalises z = W x + b, as the paper does, "post" the activation of z; those that have no layer of their own
-    ("weight", "spectral", "fixup", "none") know no difference. activation: "sigmoid" or "relu".
+    ("instance", "weight", "spectral", "fixup", "none") know no difference. activation: "sigmoid" or "relu".
     Raises ArgumentError, DtypeError.
     """
     chosen = norm_named("mlp", norm)

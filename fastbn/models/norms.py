@@ -1,13 +1,18 @@
 """Norms by name, for networks whose norm can be chosen."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastbn.errors import ArgumentError
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from fastbn.nn.batchrenorm import BatchRenorm1d, BatchRenorm2d
 from fastbn.nn.containers import Residual
 from fastbn.nn.conv import Conv2d
 from fastbn.nn.fixup import FixupResidual, with_scalars
+from fastbn.nn.groupnorm import GroupNorm
+from fastbn.nn.instancenorm import InstanceNorm2d
+from fastbn.nn.layernorm import LayerNorm
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.spectral_norm import spectral_norm
@@ -56,8 +61,17 @@ class Norm:
         return with_scalars(layer) if self.scalars else [layer]
 
 
+def _groups(channels: int) -> GroupNorm:
+    """Four groups, or two or one where the channels do not divide."""
+    return GroupNorm(math.gcd(channels, 4), channels)
+
+
 NORMS = {
     "batch": Norm(BatchNorm1d, BatchNorm2d),
+    "renorm": Norm(BatchRenorm1d, BatchRenorm2d),
+    "group": Norm(_groups, _groups),
+    "layer": Norm(LayerNorm, lambda channels: GroupNorm(1, channels)),  # over all of an image
+    "instance": Norm(norm2d=lambda channels: InstanceNorm2d(channels, affine=True)),  # features have no instances
     "weight": Norm(wrap=weight_norm),
     "spectral": Norm(wrap=spectral_norm),
     "fixup": Norm(scalars=True),
