@@ -1,7 +1,9 @@
 """The experiments by name, in the order in which ``all`` runs them."""
 
 from fastbn.lab.experiment import Experiment
+from fastbn.lab.experiments.covariate_shift import COVARIATE_SHIFT
+from fastbn.lab.experiments.init import INIT
 from fastbn.lab.experiments.lenet import LENET
 from fastbn.lab.experiments.original import ORIGINAL
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (LENET, ORIGINAL)}
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (LENET, ORIGINAL, INIT, COVARIATE_SHIFT)}

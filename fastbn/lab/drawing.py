@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+
+from fastbn.lab.experiment import numbers
 from fastbn.training.plot import COLOURS, MARKERS
 
 GREY = "#555555"
-BLACK = "#000000"
+LEAST_WRONG = 0.1  # per cent; what reads better is drawn there
 
 LABELS = {"batch": "batch norm", "none": "no norm"}
 FIXED = {"batch": 0, "none": 1}  # the pair that most pictures compare, in the first colours
@@ -45,3 +48,20 @@ def finish(axes: Any, title: str, xlabel: str, ylabel: str) -> None:
 def legend(axes: Any, **options: Any) -> None:
     """A small legend on white."""
     axes.legend(**{"fontsize": "small", "framealpha": 0.9, "edgecolor": "none", **options})
+
+
+def wrong(accuracy: Any) -> np.ndarray:
+    """Per cent of wrong answers, as ``accuracy_axis`` has them."""
+    return np.maximum(100 * (1 - numbers(accuracy)), LEAST_WRONG)
+
+
+def accuracy_axis(axes: Any) -> None:
+    """Turn a y axis of ``wrong`` into one of accuracy that has room where networks differ, between 90 and 100 %."""
+    axes.set_yscale("log")
+    axes.set_ylim(100, min(axes.get_ylim()[0], 0.8))
+    low = axes.get_ylim()[1]
+    ticks = [tick for tick in (90, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if tick >= low]
+    axes.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.axhline(90, color=GREY, linewidth=0.8, linestyle=":")
+    axes.annotate("chance", (1, 90), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=8)

@@ -1,9 +1,11 @@
 """The fully connected networks of the experiments."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fastbn.nn import init
 from fastbn.nn.activation import Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d
 from fastbn.nn.containers import Sequential
@@ -38,3 +40,22 @@ def perceptron(
 def pair(norm: str) -> Callable[[int], Module] | None:
     """Batch norm for "batch", nothing for "none"."""
     return BatchNorm1d if norm == "batch" else None
+
+
+def xavier(array: np.ndarray) -> None:
+    """Normal with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 12), in place."""
+    fans = (array.shape[0] + array.shape[1]) * array[0, 0].size
+    init.normal_(array, 0.0, math.sqrt(2.0 / fans))
+
+
+def small(array: np.ndarray) -> None:
+    """Normal with standard deviation 0.01, whatever the size of the layer, in place."""
+    init.normal_(array, 0.0, 0.01)
+
+
+def zero(array: np.ndarray) -> None:
+    """0, in place."""
+    array[...] = 0
+
+
+INITIALISERS: dict[str, Fill] = {"zero": zero, "small": small, "xavier": xavier, "kaiming": init.kaiming_normal_}

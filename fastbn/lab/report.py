@@ -27,6 +27,8 @@ def figure_of(experiment: Experiment, result: Result, data: str) -> "Figure":
     """The picture. Raises ModelError without matplotlib."""
     figure = require_matplotlib()(figsize=experiment.size, layout="constrained")
     figure.suptitle(f"{experiment.title} ({data})", fontsize=13)
+    verdicts = "\n".join(str(claim) for claim in result.claims)
+    figure.supxlabel(verdicts, x=0.01, ha="left", fontsize=8, color="#444444", linespacing=1.4)
     experiment.draw(result.figures, figure)
     return figure
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbn.data import Dataset
 from fastbn.lab.descent import accuracy, descend
-from fastbn.lab.drawing import colour_of, finish, label_of, legend
+from fastbn.lab.drawing import accuracy_axis, colour_of, finish, label_of, legend, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
 from fastbn.lab.progress import Bar
 from fastbn.models import lenet
@@ -94,24 +94,22 @@ def _draw(figures: Figures, figure: "Figure") -> None:
         epochs = figures["epochs"]
         panels[0].semilogy(epochs, numbers(run["loss"]), label=label_of(norm), **style)
         panels[1].plot(epochs, numbers(run["log10_sum"]), label=label_of(norm), **style)
-        panels[2].plot(epochs, 100 * numbers(run["accuracy"]), label=label_of(norm), **style)
+        panels[2].plot(epochs, wrong(run["accuracy"]), label=label_of(norm), **style)
     reported = [epoch for epoch in REPORTED if epoch <= len(figures["epochs"])]
-    percent = [100 * REPORTED[epoch] for epoch in reported]
-    panels[2].plot(reported, percent, "kx", markersize=7, label="reported for MNIST", zorder=5)
+    panels[2].plot(reported, wrong([REPORTED[epoch] for epoch in reported]), "kx", markersize=7, label="reported for MNIST", zorder=5)
     finish(panels[0], "Training loss", "epoch", "mean cross-entropy (nats)")
     finish(panels[1], "... as some print it", "epoch", "log10 of the sum over the epoch's batches")
     finish(panels[2], "Test accuracy", "epoch", "correct (%)")
     for axes in panels:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[2].axhline(10, color="#999999", linewidth=0.8, linestyle=":")
-    panels[2].text(len(figures["epochs"]), 11, "chance", ha="right", va="bottom", color="#777777", fontsize=8)
+    accuracy_axis(panels[2])
     legend(panels[0])
-    legend(panels[2], loc="center right")
+    legend(panels[2], loc="lower right", bbox_to_anchor=(1, 0.12))
 
 
 LENET = Experiment(
     name="lenet",
-    title="LeNet-5 learns sooner, and more, with batch norm",
+    title="LeNet-5 with and without batch norm",
     source="LeCun et al. 1998, with the batch norm of arXiv 1502.03167 after every hidden layer",
     measure=_measure,
     judge=_judge,

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat, spaced
-from fastbn.lab.drawing import colour_of, finish, label_of
+from fastbn.lab.drawing import accuracy_axis, colour_of, finish, label_of, legend, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
 from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import inputs_of
@@ -95,19 +95,13 @@ def _draw(figures: Figures, figure: "Figure") -> None:
     panels: Any = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     steps = np.array(figures["steps"])
     for norm in NORMS:
-        values = 100 * numbers(figures["runs"][norm]["accuracy"])
-        panels[0].plot(steps[: len(values)], values, color=colour_of(norm), linestyle="-" if norm == "batch" else "--")
-        panels[0].annotate(
-            f"{label_of(norm)}\n{values[-1]:.1f} %",
-            (steps[len(values) - 1], values[-1]),
-            xytext=(-4, 8 if norm == "batch" else -10),
-            textcoords="offset points",
-            ha="right",
-            va="bottom" if norm == "batch" else "top",
-            color=colour_of(norm),
-        )
+        values = figures["runs"][norm]["accuracy"]
+        label = f"{label_of(norm)}, {100 * values[-1]:.1f} % at the end"
+        dashes = "-" if norm == "batch" else "--"
+        panels[0].plot(steps[: len(values)], wrong(values), color=colour_of(norm), linestyle=dashes, label=label)
+    accuracy_axis(panels[0])
+    legend(panels[0], loc="lower right", bbox_to_anchor=(1, 0.12))
     finish(panels[0], "Test accuracy", "training steps", "correct (%)")
-    panels[0].set_ylim(top=101)
     for axes, norm in zip(panels[1:], NORMS, strict=True):
         inputs = numbers(figures["runs"][norm]["inputs"])
         at, colour = steps[: len(inputs)], colour_of(norm)
@@ -126,7 +120,7 @@ def _draw(figures: Figures, figure: "Figure") -> None:
 
 ORIGINAL = Experiment(
     name="original",
-    title="Three layers of 100 sigmoids: batch norm steadies what enters a sigmoid",
+    title="Three layers of 100 sigmoids, with and without batch norm",
     source="Ioffe and Szegedy 2015, arXiv 1502.03167, section 4.1 and figure 1",
     measure=_measure,
     judge=_judge,
