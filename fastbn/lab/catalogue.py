@@ -3,7 +3,11 @@
 from fastbn.lab.experiment import Experiment
 from fastbn.lab.experiments.covariate_shift import COVARIATE_SHIFT
 from fastbn.lab.experiments.init import INIT
+from fastbn.lab.experiments.landscape import LANDSCAPE
 from fastbn.lab.experiments.lenet import LENET
 from fastbn.lab.experiments.original import ORIGINAL
+from fastbn.lab.experiments.surface import SURFACE
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (LENET, ORIGINAL, INIT, COVARIATE_SHIFT)}
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment for experiment in (LENET, ORIGINAL, INIT, COVARIATE_SHIFT, LANDSCAPE, SURFACE)
+}

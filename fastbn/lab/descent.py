@@ -39,19 +39,25 @@ def descend(
 
     It ends early after a loss that is not finite. Between two steps the model may be probed and left in any mode.
     """
-    criterion = CrossEntropyLoss()
-    for step, (images, labels) in enumerate(batches(split, batch_size, steps, seed)):
-        model.train()
-        optimizer.zero_grad()
-        loss = float(criterion(model(images), labels))
-        if np.isfinite(loss):
-            model.backward(criterion.backward(), need_dx=False)
-            optimizer.step()
+    for step, batch in enumerate(batches(split, batch_size, steps, seed)):
+        loss = take_step(model, batch, optimizer)
         progress.advance()
         yield loss
         if not np.isfinite(loss):
             progress.advance(steps - step - 1)
             return
+
+
+def take_step(model: Module, batch: Split, optimizer: Optimizer) -> float:
+    """The loss of a batch, and the step that it asks for, unless it is not finite."""
+    criterion = CrossEntropyLoss()
+    model.train()
+    optimizer.zero_grad()
+    loss = float(criterion(model(batch.images), batch.labels))
+    if np.isfinite(loss):
+        model.backward(criterion.backward(), need_dx=False)
+        optimizer.step()
+    return loss
 
 
 def accuracy(model: Module, split: Split) -> float:

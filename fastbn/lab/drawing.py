@@ -64,4 +64,6 @@ def accuracy_axis(axes: Any) -> None:
     axes.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.axhline(90, color=GREY, linewidth=0.8, linestyle=":")
-    axes.annotate("chance", (1, 90), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=8)
+    axes.annotate(
+        "chance", (1, 90), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, fontsize=8
+    )

@@ -1,16 +1,19 @@
-"""The fully connected networks of the experiments."""
+"""The networks of the experiments that are not in ``fastbn.models``, and how their weights start."""
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from fastbn.nn import init
-from fastbn.nn.activation import Sigmoid
-from fastbn.nn.batchnorm import BatchNorm1d
-from fastbn.nn.containers import Sequential
+from fastbn.nn.activation import ReLU, Sigmoid
+from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from fastbn.nn.containers import Flatten, Sequential
+from fastbn.nn.conv import Conv2d
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
+from fastbn.nn.pooling import MaxPool2d
 
 Fill = Callable[[np.ndarray], None]
 
@@ -27,7 +30,7 @@ def perceptron(
     norm: of so many features, before every activation; None for none. fill: sets every weight; biases are 0 then.
     """
     layers: list[Module] = []
-    for inputs, outputs in zip(widths[:-2], widths[1:-1], strict=True):
+    for inputs, outputs in pairwise(widths[:-1]):
         layers += [Linear(inputs, outputs), *([norm(outputs)] if norm else []), activation()]
     layers.append(Linear(widths[-2], widths[-1]))
     for layer in layers:
@@ -40,6 +43,20 @@ def perceptron(
 def pair(norm: str) -> Callable[[int], Module] | None:
     """Batch norm for "batch", nothing for "none"."""
     return BatchNorm1d if norm == "batch" else None
+
+
+def small_vgg(norm: str) -> Sequential:
+    """Five 3 x 3 convolutions with ReLUs in three stages, and a linear layer, of (N, 1, 28, 28); Kaiming's weights."""
+    layers: list[Module] = []
+    inputs = 1
+    for stage in ((8, 8), (16, 16), (32,)):
+        for outputs in stage:
+            convolution = Conv2d(inputs, outputs, 3, padding=1)
+            init.kaiming_normal_(convolution.weight.data)
+            layers += [convolution, *([BatchNorm2d(outputs)] if norm == "batch" else []), ReLU()]
+            inputs = outputs
+        layers.append(MaxPool2d(2))
+    return Sequential(*layers, Flatten(), Linear(inputs * 9, 10))
 
 
 def xavier(array: np.ndarray) -> None:

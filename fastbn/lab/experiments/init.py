@@ -1,4 +1,4 @@
-"""What enters each layer, and its gradients, from zero, small, Xavier's and Kaiming's weights, with batch norm or not."""
+"""What enters each layer, and its gradients, from zero, small, Xavier's and Kaiming's weights, by norm."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 LAYERS, WIDTH = 8, 256
 STEPS, BATCH, RATE, PROBED = 300, 64, 0.1, 1000
-EDGES = np.arange(-14.0, 2.01, 0.25)  # of the histograms, log10 of the magnitude; what is beyond is in the first or last
+EDGES = np.arange(
+    -14.0, 2.01, 0.25
+)  # of the histograms, log10 of the magnitude; what is beyond is in the first or last
 NORMS = ("none", "batch")
 
 
@@ -104,7 +106,9 @@ def _judge(figures: Figures) -> list[Claim]:
             abs(xavier["none"] / 0.5**0.5 - 1) < 0.1,
             f"{xavier['none']:.3f}",
         ),
-        Claim("Kaiming's weights keep the signal, within 10 %", abs(kaiming["none"] - 1) < 0.1, f"{kaiming['none']:.3f}"),
+        Claim(
+            "Kaiming's weights keep the signal, within 10 %", abs(kaiming["none"] - 1) < 0.1, f"{kaiming['none']:.3f}"
+        ),
         Claim(
             f"with batch norm it matters less where one starts: accuracies after {figures['steps']} steps are closer",
             apart["batch"] < apart["none"],
@@ -142,7 +146,14 @@ def _ridges(axes: Any, centres: np.ndarray, part: Figures, colour: str, label: s
         if heights.max() > 0:
             heights = 0.85 * heights / heights.max()
             axes.fill_between(
-                centres, number, number - heights, color=colour, alpha=0.55, linewidth=0.8, label=label, where=heights > 0
+                centres,
+                number,
+                number - heights,
+                color=colour,
+                alpha=0.55,
+                linewidth=0.8,
+                label=label,
+                where=heights > 0,
             )
         axes.axhline(number, color="#cccccc", linewidth=0.5, zorder=0)
 

@@ -96,7 +96,14 @@ def _draw(figures: Figures, figure: "Figure") -> None:
         panels[1].plot(epochs, numbers(run["log10_sum"]), label=label_of(norm), **style)
         panels[2].plot(epochs, wrong(run["accuracy"]), label=label_of(norm), **style)
     reported = [epoch for epoch in REPORTED if epoch <= len(figures["epochs"])]
-    panels[2].plot(reported, wrong([REPORTED[epoch] for epoch in reported]), "kx", markersize=7, label="reported for MNIST", zorder=5)
+    panels[2].plot(
+        reported,
+        wrong([REPORTED[epoch] for epoch in reported]),
+        "kx",
+        markersize=7,
+        label="reported for MNIST",
+        zorder=5,
+    )
     finish(panels[0], "Training loss", "epoch", "mean cross-entropy (nats)")
     finish(panels[1], "... as some print it", "epoch", "log10 of the sum over the epoch's batches")
     finish(panels[2], "Test accuracy", "epoch", "correct (%)")
