@@ -75,4 +75,11 @@ def zero(array: np.ndarray) -> None:
     array[...] = 0
 
 
+def initialise(model: Module, fill: Fill) -> None:
+    """Fill every weight of a linear layer or convolution below ``model``; biases and norms keep what they have."""
+    for parameter in model.parameters():
+        if len(parameter.shape) > 1:
+            fill(parameter.data)
+
+
 INITIALISERS: dict[str, Fill] = {"zero": zero, "small": small, "xavier": xavier, "kaiming": init.kaiming_normal_}
