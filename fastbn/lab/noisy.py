@@ -68,7 +68,7 @@ def _run(norm: str, data: Dataset, steps: int, seed: int, progress: Bar) -> Figu
     manual_seed(seed)
     made = (lambda features: Sequential(BatchNorm1d(features), Noise())) if norm == "noisy" else pair(norm)
     model = perceptron((data.train.images.shape[1], 100, 100, 100, 10), norm=made, fill=xavier)
-    sigmoids: list[Module] = [layer for layer in model.children() if isinstance(layer, Sigmoid)]
+    sigmoids = [layer for layer in model.children() if isinstance(layer, Sigmoid)]
     probe: Split = first(data.train, PROBED)
     records = spaced(steps, RECORDS)
     run: Figures = {"accuracy": [], "moved": []}

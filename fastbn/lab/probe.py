@@ -1,6 +1,6 @@
 """A look at a model in training mode that leaves it as it was: parameters, running statistics, gradients, modes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -62,7 +62,7 @@ def set_parameters(model: Module, values: np.ndarray) -> None:
         start += parameter.size
 
 
-def inputs_of(model: Module, layers: list[Module], images: np.ndarray) -> list[np.ndarray]:
+def inputs_of(model: Module, layers: Sequence[Module], images: np.ndarray) -> list[np.ndarray]:
     """What enters each of ``layers`` when ``images`` pass in training mode; the model is left as it was."""
     seen: dict[int, np.ndarray] = {}
 

@@ -14,7 +14,6 @@ from fastbn.lab.progress import Bar
 from fastbn.lab.shift import gradient_shift, moved
 from fastbn.nn.activation import Sigmoid
 from fastbn.nn.init import manual_seed
-from fastbn.nn.module import Module
 from fastbn.optim import SGD
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def _run(norm: str, train: Split, steps: int, seed: int, progress: Bar) -> Figur
     """By record and layer: the distance of inputs, the relative change and the cosine of gradients, of one step."""
     manual_seed(seed)
     model = perceptron((train.images.shape[1], 100, 100, 100, 10), norm=pair(norm), fill=xavier)
-    sigmoids: list[Module] = [layer for layer in model.children() if isinstance(layer, Sigmoid)]
+    sigmoids = [layer for layer in model.children() if isinstance(layer, Sigmoid)]
     probe = first(train, PROBED)
     records = spaced(steps, RECORDS)
     run: Figures = {"moved": [], "changed": [], "cosine": []}

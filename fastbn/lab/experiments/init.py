@@ -54,7 +54,7 @@ def _run(fill: str, norm: str, data: Dataset, steps: int, seed: int, progress: B
 def _signals(model: Sequential, probe: Split) -> tuple[Figures, Figures]:
     """What enters the linear layers behind the first, and the gradients to the weights of all but the last."""
     linears = [layer for layer in model.children() if isinstance(layer, Linear)]
-    activations = inputs_of(model, list(linears[1:]), probe.images)
+    activations = inputs_of(model, linears[1:], probe.images)
     _, gradient = loss_and_gradient(model, probe)
     gradients, start = [], 0
     for name, parameter in model.named_parameters():

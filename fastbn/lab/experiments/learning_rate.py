@@ -119,6 +119,7 @@ def _draw_table(axes: Any, table: dict[str, dict[str, float | None]], rates: lis
             dark = rate is not None and np.log10(rate) > np.log10(rates).mean()
             axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=10)
     low, high = np.log10(rates[0]), np.log10(rates[-1])
+    axes.set_facecolor("#eeeeee")
     axes.imshow(shades, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(FILLS)), FILLS)
     axes.set_yticks(range(len(table)), [label_of(norm) for norm in table])
@@ -129,7 +130,7 @@ def _draw_table(axes: Any, table: dict[str, dict[str, float | None]], rates: lis
 
 LEARNING_RATE = Experiment(
     name="learning-rate",
-    title="The largest learning rate that trains LeNet-5 (half of the test digits read)",
+    title="The largest learning rate that trains LeNet-5, to half of the test digits",
     source="Ioffe and Szegedy 2015, arXiv 1502.03167, section 3.3",
     measure=_measure,
     judge=_judge,

@@ -39,17 +39,17 @@ def _run(norm: str, dataset: Dataset, epochs: int, per_epoch: int, seed: int, pr
     manual_seed(seed)
     model = lenet(norm=norm)
     optimizer = SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-    run: dict[str, list[float]] = {"loss": [], "log10_sum": [], "accuracy": []}
+    run = {name: np.full(epochs, np.nan) for name in ("loss", "log10_sum", "accuracy")}
     losses: list[float] = []
     progress.begin(label_of(norm))
-    for loss in descend(
-        model, dataset.train, optimizer, progress, batch_size=BATCH, steps=epochs * per_epoch, seed=seed
-    ):
+    descent = descend(model, dataset.train, optimizer, progress, batch_size=BATCH, steps=epochs * per_epoch, seed=seed)
+    for step, loss in enumerate(descent, 1):
         losses.append(loss)
-        if len(losses) == per_epoch:
-            run["loss"].append(float(np.mean(losses)))
-            run["log10_sum"].append(math.log10(sum(losses)))
-            run["accuracy"].append(accuracy(model, dataset.test))
+        if step % per_epoch == 0:
+            epoch = step // per_epoch - 1
+            run["loss"][epoch] = np.mean(losses)
+            run["log10_sum"][epoch] = math.log10(sum(losses))
+            run["accuracy"][epoch] = accuracy(model, dataset.test)
             losses.clear()
     return run
 

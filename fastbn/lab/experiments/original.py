@@ -41,14 +41,14 @@ def _run(norm: str, data: Dataset, steps: int, seed: int, progress: Bar) -> Figu
     optimizer = SGD(model.parameters(), lr=RATE)
     probe = first(data.test, PROBED)
     records = spaced(steps, RECORDS)
-    accuracies, percentiles = [], []
+    accuracies = np.full(len(records), np.nan)
+    units = np.full((len(records), len(PERCENTILES), widths[-2]), np.nan)
     progress.begin(label_of(norm))
     losses = descend(model, data.train, optimizer, progress, batch_size=BATCH, steps=steps, seed=seed)
     for step, _ in enumerate(losses, 1):
         if step in records:
-            accuracies.append(accuracy(model, data.test))
-            percentiles.append(_percentiles(model, probe))
-    units = np.stack(percentiles)  # (records, percentiles, units)
+            accuracies[records.index(step)] = accuracy(model, data.test)
+            units[records.index(step)] = _percentiles(model, probe)
     drifts = drift(units)
     typical = int(np.argsort(drifts)[len(drifts) // 2])
     return {"accuracy": accuracies, "drift": drifts, "unit": typical, "inputs": units[:, :, typical]}
@@ -70,7 +70,7 @@ def _judge(figures: Figures) -> list[Claim]:
     steps = figures["steps"]
     none, batch = (numbers(figures["runs"][norm]["accuracy"]) for norm in NORMS)
     moved = [float(np.median(numbers(figures["runs"][norm]["drift"]))) for norm in NORMS]
-    sooner = [step for step, value in zip(steps, batch, strict=False) if value >= none.max()]
+    sooner = [step for step, value in zip(steps, batch, strict=True) if value >= none.max()]
     reached = f"step {sooner[0]} of {steps[-1]}" if sooner else f"not within {steps[-1]} steps"
     return [
         Claim(
@@ -95,16 +95,16 @@ def _draw(figures: Figures, figure: "Figure") -> None:
     panels: Any = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     steps = np.array(figures["steps"])
     for norm in NORMS:
-        values = figures["runs"][norm]["accuracy"]
+        values = numbers(figures["runs"][norm]["accuracy"])
         label = f"{label_of(norm)}, {100 * values[-1]:.1f} % at the end"
         dashes = "-" if norm == "batch" else "--"
-        panels[0].plot(steps[: len(values)], wrong(values), color=colour_of(norm), linestyle=dashes, label=label)
+        panels[0].plot(steps, wrong(values), color=colour_of(norm), linestyle=dashes, label=label)
     accuracy_axis(panels[0])
     legend(panels[0], loc="lower right", bbox_to_anchor=(1, 0.12))
     finish(panels[0], "Test accuracy", "training steps", "correct (%)")
     for axes, norm in zip(panels[1:], NORMS, strict=True):
         inputs = numbers(figures["runs"][norm]["inputs"])
-        at, colour = steps[: len(inputs)], colour_of(norm)
+        at, colour = steps, colour_of(norm)
         axes.fill_between(at, inputs[:, 0], inputs[:, 2], color=colour, alpha=0.18, linewidth=0)
         for column, percentile in enumerate(figures["percentiles"]):
             axes.plot(at, inputs[:, column], color=colour, linewidth=2 if percentile == 50 else 1)
