@@ -336,8 +336,10 @@ def test_noise_moves_mean_and_scale_and_its_backward_pass_is_its_scale():
     assert first.dtype == x.dtype
     assert (np.abs(first.mean(axis=0) - second.mean(axis=0)) > 0.01).any()
     assert (first.std(axis=0) > 0.97).all()
-    shifts = second - noise._saved * x
-    np.testing.assert_array_equal(noise.backward(np.ones_like(x)), (second - shifts) / x)
+    scale = noise.backward(np.ones_like(x))
+    # What is left without the scale is the shift, which lies within the limits of the paper.
+    assert np.abs(second - scale * x).max() <= noisy.MEAN + noisy.JITTER + 1e-5
+    assert (np.abs((second - scale * x).mean(axis=0)) > 1e-3).all()
     assert noise.eval()(x) is x
 
 

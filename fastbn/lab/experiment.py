@@ -103,3 +103,10 @@ def plain(value: Any) -> Any:
 def numbers(values: Any) -> np.ndarray:
     """Figures as an array of float64, NaN for None."""
     return np.array(values, dtype=np.float64)
+
+
+def median(values: Any) -> float:
+    """The median of the finite figures, NaN without any."""
+    known = numbers(values)
+    known = known[np.isfinite(known)]
+    return float(np.median(known)) if known.size else math.nan

@@ -7,7 +7,7 @@ import numpy as np
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat, spaced
 from fastbn.lab.drawing import COLOURS, MARKERS, accuracy_axis, finish, legend, wrong
-from fastbn.lab.experiment import Claim, Figures, Options, numbers
+from fastbn.lab.experiment import Claim, Figures, Options, median, numbers
 from fastbn.lab.networks import pair, perceptron, xavier
 from fastbn.lab.probe import inputs_of
 from fastbn.lab.progress import Bar
@@ -88,7 +88,7 @@ def _run(norm: str, data: Dataset, steps: int, seed: int, progress: Bar) -> Figu
 
 def judge(figures: Figures) -> list[Claim]:
     """Whether the noise shifts distributions, and whether batch norm helps nevertheless."""
-    moves = {norm: float(np.nanmedian(numbers(figures["runs"][norm]["moved"]))) for norm in NORMS}
+    moves = {norm: median(figures["runs"][norm]["moved"]) for norm in NORMS}
     mean = {norm: float(np.mean(numbers(figures["runs"][norm]["accuracy"]))) for norm in NORMS}
     return [
         Claim(

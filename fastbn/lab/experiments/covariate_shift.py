@@ -7,7 +7,7 @@ import numpy as np
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import descend, first, flat, spaced
 from fastbn.lab.drawing import colour_of, finish, label_of, legend
-from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
+from fastbn.lab.experiment import Claim, Experiment, Figures, Options, median, numbers
 from fastbn.lab.networks import pair, perceptron, xavier
 from fastbn.lab.probe import inputs_of, parameters
 from fastbn.lab.progress import Bar
@@ -56,13 +56,10 @@ def _run(norm: str, train: Split, steps: int, seed: int, progress: Bar) -> Figur
 
 
 def _judge(figures: Figures) -> list[Claim]:
-    median = {
-        kind: [float(np.nanmedian(numbers(figures["runs"][norm][kind]))) for norm in NORMS]
-        for kind in ("moved", "changed", "cosine")
-    }
-    moved_none, moved_batch = median["moved"]
-    changed_none, changed_batch = median["changed"]
-    cosine_none, cosine_batch = median["cosine"]
+    medians = {kind: [median(figures["runs"][norm][kind]) for norm in NORMS] for kind in ("moved", "changed", "cosine")}
+    moved_none, moved_batch = medians["moved"]
+    changed_none, changed_batch = medians["changed"]
+    cosine_none, cosine_batch = medians["cosine"]
     return [
         Claim(
             "arXiv 1502.03167: with batch norm the distribution of a layer's inputs moves less in a step",

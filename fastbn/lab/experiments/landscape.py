@@ -8,7 +8,7 @@ from fastbn.data import Dataset, Split
 from fastbn.lab import deep_linear, noisy
 from fastbn.lab.descent import batches, spaced, take_step
 from fastbn.lab.drawing import colour_of, finish, label_of, legend
-from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
+from fastbn.lab.experiment import Claim, Experiment, Figures, Options, median, numbers
 from fastbn.lab.networks import small_vgg
 from fastbn.lab.probe import loss_and_gradient, parameters, preserved, set_parameters
 from fastbn.lab.progress import Bar
@@ -86,12 +86,12 @@ def along_gradient(model: Module, batch: Split, rate: float) -> dict[str, float]
 
 
 def _judge(figures: Figures) -> list[Claim]:
-    median: dict[str, list[float]] = {}
+    medians: dict[str, list[float]] = {}
     for norm in NORMS:
         run = {name: numbers(values) for name, values in figures["runs"][norm].items()}
         spread = {"loss": run["high"] - run["low"], "change": run["change"], "beta": run["beta"]}
         for name, values in spread.items():
-            median.setdefault(name, []).append(float(np.nanmedian(values)))
+            medians.setdefault(name, []).append(median(values))
     what = {
         "loss": "the loss varies less along the gradient",
         "change": "the gradient changes less along itself",
@@ -100,8 +100,8 @@ def _judge(figures: Figures) -> list[Claim]:
     claims = [
         Claim(
             f"with batch norm {text}",
-            median[name][1] < median[name][0],
-            "median {1:.3g} against {0:.3g}".format(*median[name]),
+            medians[name][1] < medians[name][0],
+            "median {1:.3g} against {0:.3g}".format(*medians[name]),
         )
         for name, text in what.items()
     ]

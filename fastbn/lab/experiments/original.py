@@ -7,7 +7,7 @@ import numpy as np
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat, spaced
 from fastbn.lab.drawing import accuracy_axis, colour_of, finish, label_of, legend, wrong
-from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
+from fastbn.lab.experiment import Claim, Experiment, Figures, Options, median, numbers
 from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import inputs_of
 from fastbn.lab.progress import Bar
@@ -69,7 +69,7 @@ def drift(units: np.ndarray) -> np.ndarray:
 def _judge(figures: Figures) -> list[Claim]:
     steps = figures["steps"]
     none, batch = (numbers(figures["runs"][norm]["accuracy"]) for norm in NORMS)
-    moved = [float(np.median(numbers(figures["runs"][norm]["drift"]))) for norm in NORMS]
+    moved = [median(figures["runs"][norm]["drift"]) for norm in NORMS]
     sooner = [step for step, value in zip(steps, batch, strict=True) if value >= none.max()]
     reached = f"step {sooner[0]} of {steps[-1]}" if sooner else f"not within {steps[-1]} steps"
     return [
