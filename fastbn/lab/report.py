@@ -1,5 +1,6 @@
 """An experiment's result in files and on lines."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,9 @@ def figure_of(experiment: Experiment, result: Result, data: str) -> "Figure":
 def write(experiment: Experiment, result: Result, dataset: Dataset, options: Options, folder: Path) -> None:
     """Both files, each whole or not at all. Raises ModelError."""
     picture, figures = targets(experiment, dataset.name, folder)
-    drawn = figure_of(experiment, result, dataset.name)
+    image = BytesIO()
+    figure_of(experiment, result, dataset.name).savefig(image, format="png", dpi=DPI)
     with replacing(figures) as temporary:
         temporary.write_text(experiment.to_json(result, dataset, options) + "\n")
     with replacing(picture) as temporary:
-        drawn.savefig(temporary, format="png", dpi=DPI)
+        temporary.write_bytes(image.getvalue())
