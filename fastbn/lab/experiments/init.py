@@ -128,9 +128,10 @@ def _draw(figures: Figures, figure: "Figure") -> None:
             if all(max(both[norm][kind]["rms"]) == 0 for norm in NORMS):
                 axes.text(0.5, 0.5, "all exactly 0", transform=axes.transAxes, ha="center", color="#555555")
             ylabel = ("what the layer puts out", "gradients to its weights")[row] + "\nlayer" if column == 0 else ""
+            axes.set_xticks(range(-12, 1, 4))
             finish(axes, "", "log10 of the magnitude" if row else "", ylabel)
         reached = ", ".join(f"{label_of(norm)} {100 * both[norm]['accuracy']:.0f} %" for norm in NORMS)
-        title = f"weights: {fill}\nafter {figures['steps']} steps: {reached}"
+        title = f"weights: {fill}\ntest accuracy after {figures['steps']} steps:\n{reached}"
         panels[0, column].set_title(title, fontsize=10, loc="left")
     panels[0, 0].set_yticks(range(1, LAYERS + 1))
     panels[0, 0].invert_yaxis()

@@ -105,7 +105,7 @@ def _draw(figures: Figures, figure: "Figure") -> None:
         zorder=5,
     )
     finish(panels[0], "Training loss", "epoch", "mean cross-entropy (nats)")
-    finish(panels[1], "... as some print it", "epoch", "log10 of the sum over the epoch's batches")
+    finish(panels[1], "... summed over the epoch, as some print it", "epoch", "log10 of the sum of batch losses")
     finish(panels[2], "Test accuracy", "epoch", "correct (%)")
     for axes in panels:
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -121,5 +121,5 @@ LENET = Experiment(
     measure=_measure,
     judge=_judge,
     draw=_draw,
-    size=(12, 4.2),
+    size=(13, 4.8),
 )

@@ -125,5 +125,5 @@ ORIGINAL = Experiment(
     measure=_measure,
     judge=_judge,
     draw=_draw,
-    size=(13, 4.2),
+    size=(13, 4.8),
 )
