@@ -121,4 +121,3 @@ def draw(figures: Figures, left: Any, right: Any) -> None:
     finish(left, "Three layers of 100 sigmoids: test accuracy", "training steps", "correct (%)")
     finish(right, "... and how far inputs move in one step", "training steps", "distance (standard deviations)")
     legend(left, loc="lower right", bbox_to_anchor=(1, 0.12))
-    legend(right)
