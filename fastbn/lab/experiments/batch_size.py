@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fastbn.data import Dataset
 from fastbn.errors import ShapeError
 from fastbn.lab.descent import accuracy, descend
-from fastbn.lab.drawing import accuracy_axis, finish, label_of, legend, style_of, wrong
+from fastbn.lab.drawing import accuracy_axis, finish, label_of, style_of, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
 from fastbn.lab.networks import initialise, xavier
 from fastbn.lab.progress import Bar
@@ -83,14 +83,15 @@ def _draw(figures: Figures, figure: "Figure") -> None:
         trained = [(size, value) for size, value in known if value is not None]
         axes.plot([size for size, _ in trained], wrong([value for _, value in trained]), label=label_of(norm), **style)
         refused = [size for size, value in known if value is None]
-        axes.plot(refused, [100] * len(refused), "x", color=style["color"], markersize=11, mew=3, clip_on=False)
+        if refused:
+            axes.plot(refused, [100] * len(refused), "x", color=style["color"], markersize=11, mew=3, clip_on=False)
     axes.set_xscale("log", base=2)
     axes.set_xticks(figures["sizes"], [str(size) for size in figures["sizes"]])
     accuracy_axis(axes)
     if any(None in values for values in figures["runs"].values()):
         axes.plot([], [], "kx", markersize=9, mew=3, label="cannot be trained")
     finish(axes, f"Test accuracy after {figures['samples']:,} samples", "batch size (samples)", "correct (%)")
-    legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(loc="outside right center", fontsize="small", frameon=False)
 
 
 BATCH_SIZE = Experiment(
