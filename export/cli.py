@@ -33,8 +33,8 @@ from export.report.text import print_report
 from export.verify import VerifyReport, run_any, verify
 from fastbn import data, nn
 from fastbn._files import check_target
-from fastbn.cli import run as run_action
-from fastbn.cli import train_lenet
+from fastbn.cli.arguments import run as run_action
+from fastbn.cli.train import train_lenet
 from fastbn.errors import ArgumentError, ModelError
 from fastbn.nn.module import Module
 from fastbn.training import checkpoint

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from export.calibration.adapt import BATCH_SIZE
 from export.calibration.calibrate import MODES
-from fastbn.cli import Parser, integer, number, shape_of
+from fastbn.cli.arguments import Parser, integer, number, shape_of
 from fastbn.errors import ArgumentError
 
 Add = Callable[..., argparse.Action]

@@ -2,6 +2,6 @@
 
 import sys
 
-from fastbn.cli import main
+from fastbn.cli.main import main
 
 sys.exit(main())

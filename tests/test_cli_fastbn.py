@@ -13,7 +13,8 @@ import pytest
 from command_lines import assert_refused, run, snapshot, tiny_mnist, write_idx
 
 import fastbn
-from fastbn.cli import main
+from fastbn.cli import train
+from fastbn.cli.main import main
 from fastbn.models import lenet
 from fastbn.training import checkpoint
 
@@ -118,9 +119,9 @@ def test_train_is_repeatable(cli, folder):
 
 
 def test_seed_is_that_of_the_order_too(cli, monkeypatch):
-    fit, seeds = fastbn.cli.training.fit, []
+    fit, seeds = train.training.fit, []
     monkeypatch.setattr(
-        fastbn.cli.training, "fit", lambda *given, seed, **more: seeds.append(seed) or fit(*given, seed=seed, **more)
+        train.training, "fit", lambda *given, seed, **more: seeds.append(seed) or fit(*given, seed=seed, **more)
     )
     cli(*TRAIN, "--epochs", "1", "--seed", "7")
     assert seeds == [7, 7]
@@ -214,7 +215,7 @@ def test_interruption(folder, capsys, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fastbn.cli.training, "fit", interrupt)
+    monkeypatch.setattr(train.training, "fit", interrupt)
     code, _, err = run(main, [*TRAIN, "--epochs", "1"], capsys)
     assert (code, err) == (130, f"{PROG}: interrupted\n")
     assert not list(folder.iterdir())

@@ -15,7 +15,7 @@ FLOORS = [
     {"cli", "__main__", "torch", "distributed", "lab"},
     {"export"},
 ]
-SIDEWAYS = {("optim", "nn"), ("training", "data"), ("training", "models"), ("__main__", "cli")}
+SIDEWAYS = {("optim", "nn"), ("training", "data"), ("training", "models"), ("__main__", "cli"), ("cli", "lab")}
 SIDEWAYS |= {("diagnosis", "training"), ("diagnosis", "data")}
 AT_HOME = {"numba": {"kernels", "_threads"}, "llvmlite": {"kernels"}, "torch": {"torch"}, "mpi4py": {"distributed"}}
 AT_HOME |= {"dask": {"distributed"}} | {name: {"export"} for name in ("onnx", "onnx_ir", "onnxruntime")}

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fastbn.errors import ArgumentError, DtypeError
 from fastbn.nn import init
 from fastbn.nn.containers import Residual, leaves
@@ -11,6 +13,7 @@ from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.nn.parametrization import Parametrization
 from fastbn.nn.scalar_affine import ScalarAffine
 
 WEIGHTED = (Conv, Linear)
@@ -19,12 +22,19 @@ WEIGHTED = (Conv, Linear)
 def init_weights_(model: Module, fill: Callable[..., Any], **options: Any) -> Module:
     """``fill(weight, **options)`` of every convolution and linear layer, in place; their biases 0.
 
+    A weight with a weight or spectral norm begins as ``fill`` has it, before the division by the largest singular value.
     fill: a function of ``nn.init``. Returns ``model``. Raises DtypeError, and what ``fill`` raises.
     """
     _check("init_weights_", model)
     for module in model.modules():
         if isinstance(module, WEIGHTED):
-            fill(module.weight, **options)
+            weight = module.weight
+            if isinstance(weight, Parametrization):
+                values = np.empty(weight.shape, weight.data.dtype)
+                fill(values, **options)
+                weight.assign(values)
+            else:
+                fill(weight, **options)
             if module.bias is not None:
                 init.zeros_(module.bias)
     return model

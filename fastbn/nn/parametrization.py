@@ -4,6 +4,7 @@ A layer whose ``weight`` is parametrised has no parameter of that name but a chi
 is then the child ``parametrizations.weight``, which a layer uses as it would a Parameter.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
@@ -26,7 +27,7 @@ class Parametrization(Module, ABC):
 
     @abstractmethod
     def _adopt(self, weight: Parameter) -> None:
-        """Take over the values of a plain weight."""
+        """Take over the values of a plain weight, which is not kept."""
 
     @property
     @abstractmethod
@@ -51,6 +52,12 @@ class Parametrization(Module, ABC):
     def requires_grad(self) -> bool:
         """Whether any parameter of it is trained."""
         return any(parameter.requires_grad for parameter in self.parameters())
+
+    def assign(self, values: np.ndarray) -> None:
+        """Make the weight ``values``, in place. Raises ArgumentError for what the norm cannot hold."""
+        fresh = copy.deepcopy(self)
+        fresh._adopt(Parameter(values))
+        self.load_state_dict(fresh.state_dict())
 
     def put_on(self, layer: Module, name: str) -> None:
         """Stand in the place of the parameter ``name`` of ``layer``, with its values.

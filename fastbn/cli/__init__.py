@@ -1,0 +1,1 @@
+"""The command line ``python -m fastbn``: a file for each command."""

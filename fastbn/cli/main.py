@@ -1,0 +1,24 @@
+"""``python -m fastbn``: train the built-in network, run experiments, or compile the kernels ahead of time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastbn.cli.arguments import Parser, run
+from fastbn.cli.lab import add_lab
+from fastbn.cli.train import add_train
+from fastbn.cli.warmup import add_warmup
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m fastbn", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    for add in (add_train, add_lab, add_warmup):
+        add(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = _parser()
+    options: Any = parser.parse_args(arguments)
+    return run(parser.prog, lambda: options.action(options))
