@@ -10,7 +10,7 @@ from command_lines import assert_refused, run, tiny_mnist
 
 import fastbn
 from fastbn import nn
-from fastbn.cli import main
+from fastbn.cli.main import main
 from fastbn.training import checkpoint
 
 SHAPE = (2, 4, 4)

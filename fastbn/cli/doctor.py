@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from fastbn import data
 from fastbn._tables import print_line
+from fastbn.cli.arguments import integer
 from fastbn.data.array_files import read_inputs
 from fastbn.diagnosis.doctor import doctor
 from fastbn.diagnosis.text import print_diagnosis
@@ -26,20 +27,19 @@ apart in training and in eval mode. Exit code 1 where there is an error or a war
 """
 
 
-def add_to(commands: Any, positive: Callable[[str], int]) -> None:
-    """Add the command to a parser's ``commands``; positive: its type for integers of at least 1."""
+def add_doctor(commands: Any) -> None:
+    """Add the command to the subparsers ``commands``."""
     parser = commands.add_parser("doctor", help="say what is wrong with a model's batch norms", description=DESCRIPTION)
     add = parser.add_argument
     add("model", help="a checkpoint; for an .onnx there is python -m export MODEL.onnx --inspect")
     names = " or ".join(data.DATASETS)
     add("--data", metavar="DATA", help=f"{names} (the test samples), an .npy or an .npz: inputs to measure the gap on")
-    add("--batch-size", type=positive, metavar="N", help=f"samples of DATA to run together ({BATCH_SIZE})")
+    add("--batch-size", type=integer(1), metavar="N", help=f"samples of DATA to run together ({BATCH_SIZE})")
     add("--json", action="store_true", help="the diagnosis as JSON")
-    parser.set_defaults(action=examine)
+    parser.set_defaults(action=_examine)
 
 
-def examine(options: argparse.Namespace) -> int:
-    """Run the command; returns the exit code. Raises ModelError, ArgumentError."""
+def _examine(options: argparse.Namespace) -> int:
     path = Path(options.model)
     if path.suffix.lower() == ".onnx":
         raise ArgumentError(f"doctor: MODEL must be a checkpoint, got {path}; use python -m export {path} --inspect")

@@ -1,9 +1,10 @@
-"""``python -m fastbn``: train the built-in network, run experiments, or compile the kernels ahead of time."""
+"""``python -m fastbn``: train the built-in network, examine a model, run experiments, or compile kernels ahead."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from fastbn.cli.arguments import Parser, run
+from fastbn.cli.doctor import add_doctor
 from fastbn.cli.lab import add_lab
 from fastbn.cli.train import add_train
 from fastbn.cli.warmup import add_warmup
@@ -12,7 +13,7 @@ from fastbn.cli.warmup import add_warmup
 def _parser() -> Parser:
     parser = Parser(prog="python -m fastbn", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (add_train, add_lab, add_warmup):
+    for add in (add_train, add_doctor, add_lab, add_warmup):
         add(commands)
     return parser
 

@@ -32,7 +32,9 @@ def perceptron(
     for inputs, outputs in pairwise(widths[:-1]):
         layers += [Linear(inputs, outputs), *([norm(outputs)] if norm else []), activation()]
     model = Sequential(*layers, Linear(widths[-2], widths[-1]))
-    return model if fill is None else init_weights_(model, fill)
+    if fill is not None:
+        init_weights_(model, fill)
+    return model
 
 
 def pair(norm: str) -> Callable[[int], Module] | None:

@@ -22,7 +22,7 @@ WEIGHTED = (Conv, Linear)
 def init_weights_(model: Module, fill: Callable[..., Any], **options: Any) -> Module:
     """``fill(weight, **options)`` of every convolution and linear layer, in place; their biases 0.
 
-    A weight with a weight or spectral norm begins as ``fill`` has it, before the division by the largest singular value.
+    A weight with a weight or spectral norm begins as ``fill`` has it; the latter is divided as ever.
     fill: a function of ``nn.init``. Returns ``model``. Raises DtypeError, and what ``fill`` raises.
     """
     _check("init_weights_", model)

@@ -8,7 +8,8 @@ from fastbn.lab.descent import accuracy, descend
 from fastbn.lab.drawing import accuracy_axis, finish, label_of, style_of, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
 from fastbn.lab.progress import Bar
-from fastbn.models.lenet import NORMS, lenet
+from fastbn.models.lenet import lenet
+from fastbn.models.norms import NORMS
 from fastbn.nn.init import manual_seed, xavier_normal_
 from fastbn.nn.model_init import init_weights_
 from fastbn.optim import SGD

@@ -10,7 +10,8 @@ from fastbn.lab.drawing import accuracy_axis, finish, label_of, legend, style_of
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
 from fastbn.lab.networks import INITIALISERS
 from fastbn.lab.progress import Bar
-from fastbn.models.lenet import NORMS, lenet
+from fastbn.models.lenet import lenet
+from fastbn.models.norms import NORMS
 from fastbn.nn.init import manual_seed
 from fastbn.nn.model_init import init_weights_
 from fastbn.optim import SGD
