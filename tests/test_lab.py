@@ -13,6 +13,7 @@ from fastbn.data import Dataset, Split
 from fastbn.lab import deep_linear, noisy
 from fastbn.lab.catalogue import EXPERIMENTS
 from fastbn.lab.descent import batches, descend, spaced
+from fastbn.lab.drawing import label_of, style_of
 from fastbn.lab.experiment import Options, plain
 from fastbn.lab.experiments.init import factor
 from fastbn.lab.experiments.landscape import along_gradient
@@ -384,6 +385,24 @@ def test_initialisers():
 def test_figures_are_plain():
     given = {"a": np.array([1.0, np.nan]), "b": (np.float32(1) / 3, np.inf), "c": {1: np.int64(2)}, "d": None}
     assert plain(given) == {"a": [1.0, None], "b": [0.3333333, None], "c": {"1": 2}, "d": None}
+
+
+def test_eight_norms_are_told_apart():
+    norms = ["batch", "none", "group", "layer", "instance", "renorm", "weight", "fixup"]
+    styles = [style_of(norm, norms) for norm in norms]
+    assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == len(norms)
+    assert style_of("batch", ["batch"]) == styles[0]
+    assert len({label_of(norm) for norm in norms}) == len(norms)
+
+
+def test_the_bar_is_for_terminals(monkeypatch, capsys):
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda answer=terminal: answer)
+        with Bar("surface") as bar:
+            bar.expect(3)
+            bar.begin("batch norm")
+            bar.advance(2)
+        assert capsys.readouterr().out == ""
 
 
 def test_spaced():

@@ -10,25 +10,22 @@ from fastbn.training.plot import COLOURS, MARKERS
 GREY = "#555555"
 LEAST_WRONG = 0.1  # per cent; what reads better is drawn there
 
-LABELS = {"batch": "batch norm", "none": "no norm"}
+LABELS = {"none": "no norm", "renorm": "batch renorm", "fixup": "FixUp, no norm"}
 FIXED = {"batch": 0, "none": 1}  # the pair that most pictures compare, in the first colours
+STYLES = list(zip((*COLOURS, "#000000", "#888888"), (*MARKERS, "X", "*"), strict=True))
 
 
 def label_of(norm: str) -> str:
     """A norm as the pictures call it."""
-    return LABELS.get(norm, norm if norm in ("fixup",) else f"{norm} norm")
+    return LABELS.get(norm, f"{norm} norm")
 
 
 def style_of(norm: str, norms: list[str]) -> dict[str, Any]:
-    """Colour, marker and dash of a norm among ``norms``; batch norm and none have the same in every picture."""
+    """Colour and marker of a norm among ``norms``, and dashes from the ninth on; those of the first two are fixed."""
     others = [name for name in norms if name not in FIXED]
     index = FIXED[norm] if norm in FIXED else len(FIXED) + others.index(norm)
-    dashes = ("-", "--", "-.", ":")
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": dashes[index // len(COLOURS) % len(dashes)],
-    }
+    colour, marker = STYLES[index % len(STYLES)]
+    return {"color": colour, "marker": marker, "linestyle": "-" if index < len(STYLES) else "--"}
 
 
 def colour_of(norm: str) -> str:

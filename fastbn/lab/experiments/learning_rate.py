@@ -6,7 +6,7 @@ import numpy as np
 
 from fastbn.data import Dataset
 from fastbn.lab.descent import accuracy, descend
-from fastbn.lab.drawing import accuracy_axis, finish, label_of, legend, style_of, wrong
+from fastbn.lab.drawing import accuracy_axis, finish, label_of, style_of, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
 from fastbn.lab.networks import INITIALISERS
 from fastbn.lab.progress import Bar
@@ -106,7 +106,8 @@ def _draw(figures: Figures, figure: "Figure") -> None:
         if axes is not panels[0]:
             axes.set_yticklabels([])
     panels[0].set_ylabel(f"test accuracy after {figures['steps']} steps (%)")
-    legend(panels[0], loc="upper left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=4, fontsize="small", frameon=False)
     _draw_table(panels[-1], _table(figures), figures["rates"])
 
 
