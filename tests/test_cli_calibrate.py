@@ -17,9 +17,9 @@ import export.cli
 import fastbn
 from export import calibrate
 from export.calibration.adapt import render_calibration
-from export.calibration.progress import Progress
 from export.cli import main
 from fastbn import nn
+from fastbn._progress import Bar
 
 PROG = "python -m export"
 
@@ -313,9 +313,10 @@ def test_bar_is_for_a_person_at_a_terminal(wanted, terminal, monkeypatch, capsys
     monkeypatch.setenv("TERM", "xterm")
     if terminal:
         monkeypatch.setattr(sys, "stderr", Terminal(sys.stderr))
-    with Progress(wanted, 2, 3) as bar:
-        bar.begin(1, 4)
+    with Bar("stage 1/2", "batches", 6, wanted=wanted) as bar:
+        bar.say("stage 2/2")
         bar.advance()
     shown = capsys.readouterr().err
     assert bool(shown) == (wanted and terminal)
-    assert ("stage 2/2, 4 batch norms" in shown) == (wanted and terminal)
+    assert ("stage 2/2" in shown) == (wanted and terminal)
+    assert ("1/6" in shown) == (wanted and terminal)

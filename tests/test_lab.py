@@ -9,6 +9,7 @@ from command_lines import tiny_mnist
 
 import fastbn
 from fastbn import data, nn
+from fastbn._progress import Bar
 from fastbn.data import Dataset, Split
 from fastbn.lab import deep_linear, noisy
 from fastbn.lab.catalogue import EXPERIMENTS
@@ -22,7 +23,6 @@ from fastbn.lab.experiments.original import drift
 from fastbn.lab.experiments.surface import CORNERS, barrier, bilinear
 from fastbn.lab.networks import INITIALISERS, pair, perceptron, small_vgg
 from fastbn.lab.probe import inputs_of, loss_and_gradient, loss_of, parameters, preserved, set_parameters
-from fastbn.lab.progress import Bar
 from fastbn.lab.report import figure_of, targets, write
 from fastbn.lab.shift import gradient_shift, moved
 from fastbn.models import lenet
@@ -400,7 +400,7 @@ def test_the_bar_is_for_terminals(monkeypatch, capsys):
         monkeypatch.setattr("sys.stderr.isatty", lambda answer=terminal: answer)
         with Bar("surface") as bar:
             bar.expect(3)
-            bar.begin("batch norm")
+            bar.say(behind="batch norm")
             bar.advance(2)
         assert capsys.readouterr().out == ""
 

@@ -15,7 +15,6 @@ import onnx_ir as ir
 
 from export.calibration import undo as undo_files
 from export.calibration.batches import Batch, store_batches
-from export.calibration.progress import Progress
 from export.calibration.running_stats import RunningStats
 from export.calibration.stage_runner import Moments, StageRunner
 from export.calibration.stages import Stages
@@ -24,6 +23,7 @@ from export.folding.constants import Constants
 from export.folding.graph import name_of
 from export.folding.refused import Refused
 from fastbn._checks import check_int
+from fastbn._progress import Bar
 from fastbn.errors import ArgumentError, FastbnError, ModelError
 from fastbn.functional.norm import merge_moments
 
@@ -153,10 +153,10 @@ def _run(constants: Constants, stages: Stages, runner: StageRunner, progress: bo
     shifts = {}
     for norm in stages.all_norms():
         norm.to_inference()
-    with Progress(progress, len(stages), runner.batches) as bar:
+    with Bar("stage", "batches", len(stages) * runner.batches, wanted=progress) as bar:
         for number in range(len(stages)):
             found = stages.norms[number]
-            bar.begin(number, len(found))
+            bar.say(f"stage {number + 1}/{len(stages)}, {len(found)} batch norms")
             totals = [Totals(norm.name) for norm in found]
             stage = stages.cut(runner.base, number, runner.types)
             for batch, moments in enumerate(runner.run(stage, number, [str(norm.x.name) for norm in found])):

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fastbn import data
+from fastbn._progress import Bar
 from fastbn.cli.arguments import integer, number
 from fastbn.lab.catalogue import EXPERIMENTS
 from fastbn.lab.experiment import Options
-from fastbn.lab.progress import Bar
 from fastbn.lab.report import targets, write
 from fastbn.training.plot import require_matplotlib
 

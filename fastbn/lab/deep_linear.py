@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.lab.descent import spaced
 from fastbn.lab.drawing import colour_of, finish, label_of, legend
 from fastbn.lab.experiment import Claim, Figures, Options, numbers
-from fastbn.lab.progress import Bar
 from fastbn.nn.batchnorm import BatchNorm1d
 from fastbn.nn.containers import Sequential
 from fastbn.nn.init import manual_seed, normal_
@@ -45,7 +45,7 @@ def _run(norm: str, x: np.ndarray, target: np.ndarray, steps: int, seed: int, pr
     model = _network(norm)
     optimizer = SGD(model.parameters(), lr=RATE)
     records, losses = {0, *spaced(steps, RECORDS)}, []
-    progress.begin(f"{LAYERS} linear layers, {norm} norm")
+    progress.say(behind=f"{LAYERS} linear layers, {norm} norm")
     for step in range(steps + 1):
         optimizer.zero_grad()
         error = model(x) - target

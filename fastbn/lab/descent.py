@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Split
-from fastbn.lab.progress import Bar
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
 from fastbn.optim import Optimizer

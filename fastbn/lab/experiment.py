@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset
-from fastbn.lab.progress import Bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat, spaced
 from fastbn.lab.drawing import COLOURS, MARKERS, accuracy_axis, finish, legend, wrong
 from fastbn.lab.experiment import Claim, Figures, Options, median, numbers
 from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import inputs_of
-from fastbn.lab.progress import Bar
 from fastbn.lab.shift import moved
 from fastbn.nn.activation import Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d
@@ -73,7 +73,7 @@ def _run(norm: str, data: Dataset, steps: int, seed: int, progress: Bar) -> Figu
     records = spaced(steps, RECORDS)
     run: Figures = {"accuracy": [], "moved": []}
     inputs = inputs_of(model, sigmoids, probe.images)
-    progress.begin(f"sigmoids, {NORMS[norm]}")
+    progress.say(behind=f"sigmoids, {NORMS[norm]}")
     optimizer = SGD(model.parameters(), lr=RATE)
     losses = descend(model, data.train, optimizer, progress, batch_size=BATCH, steps=steps, seed=seed)
     for step, _ in enumerate(losses, 1):

@@ -104,7 +104,7 @@ def fit(
                 total += float(value) * len(batch)
                 correct += _correct(output, target)
                 count += len(batch)
-                bar.advance(total / count)
+                bar.finish_batch(total / count)
             epoch = Epoch(total / count, correct / count, time.perf_counter() - begun, rate)
             if validation is not None:
                 epoch.val_loss, epoch.val_accuracy = evaluate(model, validation, batch_size=1000, loss=loss)

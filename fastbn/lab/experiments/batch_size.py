@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset
 from fastbn.errors import ShapeError
 from fastbn.lab.descent import accuracy, descend
 from fastbn.lab.drawing import accuracy_axis, finish, label_of, style_of, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
-from fastbn.lab.progress import Bar
 from fastbn.models.lenet import lenet
 from fastbn.models.norms import NORMS
 from fastbn.nn.init import manual_seed, xavier_normal_
@@ -29,7 +29,7 @@ def _measure(dataset: Dataset, options: Options, progress: Bar) -> Figures:
     runs: Figures = {norm: [] for norm in NORMS}
     for norm in NORMS:
         for size in SIZES:
-            progress.begin(f"{label_of(norm)}, batch {size}")
+            progress.say(behind=f"{label_of(norm)}, batch {size}")
             runs[norm].append(_accuracy(norm, size, dataset, samples // size, options.seed, progress))
     return {"sizes": SIZES, "samples": samples, "runs": runs}
 

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import descend, first, flat, spaced
 from fastbn.lab.drawing import colour_of, finish, label_of, legend
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, median, numbers
 from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import inputs_of, parameters
-from fastbn.lab.progress import Bar
 from fastbn.lab.shift import gradient_shift, moved
 from fastbn.nn.activation import Sigmoid
 from fastbn.nn.init import manual_seed, xavier_normal_
@@ -41,7 +41,7 @@ def _run(norm: str, train: Split, steps: int, seed: int, progress: Bar) -> Figur
     records = spaced(steps, RECORDS)
     run: Figures = {"moved": [], "changed": [], "cosine": []}
     inputs, before = inputs_of(model, sigmoids, probe.images), parameters(model)
-    progress.begin(label_of(norm))
+    progress.say(behind=label_of(norm))
     losses = descend(model, train, SGD(model.parameters(), lr=RATE), progress, batch_size=BATCH, steps=steps, seed=seed)
     for step, _ in enumerate(losses, 1):
         if step in records:

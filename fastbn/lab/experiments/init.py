@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat
 from fastbn.lab.drawing import colour_of, finish, label_of, legend
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
 from fastbn.lab.networks import INITIALISERS, pair, perceptron
 from fastbn.lab.probe import inputs_of, loss_and_gradient
-from fastbn.lab.progress import Bar
 from fastbn.nn.activation import ReLU
 from fastbn.nn.containers import Sequential
 from fastbn.nn.init import manual_seed
@@ -44,7 +44,7 @@ def _run(fill: str, norm: str, data: Dataset, steps: int, seed: int, progress: B
     widths = (data.train.images.shape[1], *(LAYERS * [WIDTH]), 10)
     model = perceptron(widths, norm=pair(norm), activation=ReLU, fill=INITIALISERS[fill])
     activations, gradients = _signals(model, first(data.train, PROBED))
-    progress.begin(f"{fill}, {label_of(norm)}")
+    progress.say(behind=f"{fill}, {label_of(norm)}")
     optimizer = SGD(model.parameters(), lr=RATE)
     for _ in descend(model, data.train, optimizer, progress, batch_size=BATCH, steps=steps, seed=seed):
         pass

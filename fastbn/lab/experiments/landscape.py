@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset, Split
 from fastbn.lab import deep_linear, noisy
 from fastbn.lab.descent import batches, spaced, take_step
@@ -11,7 +12,6 @@ from fastbn.lab.drawing import colour_of, finish, label_of, legend
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, median, numbers
 from fastbn.lab.networks import small_vgg
 from fastbn.lab.probe import loss_and_gradient, parameters, preserved, set_parameters
-from fastbn.lab.progress import Bar
 from fastbn.nn.init import manual_seed
 from fastbn.nn.module import Module
 from fastbn.optim import SGD
@@ -46,7 +46,7 @@ def _run(norm: str, train: Split, steps: int, records: list[int], seed: int, pro
     model = small_vgg(norm)
     optimizer = SGD(model.parameters(), lr=RATE)
     run: Figures = {"loss": [], "low": [], "high": [], "least_change": [], "change": [], "beta": []}
-    progress.begin(f"VGG in small, {label_of(norm)}")
+    progress.say(behind=f"VGG in small, {label_of(norm)}")
     for step, batch in enumerate(batches(train, BATCH, steps, seed), 1):
         if step in records:
             for name, value in along_gradient(model, batch, RATE).items():

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset
 from fastbn.lab.descent import accuracy, descend
 from fastbn.lab.drawing import accuracy_axis, finish, label_of, style_of, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
 from fastbn.lab.networks import INITIALISERS
-from fastbn.lab.progress import Bar
 from fastbn.models.lenet import lenet
 from fastbn.models.norms import NORMS
 from fastbn.nn.init import manual_seed
@@ -33,7 +33,7 @@ def _measure(dataset: Dataset, options: Options, progress: Bar) -> Figures:
     progress.expect(len(cases) * len(RATES) * steps)
     runs: Figures = {norm: {} for norm in NORMS}
     for norm, fill in cases:
-        progress.begin(f"{label_of(norm)}, {fill}")
+        progress.say(behind=f"{label_of(norm)}, {fill}")
         runs[norm][fill] = [_accuracy(norm, fill, rate, dataset, steps, options.seed, progress) for rate in RATES]
     return {"rates": RATES, "steps": steps, "runs": runs}
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset
 from fastbn.lab.descent import accuracy, descend
 from fastbn.lab.drawing import accuracy_axis, colour_of, finish, label_of, legend, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
-from fastbn.lab.progress import Bar
 from fastbn.models import lenet
 from fastbn.nn.init import manual_seed
 from fastbn.optim import SGD
@@ -41,7 +41,7 @@ def _run(norm: str, dataset: Dataset, epochs: int, per_epoch: int, seed: int, pr
     optimizer = SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     run = {name: np.full(epochs, np.nan) for name in ("loss", "log10_sum", "accuracy")}
     losses: list[float] = []
-    progress.begin(label_of(norm))
+    progress.say(behind=label_of(norm))
     descent = descend(model, dataset.train, optimizer, progress, batch_size=BATCH, steps=epochs * per_epoch, seed=seed)
     for step, loss in enumerate(descent, 1):
         losses.append(loss)

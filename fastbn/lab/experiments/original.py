@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat, spaced
 from fastbn.lab.drawing import accuracy_axis, colour_of, finish, label_of, legend, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, median, numbers
 from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import inputs_of
-from fastbn.lab.progress import Bar
 from fastbn.nn.activation import Sigmoid
 from fastbn.nn.init import manual_seed, normal_
 from fastbn.optim import SGD
@@ -43,7 +43,7 @@ def _run(norm: str, data: Dataset, steps: int, seed: int, progress: Bar) -> Figu
     records = spaced(steps, RECORDS)
     accuracies = np.full(len(records), np.nan)
     units = np.full((len(records), len(PERCENTILES), widths[-2]), np.nan)
-    progress.begin(label_of(norm))
+    progress.say(behind=label_of(norm))
     losses = descend(model, data.train, optimizer, progress, batch_size=BATCH, steps=steps, seed=seed)
     for step, _ in enumerate(losses, 1):
         if step in records:

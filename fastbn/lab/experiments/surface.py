@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._progress import Bar
 from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat
 from fastbn.lab.drawing import colour_of, finish, label_of, legend
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, numbers
 from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import loss_of, parameters, preserved, set_parameters
-from fastbn.lab.progress import Bar
 from fastbn.nn.activation import ReLU
 from fastbn.nn.init import kaiming_normal_, manual_seed
 from fastbn.nn.module import Module
@@ -54,7 +54,7 @@ def _run(norm: str, data: Dataset, steps: int, axis: np.ndarray, seed: int, prog
     probe = first(data.train, PROBED)
     reached = {}
     for name in ENDS:
-        progress.begin(f"{label_of(norm)}, {name}")
+        progress.say(behind=f"{label_of(norm)}, {name}")
         with preserved(model):
             losses = descend(
                 model, data.train, _optimizer(name, model), progress, batch_size=BATCH, steps=steps, seed=seed
@@ -62,7 +62,7 @@ def _run(norm: str, data: Dataset, steps: int, axis: np.ndarray, seed: int, prog
             for _ in losses:
                 pass
             points[name], reached[name] = parameters(model), accuracy(model, data.test)
-    progress.begin(f"{label_of(norm)}, surface")
+    progress.say(behind=f"{label_of(norm)}, surface")
     surface = [[_loss_at(model, bilinear(points, a, b), probe, progress) for a in axis] for b in axis]
     lines = {}
     for one, other in combinations(CORNERS, 2):
