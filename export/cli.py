@@ -17,6 +17,7 @@ import onnx_ir as ir
 import fastbn
 from export.calibration.adapt import BATCH_SIZE, calibrate_file, restore_file
 from export.calibration.calibrate import MODES
+from export.calibration.measure import measure
 from export.choice import Choice
 from export.convert import check_opset, export
 from export.data_files import read_samples
@@ -40,6 +41,7 @@ from fastbn.training import checkpoint
 
 TRAINING_ONLY = ("epochs", "seed")
 SAMPLES = 64  # of --data that the proof runs
+MEASURED = 1024  # of --data that --inspect runs: they are in memory together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,16 +203,22 @@ def _export_model(
 
 
 def _inspect(options: argparse.Namespace, source: Path) -> int:
+    samples, overridable = None, options.allow_overridable
     try:
-        inspection = inspect_model(read_model(source), allow_overridable=options.allow_overridable)
+        model = read_model(source)
+        inspection = inspect_model(model, allow_overridable=overridable)
     except BROKEN as error:
         raise ModelError(f"SOURCE must be valid ONNX, got {error} in {source}") from error
-    listing = {"source": str(source), **asdict(inspection)}
+    if options.data is not None:
+        samples = read_samples(options.data, source, batch_size=BATCH_SIZE, limit=MEASURED)
+        measured = measure(model, samples, allow_overridable=overridable)
+        inspection = inspect_model(model, allow_overridable=overridable, measured=measured)
+    account = None if samples is None else samples.account
     if options.json:
-        print(json.dumps(listing))
+        print(json.dumps({"source": str(source), "data": account, **asdict(inspection), "ok": inspection.ok}))
     else:
-        print_inspection(listing)
-    return 0
+        print_inspection(str(source), inspection, account)
+    return 0 if inspection.ok else 1
 
 
 def _fold(options: argparse.Namespace, model: ir.Model, source: Path) -> FoldReport:

@@ -12,13 +12,16 @@ import onnx
 import onnx_ir as ir
 
 import fastbn
-from export.emit import Emitter, emit
+from export.emit import emit
+from export.emitter import Emitter
 from export.files import OPSETS, writing
 from export.fold import FoldReport, fold_graph
 from export.verify import VerifyReport, verify
 from fastbn._checks import check_running_stats
 from fastbn.errors import ArgumentError, DtypeError, ModelError, ShapeError
 from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.fold import fold_scalars
+from fastbn.nn.instancenorm import InstanceNorm
 from fastbn.nn.module import Module
 
 
@@ -57,6 +60,8 @@ def export(
 ) -> ExportReport:
     """Write ``model`` in eval mode to an ONNX file, batch norms folded away, and prove it with onnxruntime.
 
+    Norms of weights are written as plain weights, and FixUp's scalars go into the layers beside them before all else.
+
     input_shape: one sample's shape or one with the batch, e.g. (1, 28, 28) or (1, 1, 28, 28); the batch stays dynamic.
     fold: False keeps the batch norms. tolerance: as in ``verify``. unfolded_path: where to keep the ONNX before
     folding as well. A model whose outputs differ is written all the same, to be looked at: see ``ExportReport.ok``;
@@ -72,7 +77,7 @@ def export(
     probe = copy.deepcopy(model).eval()
     _check_statistics(probe)
     shape = _one_sample(probe, input_shape)
-    written = to_onnx(probe, shape, opset)
+    written = to_onnx(fold_scalars(probe) if fold else probe, shape, opset)
     inputs = _random_batches(probe, shape)
     with ExitStack() as stack:
         if unfolded_path is None:
@@ -98,9 +103,9 @@ def check_opset(opset: int) -> None:
 
 def _check_statistics(model: Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, BatchNorm):
-            who = f"export: batch norm {name}"
-            if not module.track_running_stats:
+        if isinstance(module, (BatchNorm, InstanceNorm)):
+            who = f"export: {'batch' if isinstance(module, BatchNorm) else 'instance'} norm {name}"
+            if isinstance(module, BatchNorm) and not module.track_running_stats:
                 raise ModelError(f"{who} must have running statistics, got track_running_stats=False")
             check_running_stats(who, module.running_mean, module.running_var, module.num_features)
 

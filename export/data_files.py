@@ -1,8 +1,6 @@
 """The user's data, for a proof or a calibration: an .npz, an .npy or a folder of images, cut as a model takes it."""
 
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import onnx_ir as ir
 
 from export.image_files import Images
 from export.proof.inputs import Input, Inputs, check_array, graph_of, input_of
+from fastbn.data.array_files import load_npy, member, open_npz, readable
 from fastbn.errors import ModelError
 
 BATCH = 8  # samples in one set where the model leaves their number open
@@ -103,8 +102,8 @@ def _load(path: Path, values: dict[str, ir.Value], required: list[str]) -> dict[
         what = path.name if path.is_file() else "no such file"
         raise ModelError(f"data: {path} must be an .npz, an .npy or a folder of images, got {what}")
     if suffix == ".npy":
-        return {_only("an .npy, which has no names,", required): _read(path, lambda: _npy(path))}
-    return _read(path, lambda: _npz(path, list(values), required))
+        return {_only("an .npy, which has no names,", required): readable(path, lambda: load_npy(path))}
+    return readable(path, lambda: _npz(path, list(values), required))
 
 
 def _only(what: str, required: list[str]) -> str:
@@ -113,46 +112,16 @@ def _only(what: str, required: list[str]) -> str:
     return required[0]
 
 
-def _npy(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError("an archive of arrays; call it .npz")
-    return array
-
-
 def _npz(path: Path, known: list[str], required: list[str]) -> Inputs:
-    archive = np.load(path, allow_pickle=False)
-    if isinstance(archive, np.ndarray):
-        raise ValueError("one array without a name; call it .npy")
-    with archive:
+    with open_npz(path) as archive:
         names = [name for name in archive.files if name in known]
         if len(archive.files) == len(required) == 1:
-            return {required[0]: _member(archive, archive.files[0])}
+            return {required[0]: member(archive, archive.files[0])}
         if not set(required) <= set(names):
             raise ModelError(
                 f"data: {path} must hold the arrays {required}, the inputs of the model, got {sorted(archive.files)}"
             )
-        return {name: _member(archive, name) for name in names}
-
-
-def _member(archive: Any, name: str) -> np.ndarray:
-    array = archive[name]
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name}, which is no array")
-    return array
-
-
-def _read(path: Path, action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except ModelError:
-        raise
-    except (OSError, ValueError, EOFError, MemoryError, LookupError, AttributeError, SyntaxError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
-        reason = (reason or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"data: {path} must be arrays of numbers that NumPy can read, got {reason}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise ModelError(f"data: {path} must be arrays of numbers that NumPy can read, got {error}") from error
+        return {name: member(archive, name) for name in names}
 
 
 def _with_samples(array: Rows, entry: Input) -> Rows:

@@ -6,40 +6,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.folding.constants import initializer
+from export.emit_norm import NORM_WRITERS
+from export.emitter import Emitter, join, parameters
 from fastbn import nn
 from fastbn.errors import ModelError
-from fastbn.nn.batchnorm import BatchNorm
 from fastbn.nn.conv import Conv
 from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
-
-
-class Emitter:
-    """Collects nodes and initialisers; values and nodes are named by the path of the layer they come from."""
-
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
-        self.nodes: list[ir.Node] = []
-        self.initializers: dict[str, ir.Value] = {}
-
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A new initialiser."""
-        self.initializers[name] = initializer(name, np.ascontiguousarray(array))
-        return self.initializers[name]
-
-    def node(self, path: str, op_type: str, inputs: list[ir.Value | None], **attributes: Any) -> ir.Value:
-        """A node with one output; its name is ``path``, or ``path_2`` and so on where that is taken."""
-        taken = {node.name for node in self.nodes}
-        name, number = path, 1
-        while name in taken:
-            number += 1
-            name = f"{path}_{number}"
-        node = ir.node(op_type, inputs, attributes, name=name)
-        node.outputs[0].name = f"{name}.output"
-        node.outputs[0].type = inputs[0].type if inputs[0] is not None else None
-        self.nodes.append(node)
-        return node.outputs[0]
 
 
 def emit(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
@@ -50,21 +23,9 @@ def emit(emitter: Emitter, module: Module, path: str, x: ir.Value, rank: int) ->
     raise ModelError(f"export: {path or 'the model'} must be a layer of fastbn.nn, got {type(module).__name__}")
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _parameters(emitter: Emitter, module: Module, path: str, *names: str) -> list[ir.Value | None]:
-    arrays = [getattr(module, name) for name in names]
-    return [
-        None if array is None else emitter.constant(_join(path, name), np.asarray(array))
-        for name, array in zip(names, arrays, strict=True)
-    ]
-
-
 def _chain(emitter: Emitter, module: Any, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
     for name, child in module.chain():
-        x, rank = emit(emitter, child, _join(path, name), x, rank)
+        x, rank = emit(emitter, child, join(path, name), x, rank)
     return x, rank
 
 
@@ -72,15 +33,15 @@ def _residual(emitter: Emitter, module: nn.Residual, path: str, x: ir.Value, ran
     y, y_rank = _chain(emitter, module, path, x, rank)
     shortcut = x
     if "downsample" in dict(module.named_children()):
-        shortcut, _ = emit(emitter, module.downsample, _join(path, "downsample"), x, rank)
-    y = emitter.node(_join(path, "add"), "Add", [y, shortcut])
+        shortcut, _ = emit(emitter, module.downsample, join(path, "downsample"), x, rank)
+    y = emitter.node(join(path, "add"), "Add", [y, shortcut])
     if "activation" in dict(module.named_children()):
-        return emit(emitter, module.activation, _join(path, "activation"), y, y_rank)
+        return emit(emitter, module.activation, join(path, "activation"), y, y_rank)
     return y, y_rank
 
 
 def _conv(emitter: Emitter, module: Conv, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
-    weight, bias = _parameters(emitter, module, path, "weight", "bias")
+    weight, bias = parameters(emitter, module, path, "weight", "bias")
     y = emitter.node(
         path,
         "Conv",
@@ -95,34 +56,15 @@ def _conv(emitter: Emitter, module: Conv, path: str, x: ir.Value, rank: int) -> 
 
 
 def _linear(emitter: Emitter, module: nn.Linear, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
-    bias = None if module.bias is None else emitter.constant(_join(path, "bias"), module.bias.data)
+    bias = None if module.bias is None else emitter.constant(join(path, "bias"), module.bias.data)
     if rank == 2 and bias is None and emitter.opset < 11:  # Gemm could not do without C before
-        bias = emitter.constant(_join(path, "bias"), np.zeros(module.out_features, module.weight.dtype))
+        bias = emitter.constant(join(path, "bias"), np.zeros(module.out_features, module.weight.dtype))
     if rank == 2:
-        weight = emitter.constant(_join(path, "weight"), module.weight.data)
+        weight = emitter.constant(join(path, "weight"), module.weight.data)
         return emitter.node(path, "Gemm", [x, weight] if bias is None else [x, weight, bias], transB=1), rank
-    weight = emitter.constant(_join(path, "weight.T"), module.weight.data.T)
+    weight = emitter.constant(join(path, "weight.T"), module.weight.data.T)
     y = emitter.node(path, "MatMul", [x, weight])
-    return (y if bias is None else emitter.node(_join(path, "add"), "Add", [y, bias])), rank
-
-
-def onnx_momentum(momentum: float | None) -> float:
-    """ONNX's momentum is the weight of the old value; the cumulative average has no counterpart there."""
-    return 0.9 if momentum is None else 1.0 - momentum
-
-
-def _batch_norm(emitter: Emitter, module: BatchNorm, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
-    dtype = module.running_mean.dtype
-    weight = np.ones(module.num_features, dtype) if module.weight is None else module.weight.data
-    bias = np.zeros(module.num_features, dtype) if module.bias is None else module.bias.data
-    inputs = [
-        x,
-        emitter.constant(_join(path, "weight"), weight),
-        emitter.constant(_join(path, "bias"), bias),
-        *_parameters(emitter, module, path, "running_mean", "running_var"),
-    ]
-    momentum = onnx_momentum(module.momentum)
-    return emitter.node(path, "BatchNormalization", inputs, epsilon=float(module.eps), momentum=momentum), rank
+    return (y if bias is None else emitter.node(join(path, "add"), "Add", [y, bias])), rank
 
 
 def _layer_bn(emitter: Emitter, module: LayerBn, path: str, x: ir.Value, rank: int) -> tuple[ir.Value, int]:
@@ -130,8 +72,17 @@ def _layer_bn(emitter: Emitter, module: LayerBn, path: str, x: ir.Value, rank: i
     if module.folded or module.weight_quantizer is not None:
         return emit(emitter, module.plain(), path, x, rank)
     for name, child in module.named_children():
-        x, rank = emit(emitter, child, _join(path, name), x, rank)
-    return (emitter.node(_join(path, "relu"), "Relu", [x]) if module.relu else x), rank
+        x, rank = emit(emitter, child, join(path, name), x, rank)
+    return (emitter.node(join(path, "relu"), "Relu", [x]) if module.relu else x), rank
+
+
+def _scalar_affine(
+    emitter: Emitter, module: nn.ScalarAffine, path: str, x: ir.Value, rank: int
+) -> tuple[ir.Value, int]:
+    weight, bias = parameters(emitter, module, path, "weight", "bias")
+    if weight is not None:
+        x = emitter.node(join(path, "mul"), "Mul", [x, weight])
+    return (x if bias is None else emitter.node(join(path, "add"), "Add", [x, bias])), rank
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -169,7 +120,7 @@ def _relu6(emitter: Emitter, module: nn.ReLU6, path: str, x: ir.Value, rank: int
         return emitter.node(path, "Clip", [x], min=0.0, max=6.0), rank
     assert x.dtype is not None
     bounds = {"min": 0.0, "max": 6.0}
-    limits = [emitter.constant(_join(path, name), np.array(v, x.dtype.numpy())) for name, v in bounds.items()]
+    limits = [emitter.constant(join(path, name), np.array(v, x.dtype.numpy())) for name, v in bounds.items()]
     return emitter.node(path, "Clip", [x, *limits]), rank
 
 
@@ -194,7 +145,8 @@ WRITERS: dict[type[Module], Callable[..., tuple[ir.Value, int]]] = {
     LayerBn: _layer_bn,
     Conv: _conv,
     nn.Linear: _linear,
-    BatchNorm: _batch_norm,
+    **NORM_WRITERS,
+    nn.ScalarAffine: _scalar_affine,
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _same_rank("GlobalAveragePool"),

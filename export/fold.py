@@ -15,6 +15,7 @@ from export.folding.graph import Graph
 from export.folding.inline import inline_functions
 from export.folding.merge_branches import merge_branches as merge
 from export.folding.rules import RULES, affine_node
+from export.garbage import collected_later
 from fastbn.errors import ModelError
 
 __all__ = ["FoldReport", "FoldSite", "Size", "fold_graph", "fold_onnx"]
@@ -43,6 +44,7 @@ def fold_onnx(
         raise ModelError(f"fold_onnx: the model must be valid ONNX, got {reason(error)}") from error
 
 
+@collected_later()
 def fold_graph(
     model: ir.Model,
     *,

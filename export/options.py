@@ -14,7 +14,7 @@ EPOCHS = {"digits": 20, "mnist": 3}
 ONNX_ONLY = ("inspect", "dry_run", "only", "skip", "copy", "merge_branches", "allow_overridable", "calibrate", "undo")
 EXCLUSIVE = {
     "inspect": (
-        *("out", "data", "dry_run", "only", "skip", "copy", "no_fold", "report", "calibrate", "undo"),
+        *("out", "dry_run", "only", "skip", "copy", "no_fold", "report", "calibrate", "undo"),
         "merge_branches",
     ),
     "dry_run": ("data", "copy", "no_fold", "report", "calibrate", "undo"),
@@ -38,7 +38,7 @@ SOURCE is
 EPILOG = """
 DATA is an .npz with arrays by input name, an .npy for a model with one input, or a folder of images
 
-exit codes:  0 verified   1 the outputs differ   2 bad arguments or a bad file
+exit codes:  0 verified   1 the outputs differ, or --inspect has an error or a warning   2 bad arguments or a bad file
 
 examples:
   python -m export
@@ -50,7 +50,7 @@ examples:
   python -m export model.onnx -o adapted.onnx --calibrate photographs/
   python -m export adapted.unfolded.onnx --undo adapted.undo.safetensors -o back.onnx
   python -m export model.onnx -o folded.onnx --skip '/head/*' --report report.html
-  python -m export model.onnx --inspect
+  python -m export model.onnx --inspect --data inputs.npz
   python -m export model.onnx --dry-run --verbose
 """
 
@@ -89,7 +89,11 @@ def _add_folding(add: Add) -> None:
     add("--no-fold", action="store_true", help="keep the batch norms")
     add("--copy", action="store_true", help="write OUT even if the .onnx has no batch norm")
     add("--dry-run", action="store_true", help="say what would be folded in an .onnx; write and prove nothing")
-    add("--inspect", action="store_true", help="list an .onnx and its batch norms; write nothing")
+    add(
+        "--inspect",
+        action="store_true",
+        help="list an .onnx and its batch norms, with what is wrong with them; write nothing",
+    )
 
 
 def _add_proof(add: Add) -> None:

@@ -15,8 +15,10 @@ from fastbn.errors import ArgumentError
 class Kernel(Protocol):
     """One kernel, compiled twice: the last argument of ``serial`` is None, that of ``parallel`` True."""
 
-    serial: Callable[..., Any]
-    parallel: Callable[..., Any]
+    @property
+    def serial(self) -> Callable[..., Any]: ...
+    @property
+    def parallel(self) -> Callable[..., Any]: ...
 
 
 # Below this many elements the start of a parallel region costs more than a second core saves.

@@ -96,6 +96,65 @@ def batch_norm_backward(
     return dx, dweight, dbias, None if residual is None else dz.copy()
 
 
+def _standardised(x, axes, eps, centred=True):
+    """xhat and 1 / std over the axes; about 0 unless centred."""
+    mean = x.mean(axis=axes, keepdims=True) if centred else 0.0
+    inv_std = 1 / np.sqrt(np.square(x - mean).mean(axis=axes, keepdims=True) + eps)
+    return (x - mean) * inv_std, inv_std
+
+
+def _standardised_backward(g, xhat, inv_std, axes, centred=True):
+    mean_g = g.mean(axis=axes, keepdims=True) if centred else 0.0
+    return inv_std * (g - mean_g - xhat * (g * xhat).mean(axis=axes, keepdims=True))
+
+
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, centred=True):
+    """centred=False: RMS norm."""
+    x = _f64(x)
+    y, _ = _standardised(x, tuple(range(x.ndim - len(normalized_shape), x.ndim)), eps, centred)
+    y = y if weight is None else y * _f64(weight)
+    return y if bias is None else y + _f64(bias)
+
+
+def layer_norm_backward(dy, x, normalized_shape, weight=None, eps=1e-5, centred=True):
+    """Returns (dx, dweight, dbias)."""
+    dy, x = _f64(dy), _f64(x)
+    split = x.ndim - len(normalized_shape)
+    axes, rows = tuple(range(split, x.ndim)), tuple(range(split))
+    xhat, inv_std = _standardised(x, axes, eps, centred)
+    g = dy if weight is None else dy * _f64(weight)
+    return _standardised_backward(g, xhat, inv_std, axes, centred), (dy * xhat).sum(axis=rows), dy.sum(axis=rows)
+
+
+def _grouped(x, num_groups):
+    return x.reshape(x.shape[0], num_groups, -1)
+
+
+def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
+    """As many groups as channels: instance norm."""
+    x = _f64(x)
+    y = _standardised(_grouped(x, num_groups), 2, eps)[0].reshape(x.shape)
+    y = y if weight is None else y * _per_channel(weight, x.ndim)
+    return y if bias is None else y + _per_channel(bias, x.ndim)
+
+
+def group_norm_backward(dy, x, num_groups, weight=None, eps=1e-5):
+    """Returns (dx, dweight, dbias)."""
+    dy, x = _f64(dy), _f64(x)
+    xhat, inv_std = _standardised(_grouped(x, num_groups), 2, eps)
+    g = dy if weight is None else dy * _per_channel(weight, x.ndim)
+    dx = _standardised_backward(_grouped(g, num_groups), xhat, inv_std, 2).reshape(x.shape)
+    axes = (0, *range(2, x.ndim))
+    return dx, (dy * xhat.reshape(x.shape)).sum(axis=axes), dy.sum(axis=axes)
+
+
+def instance_norm_stats(x, running_mean, running_var, momentum):
+    """The running statistics after x: both move to the means over images, the variance unbiased."""
+    x = _f64(x).reshape(*x.shape[:2], -1)
+    new_mean = (1 - momentum) * _f64(running_mean) + momentum * x.mean(axis=2).mean(axis=0)
+    return new_mean, (1 - momentum) * _f64(running_var) + momentum * x.var(axis=2, ddof=1).mean(axis=0)
+
+
 def _conv_taps(c_in, c_out, groups, kernel, stride, dilation, out_hw):
     """For each group and kernel offset (a, b): its channels, a, b, and the (padded) input slices the outputs meet."""
     (kh, kw), (sh, sw), (dh, dw), (oh, ow) = kernel, stride, dilation, out_hw
@@ -313,6 +372,23 @@ def sigmoid_backward(dy, x):
     return _f64(dy) * sigmoid(x) * sigmoid(-x)
 
 
+def weight_norm(v, g, dim=0):
+    """g v / |v|, with |v| over all axes but ``dim``, or over all of them if that is None."""
+    v = _f64(v)
+    axes = None if dim is None else tuple(axis for axis in range(v.ndim) if axis != dim)
+    return _f64(g) * v / np.sqrt(np.sum(v**2, axis=axes, keepdims=dim is not None))
+
+
+def spectral_norm(weight, u, v, steps=1, dim=0):
+    """(weight / (u^T W v), u, v) after power iteration on W, whose rows are the indices of ``dim``."""
+    weight, u, v = _f64(weight), _f64(u), _f64(v)
+    matrix = np.stack([np.take(weight, index, axis=dim).ravel() for index in range(weight.shape[dim])])
+    for _ in range(steps):
+        u = matrix @ v / np.linalg.norm(matrix @ v)
+        v = matrix.T @ u / np.linalg.norm(matrix.T @ u)
+    return weight / (u @ matrix @ v), u, v
+
+
 def _log_softmax(logits):
     """log(softmax) over the class axis 1."""
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -361,6 +437,17 @@ def adam(param, grad, m, v, step, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay
     return param - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
 
 
+def rmsprop(param, grad, s, m, d, lr, alpha=0.99, eps=1e-8, weight_decay=0, momentum=0, centered=False):
+    """One RMSprop step. Returns (param, s, m, d): of squares, of gradients, the velocity."""
+    param, grad, s, m, d = map(_f64, (param, grad, s, m, d))
+    grad = grad + weight_decay * param
+    s = alpha * s + (1 - alpha) * grad**2
+    m = alpha * m + (1 - alpha) * grad
+    variance = s - m**2 if centered else s
+    d = momentum * d + grad / (np.sqrt(variance) + eps)
+    return param - lr * d, s, m, d
+
+
 def numerical_gradient(f, x, dy, h=1e-6):
     """Central differences of sum(f(x) * dy) with respect to every entry of x."""
     x, dy = _f64(x), _f64(dy)
@@ -371,3 +458,38 @@ def numerical_gradient(f, x, dy, h=1e-6):
         down[index] -= h
         grad[index] = (np.sum(f(up) * dy) - np.sum(f(down) * dy)) / (2 * h)
     return grad
+
+
+def batch_renorm(x, running_mean, running_var, weight, bias, eps, r_max, d_max):
+    """y and (r, d) of a training batch (1702.03275, algorithm 1)."""
+    x = _f64(x)
+    axes = (0, *range(2, x.ndim))
+    mean, std = x.mean(axis=axes), np.sqrt(x.var(axis=axes) + eps)
+    running_std = np.sqrt(_f64(running_var) + eps)
+    r = np.clip(std / running_std, 1 / r_max, r_max)
+    d = np.clip((mean - _f64(running_mean)) / running_std, -d_max, d_max)
+    mean, std, r_all, d_all, weight, bias = (_per_channel(v, x.ndim) for v in (mean, std, r, d, weight, bias))
+    return ((x - mean) / std * r_all + d_all) * weight + bias, r, d
+
+
+def masked_batch_norm(x, mask, weight, bias, eps=1e-5, dy=None):
+    """(y, mean, unbiased variance), and (dx, dweight, dbias) if dy is given, one channel after the other."""
+    kept = _f64(mask) > 0
+    y, dx = np.zeros(x.shape), np.zeros(x.shape)
+    mean, var, dweight, dbias = np.zeros((4, x.shape[1]))
+    w = _f64(mask)[kept]
+    share = w / w.sum()
+    effective = w.sum() ** 2 / (w**2).sum()
+    for c in range(x.shape[1]):
+        values = _f64(x[:, c])[kept]
+        mean[c] = (share * values).sum()
+        biased = (share * (values - mean[c]) ** 2).sum()
+        var[c] = biased * effective / (effective - 1)
+        std = np.sqrt(biased + eps)
+        x_hat = (values - mean[c]) / std
+        y[:, c][kept] = x_hat * weight[c] + bias[c]
+        if dy is not None:
+            g = _f64(dy[:, c])[kept]
+            dweight[c], dbias[c] = (g * x_hat).sum(), g.sum()
+            dx[:, c][kept] = weight[c] / std * (g - share * (dbias[c] + x_hat * dweight[c]))
+    return (y, mean, var), (dx, dweight, dbias)

@@ -160,14 +160,37 @@ def test_inspect(cli):
     assert [norm["batch_norm"] for norm in listing["batch_norms"]][1:] == list(NAMES)
 
 
-def test_inspect_warns(cli):
+def test_inspect_warns(cli, capsys):
     model = network()
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     arrays["s1"].CopyFrom(onnx.numpy_helper.from_array(np.zeros(2, np.float32), "s1"))
     onnx.save(model, "dead.onnx")
-    out, _ = cli("dead.onnx", "--inspect")
+    code, out, _ = run(main, ["dead.onnx", "--inspect"], capsys)
+    assert code == 1
     assert "batch norms   4, 1 with warnings" in out
-    assert "warning       block/bn: gamma is 0 in 2 of 2 channels" in out
+    assert "warning       block/bn: gamma is 0 in all 2 channels" in out
+    assert "healthy       NO: 1 warning" in out
+    code, out, _ = run(main, ["dead.onnx", "--inspect", "--json"], capsys)
+    assert (code, json.loads(out)["ok"]) == (1, False)
+
+
+def test_inspect_on_data(cli, capsys):
+    """The statistics of the data are those of a calibration; with them in force nothing is wrong any more."""
+    np.save("data.npy", 5 + np.random.default_rng(0).standard_normal((70, 2, 6, 6)))
+    code, out, _ = run(main, ["model.onnx", "--inspect", "--data", "data.npy", "--json"], capsys)
+    before = json.loads(out)
+    assert (code, before["data"]["samples"]) == (1, 70)
+    gaps = {finding["layer"]: finding["number"] for n in before["batch_norms"] for finding in n["findings"]}
+    assert all(norm["gap"] == gaps[norm["batch_norm"]] > 0.3 for norm in before["batch_norms"])
+    assert before["output"]["relative"] > 0.3
+    cli("model.onnx", "-o", "out.onnx", "--no-fold", "--calibrate", "data.npy")
+    after = json.loads(run(main, ["out.onnx", "--inspect", "--data", "data.npy", "--json"], capsys)[1])
+    assert max(norm["gap"] for norm in after["batch_norms"]) < 1e-3
+    assert after["output"]["relative"] < 1e-3
+    assert "gap" not in {finding["kind"] for norm in after["batch_norms"] for finding in norm["findings"]}
+    out = run(main, ["out.onnx", "--inspect", "--data", "data.npy"], capsys)[1]
+    assert "data          70 samples of data.npy\n" in out
+    assert "output        with the statistics of the data the output moves by 0.0" in out
 
 
 def test_inspect_without_batch_norms(cli):
@@ -314,3 +337,15 @@ def test_inspect_of_constants_that_cannot_be_read(refused):
     next(tensor for tensor in model.graph.initializer if tensor.name == "s1").raw_data = b"123"
     onnx.save(model, "lies.onnx")
     assert "SOURCE must be valid ONNX, got" in refused("lies.onnx", "--inspect")
+
+
+CRASH = "c = Conv(x, W) k = Add(c, one) n = BatchNormalization(k, s, b, m, v) y = Slice(n, zero, one_, two)"
+
+
+def test_a_model_that_crashes_onnx(refused):
+    """Slice of a convolution's output of negative length fails an assertion in onnx's C++."""
+    rng = np.random.default_rng(0)
+    arrays = {"W": rng.random((2, 2, 7, 7), np.float32), "one": np.ones((1, 2, 1, 1), np.float32)}
+    arrays |= {name: np.array([value]) for name, value in (("zero", 0), ("one_", 1), ("two", 2))}
+    onnx.save(text_model(CRASH, arrays | statistics(rng, 2), x="float[1, 2, 4, 4] x"), "crash.onnx")
+    assert "out.onnx must be valid ONNX, got one that crashes onnx's checker" in refused("crash.onnx", *TO)

@@ -10,6 +10,7 @@ import pytest
 import fastbn.functional as F
 from fastbn import errors
 from fastbn.errors import ArgumentError, DtypeError, ShapeError
+from fastbn.functional.fold import fold_scalar_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +54,14 @@ def fold(w=W[:3], b=None, mean=V, var=V, eps=1e-5, gamma=None, beta=None, **opti
 
 def fold_linear(w=W[:3, :, 0, 0], b=None, mean=V, var=V, eps=1e-5, gamma=None, beta=None):
     return lambda: F.fold_linear_bn_weights(w, b, mean, var, eps, gamma, beta)
+
+
+def fold_scalar(weight=W[:3], bias=None, scale=None, shift=None):
+    return lambda: fold_scalar_weights(weight, bias, scale, shift)
+
+
+def spectral(weight=M, u=None, v=None, **options):
+    return lambda: F.spectral_norm(weight, np.ones(5) if u is None else u, np.ones(3) if v is None else v, **options)
 
 
 def loss(logits=M, targets=ZEROS):
@@ -286,6 +295,50 @@ SENTENCES = [
      "fold_linear_bn_weights: linear_w must have 2 axes (out, in), got shape (2, 3, 4, 4)"),
     (fold_linear(b=np.ones(2)), ShapeError,
      "fold_linear_bn_weights: linear_b must have shape (3,), one entry per channel, got (2,)"),
+    (fold_scalar([1.0]), DtypeError, f"fold_scalar_weights: weight must be {ARRAY}"),
+    (fold_scalar(bias=np.ones(2)), ShapeError,
+     "fold_scalar_weights: bias must have shape (3,), one entry per channel, got (2,)"),
+    *((fold_scalar(**{name: V}), ShapeError,
+       f"fold_scalar_weights: {name} must have shape (1,), one entry per channel, got (3,)")
+      for name in ("scale", "shift")),
+    # norms of weights
+    (lambda: F.weight_norm([1.0], V), DtypeError, f"weight_norm: v must be {ARRAY}"),
+    (lambda: F.weight_norm(M, single(M[:, :1])), DtypeError, "weight_norm: g must be float64 as v is, got float32"),
+    (lambda: F.weight_norm(M, M), ShapeError,
+     "weight_norm: g must have shape (5, 1), v's with 1 for every axis but dim, got (5, 3)"),
+    (lambda: F.weight_norm(M, M, 2), ArgumentError,
+     "weight_norm: dim must be from 0 to 1, or None for the whole, got 2"),
+    (lambda: F.weight_norm(M, M, 0.0), DtypeError, "weight_norm: dim must be an integer or None, got float"),
+    (lambda: F.weight_norm(M, M[:, :1], out=V), ShapeError, "weight_norm: out must have shape (5, 3), got (3,)"),
+    (lambda: F.weight_norm_backward(V, M, M[:, :1]), ShapeError,
+     "weight_norm_backward: dw must have shape (5, 3), as v, got (3,)"),
+    (lambda: F.weight_norm_backward(single(M), M, M[:, :1]), DtypeError,
+     "weight_norm_backward: dw must be float64 as v is, got float32"),
+    (lambda: F.norm_except_dim(np.ones(())), ShapeError, "norm_except_dim: v must have at least 1 axis, got shape ()"),
+    (spectral(V), ShapeError, "spectral_norm: weight must have at least 2 axes, got shape (3,)"),
+    (spectral(half(M)), DtypeError, f"spectral_norm: weight must be float32 or float64, got {HALF}"),
+    (spectral(dim=-1), ArgumentError, "spectral_norm: dim must be from 0 to 1, got -1"),
+    (spectral(dim=None), DtypeError, "spectral_norm: dim must be an integer, got NoneType"),
+    (spectral(u=V), ShapeError, "spectral_norm: u must have shape (5,), got (3,)"),
+    (spectral(v=np.ones(5)), ShapeError, "spectral_norm: v must have shape (3,), got (5,)"),
+    (spectral(v=READ_ONLY), ArgumentError,
+     "spectral_norm: v must be writable, got a read-only array; pass a copy"),
+    (spectral(n_power_iterations=-1), ArgumentError, "spectral_norm: n_power_iterations must be at least 0, got -1"),
+    (spectral(eps=-1.0), ArgumentError, "spectral_norm: eps must be at least 0, got -1.0"),
+    (lambda: F.spectral_norm_backward(V, F.spectral_norm(M, np.ones(5), V.copy())[1]), ShapeError,
+     "spectral_norm_backward: dw must have shape (5, 3), as w, got (3,)"),
+    (lambda: F.spectral_norm_backward(single(M), F.spectral_norm(M, np.ones(5), V.copy())[1]), DtypeError,
+     "spectral_norm_backward: dw must be float64 as w is, got float32"),
+    # scalar_affine
+    (lambda: F.scalar_affine(V, V), ShapeError,
+     "scalar_affine: x must have 2 or 3 or 4 or 5 axes (N, C, *spatial), got shape (3,)"),
+    (lambda: F.scalar_affine([1.0]), DtypeError, f"scalar_affine: x must be {ARRAY}"),
+    (lambda: F.scalar_affine(M, V), ShapeError, "scalar_affine: weight must have shape (1,), got (3,)"),
+    (lambda: F.scalar_affine_forward(M, None, half(V[:1])), DtypeError,
+     f"scalar_affine_forward: bias must be float32 or float64, got {HALF}"),
+    (lambda: F.scalar_affine(M, single(V[:1]), V[:1]), DtypeError,
+     "scalar_affine: weight must be float64 as bias is, got float32"),
+    (lambda: F.scalar_affine_backward([1.0], None), DtypeError, f"scalar_affine_backward: dy must be {ARRAY}"),
 ]
 # fmt: on
 

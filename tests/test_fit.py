@@ -37,12 +37,15 @@ OPTIMIZERS = {
     "nesterov": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "adam": lambda p: optim.Adam(p, lr=0.02),
     "adamw": lambda p: optim.AdamW(p, lr=0.02),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
 }
 SCHEDULES = {
     "constant": lambda o: None,
     "step": lambda o: optim.StepLR(o, 2, 0.1),
     "cosine": lambda o: optim.CosineAnnealingLR(o, EPOCHS),
+    "one cycle": lambda o: optim.OneCycleLR(o, 0.1, EPOCHS * BATCHES),
 }
+BATCHES = 5  # of 16 in 70 samples
 
 
 def run(train, *, model=None, optimizer="sgd", schedule="constant", epochs=EPOCHS, **options):
@@ -197,6 +200,37 @@ def test_the_bits_do_not_depend_on_the_threads(rng):
 
 class Interrupted(Exception):
     pass
+
+
+def test_a_schedule_is_stepped_at_its_interval(data):
+    train, _ = data
+    stepped = []
+
+    class Counting(optim.LRScheduler):
+        def factor(self, epoch):
+            stepped.append(epoch)
+            return 1.0
+
+    for interval, last in (("epoch", 2), ("batch", 2 * BATCHES)):
+        model = small()
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        scheduler = Counting(optimizer)
+        scheduler.interval = interval
+        stepped.clear()
+        fastbn.fit(model, train, epochs=2, batch_size=16, optimizer=optimizer, scheduler=scheduler)
+        assert stepped == list(range(1, last + 1))
+
+
+def test_gradients_are_clipped_before_the_step(data):
+    train, _ = data
+    model = small()
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    optimizer = optim.SGD(model.parameters(), lr=1.0)
+    fastbn.fit(model, train, epochs=1, batch_size=70, optimizer=optimizer, max_grad_norm=1e-3)
+    moved = [array - before[name] for name, array in model.state_dict().items() if name.endswith(("weight", "bias"))]
+    assert np.sqrt(sum(np.sum(np.square(step, dtype=np.float64)) for step in moved)) == pytest.approx(1e-3, rel=0.01)
+    with pytest.raises(ArgumentError, match="fit: max_grad_norm must be at least 0, got -1"):
+        fastbn.fit(model, train, epochs=1, optimizer=optimizer, max_grad_norm=-1)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

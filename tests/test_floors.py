@@ -7,15 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "_cache", "_checks", "_files", "_memory", "_threads", "_views"},
+    {"errors", "_cache", "_checks", "_files", "_memory", "_tables", "_threads", "_views"},
     {"kernels"},
     {"functional"},
     {"nn", "optim"},
-    {"training", "models", "data"},
+    {"training", "models", "data", "diagnosis"},
     {"cli", "__main__", "torch", "distributed", "lab"},
     {"export"},
 ]
 SIDEWAYS = {("optim", "nn"), ("training", "data"), ("training", "models"), ("__main__", "cli"), ("cli", "lab")}
+SIDEWAYS |= {("diagnosis", "training"), ("diagnosis", "data")}
 AT_HOME = {"numba": {"kernels", "_threads"}, "llvmlite": {"kernels"}, "torch": {"torch"}, "mpi4py": {"distributed"}}
 AT_HOME |= {"dask": {"distributed"}} | {name: {"export"} for name in ("onnx", "onnx_ir", "onnxruntime")}
 FILES = sorted(path for folder in ("fastbn", "export") for path in (ROOT / folder).rglob("*.py"))

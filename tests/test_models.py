@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import models
+from fastbn import models, nn, optim
 from fastbn.errors import ArgumentError, DtypeError, ShapeError
+from fastbn.models.norms import NORMS
 
 
 def size(model):
@@ -17,16 +18,102 @@ def size(model):
     [
         (models.lenet, 44_878, 30),
         (lambda: models.lenet(norm="none"), 44_426, 10),
+        (lambda: models.lenet(norm="weight"), 44_426 + 226, 14),
+        (lambda: models.lenet(norm="fixup"), 44_426 + 9, 19),
         (models.resnet18, 11_689_512, 122),
         (models.resnet50, 25_557_032, 320),
         (models.mobilenet_v2, 3_504_872, 314),
     ],
-    ids=["lenet", "lenet without norms", "resnet18", "resnet50", "mobilenet_v2"],
+    ids=[
+        "lenet",
+        "lenet without norms",
+        "lenet with weight norm",
+        "lenet with FixUp",
+        "resnet18",
+        "resnet50",
+        "mobilenet_v2",
+    ],
 )
 def test_parameters_and_entries_of_the_state(model, parameters, entries):
     built = model()
     assert size(built) == parameters
     assert len(built.state_dict()) == entries
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_of_lenet_trains_and_is_the_same_network_folded(norm, rng):
+    fastbn.manual_seed(0)
+    model = models.lenet(norm=norm)
+    x = rng.normal(size=(8, 1, 28, 28)).astype(np.float32)
+    targets = np.arange(8) % 10
+    loss, sgd = nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(12):
+        model.zero_grad()
+        losses.append(loss(model(x), targets))
+        model.backward(loss.backward(), need_dx=False)
+        sgd.step()
+    assert losses[-1] < losses[0]
+    model.eval()
+    folded = fastbn.fold(model)
+    assert len(folded) == 12 + {"group": 4, "layer": 4, "instance": 2}.get(norm, 0)  # these do not fold
+    np.testing.assert_allclose(folded(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+LAYERS = {"batch": "BatchNorm1d", "renorm": "BatchRenorm1d", "group": "GroupNorm", "layer": "LayerNorm"}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_mlp_places_its_norm(norm, rng):
+    x = rng.normal(size=(4, 2, 3)).astype(np.float32)
+    kinds = {}
+    for placement in ("pre", "post"):
+        model = models.mlp(3, 6, (5, 4), norm=norm, placement=placement, activation="relu")
+        y = model(x)
+        assert y.shape == (4, 3)
+        model.backward(y, need_dx=False)
+        kinds[placement] = [type(layer).__name__ for layer in model]
+    if norm in LAYERS:
+        assert kinds["pre"][1:4] == ["Linear", LAYERS[norm], "ReLU"]
+        assert kinds["post"][1:4] == ["Linear", "ReLU", LAYERS[norm]]
+    else:
+        assert kinds["pre"] == kinds["post"]
+        assert ("ScalarAffine" in kinds["pre"]) == (norm == "fixup")
+
+
+def test_mlp_is_that_of_the_original_paper():
+    model = models.mlp()
+    assert size(model) == 784 * 100 + 2 * 100 * 100 + 100 * 10 + 3 * 300 + 10
+    assert [type(layer).__name__ for layer in model][1:4] == ["Linear", "BatchNorm1d", "Sigmoid"]
+
+
+@pytest.mark.parametrize("norm", ["fixup", "weight"])
+def test_resnet18_with_another_norm(norm, rng):
+    model = models.resnet18(4, 2, norm_layer=norm)
+    x = rng.normal(size=(2, 2, 32, 32)).astype(np.float32)
+    y = model(x)
+    assert y.shape == (2, 4)
+    model.backward(np.ones_like(y), need_dx=False)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    names = list(model.state_dict())
+    assert not any("bn" in name for name in names)
+    assert ("conv1.bias" in names) == (norm == "weight")
+
+
+def test_resnet_takes_a_function_that_makes_norms():
+    model = models.resnet18(3, norm_layer=lambda channels: nn.BatchNorm2d(channels, affine=False))
+    assert size(model) == size(models.resnet18(3)) - 2 * 4_800
+    assert "layer2.0.downsample.1.running_mean" in model.state_dict()
+
+
+@pytest.mark.parametrize("make", [models.resnet18, models.resnet50])
+def test_zero_init_residual_is_torchvisions(make):
+    model = make(2, zero_init_residual=True)
+    last = "bn2" if make is models.resnet18 else "bn3"
+    for name, parameter in model.named_parameters():
+        if "bn" in name and name.endswith("weight"):
+            assert (parameter.data == (0 if f"{last}.weight" in name else 1)).all()
+    assert make(2).layer1[0].bn2.weight.data.all()
 
 
 def test_lenet_takes_other_channels_and_classes(rng):
@@ -142,7 +229,22 @@ def test_mobilenet_v2_trains_on_small_pictures_of_any_channels(rng):
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda: models.lenet(norm="layer"), ArgumentError, "lenet: norm must be one of batch, none, got 'layer'"),
+        (lambda: models.lenet(norm="x"), ArgumentError, "lenet: norm must be one of batch, .*, none, got 'x'"),
+        (lambda: models.mlp(norm=None), ArgumentError, "mlp: norm must be one of batch, .*, none, got None"),
+        (lambda: models.mlp(placement="in"), ArgumentError, "mlp: placement must be 'pre' or 'post', got 'in'"),
+        (
+            lambda: models.mlp(activation="tanh"),
+            ArgumentError,
+            "activation must be 'sigmoid' or 'relu', got 'tanh'",
+        ),
+        (lambda: models.mlp(in_features=0), ArgumentError, "mlp: in_features must be at least 1, got 0"),
+        (lambda: models.mlp(hidden=(3, 0)), ArgumentError, "Linear: out_features must be at least 1, got 0"),
+        (lambda: models.resnet18(norm_layer="x"), ArgumentError, "resnet: norm must be one of batch, .*, got 'x'"),
+        (
+            lambda: models.resnet18(zero_init_residual=True, norm_layer="none"),
+            ArgumentError,
+            "zero_gamma_: model must have a Residual block that ends in a norm, got none in Sequential",
+        ),
         (lambda: models.lenet(num_classes=0), ArgumentError, "out_features must be at least 1, got 0"),
         (lambda: models.lenet(in_channels=1.0), DtypeError, "in_channels must be an integer, got float"),
         (lambda: models.resnet18(num_classes=0), ArgumentError, "num_classes must be at least 1, got 0"),

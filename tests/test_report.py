@@ -9,15 +9,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
-from onnx_models import conv_bn, statistics, text_model
+from onnx_models import BN, conv_bn, statistics, text_model
 
 from export import fold_onnx
+from export.calibration.measure import measure
 from export.choice import Choice
+from export.data_files import read_samples
 from export.report.charts import Group, Point, bars, errors_by_layer
 from export.report.html import html_page, write_html
 from export.report.inspection import inspect_model
-from export.report.table import print_table, printable
 from export.report.text import LONG, print_report
+from fastbn._tables import print_table, printable
 from fastbn.errors import ArgumentError, ModelError
 
 HOSTILE = "<script>alert('x')</script>\"&\n\x1b[31m\N{RIGHT-TO-LEFT OVERRIDE}"
@@ -509,7 +511,8 @@ def test_inspection_of_a_model():
     assert norm.eps == pytest.approx(1e-5)
     for role, key in (("gamma", "s"), ("beta", "b"), ("mean", "m"), ("variance", "v")):
         assert getattr(norm, role) == (arrays[key].min(), arrays[key].max())
-    assert norm.warnings == ()
+    assert norm.findings == ()
+    assert found.ok
 
 
 def ones(**changes):
@@ -518,33 +521,47 @@ def ones(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "attributes", "warning"),
+    ("changes", "attributes", "severity", "what"),
     [
-        ({"s": [0, 0, 0]}, "", "gamma is 0 in 3 of 3 channels"),
-        ({"s": [0, 1, 1]}, "", "gamma is 0 in 1 of 3 channels"),
-        ({"m": [0, 0, 0], "v": [1, 1, 1]}, "", "never trained"),
-        ({"v": [1, 0, 1]}, "", "variance is below eps in 1 of 3 channels.* 316 times"),
-        ({"v": [1, 0, 0]}, "<epsilon = 0.0>", "variance [+] eps is not positive in 2 of 3 channels"),
-        ({"v": [1, -1, 1]}, "", "variance [+] eps is not positive in 1 of 3"),
-        ({"v": [1, np.nan, 1]}, "", "variance is not finite in 1 of 3 channels"),
-        ({"b": [np.inf, np.nan, 1]}, "", "beta is not finite in 2 of 3 channels"),
-        ({"b": [1, 1]}, "", "its constants differ in length"),
+        ({"s": [0, 0, 0]}, "", "warning", "gamma is 0 in all 3 channels"),
+        ({"s": [0, 1, 1]}, "", "note", r"gamma is 0 in 1 of 3 channels \(0\)"),
+        ({"m": [0, 0, 0], "v": [1, 1, 1]}, "", "error", "the initial values, in all 3 channels$"),
+        ({"v": [1, 0, 1]}, "", "note", r"the variance is 0 in 1 of 3 channels \(1\).* 632 times"),
+        ({"v": [1, 1e-6, 1]}, "", "note", "variance is down to 1e-06, below eps 1e-05, in 1 of 3 .* 603 times"),
+        ({"v": [1, 0, 0]}, "<epsilon = 0.0>", "error", r"the variance is 0, without eps, in 2 of 3 channels \(1, 2\)"),
+        ({"v": [1, -1, 1]}, "", "error", "the variance is -1 in 1 of 3"),
+        ({"v": [1, np.nan, 1]}, "", "error", "variance is not finite in 1 of 3 channels"),
+        ({"b": [np.inf, np.nan, 1]}, "", "error", "beta is not finite in 2 of 3 channels"),
+        ({"b": [1, 1]}, "", "error", "its constants differ in length"),
     ],
 )
-def test_suspicious_values(changes, attributes, warning):
+def test_suspicious_values(changes, attributes, severity, what):
     body = f"y = BatchNormalization {attributes} (x, s, b, m, v)"
-    [norm] = inspect(text_model(body, ones(**changes), x="float[N, 3, 6, 6] x")).batch_norms
-    assert len(norm.warnings) == 1
-    assert re.search(warning, norm.warnings[0])
+    found = inspect(text_model(body, ones(**changes), x="float[N, 3, 6, 6] x"))
+    [norm] = found.batch_norms
+    [finding] = norm.findings
+    assert (finding.severity, finding.layer) == (severity, "y")
+    assert re.search(what, finding.what), finding
+    assert found.ok == (severity == "note")
     assert norm.producer == "input x"
+
+
+@pytest.mark.parametrize("body", ["c = Conv(x, W, B)", "c = ConvTranspose(x, W, B)"])
+def test_a_bias_before_a_batch_norm_is_noted(body):
+    arrays = ones() | {"W": np.ones((3, 3, 1, 1), np.float32), "B": np.ones(3, np.float32)}
+    [norm] = inspect(text_model(f"{body} {BN}", arrays, x="float[N, 3, 6, 6] x")).batch_norms
+    [finding] = norm.findings
+    assert (finding.severity, finding.kind, finding.number) == ("note", "useless-bias", 3)
+    shared = text_model(f"{body} n = BatchNormalization(c, s, b, m, v) y = Add(n, c)", arrays, x="float[N, 3, 6, 6] x")
+    assert inspect(shared).batch_norms[0].findings == ()
 
 
 def test_training_mode_and_computed_constants():
     body = "w = Add(s, s) y, q, r = BatchNormalization <training_mode = 1> (x, w, g, m, v)"
     [norm] = inspect(text_model(body, ones(), x="float[N, 3, 6, 6] x, float[3] g")).batch_norms
-    assert [re.split("[:,]", warning)[0] for warning in norm.warnings] == [
-        "in training mode",
-        "its beta can be given by the caller",
+    assert [(finding.severity, re.split("[:,]", finding.what)[0]) for finding in norm.findings] == [
+        ("warning", "in training mode"),
+        ("note", "its beta can be given by the caller"),
     ]
     assert norm.gamma == (2, 6)
     assert norm.beta is None
@@ -556,10 +573,10 @@ def test_statistics_that_the_caller_may_override_are_read_if_asked():
     model.graph.input.append(onnx.helper.make_tensor_value_info("m", onnx.TensorProto.FLOAT, [3]))
     [norm] = inspect(model).batch_norms
     assert norm.mean is None
-    assert "allow_overridable takes its default" in norm.warnings[0]
+    assert "allow_overridable takes its default" in norm.findings[0].what
     [norm] = inspect_model(ir.from_proto(model), allow_overridable=True).batch_norms
     assert norm.mean == (np.float32(0.1), np.float32(0.1))
-    assert norm.warnings == ()
+    assert norm.findings == ()
 
 
 DECOMPOSED = {"k": np.float32([2, 0, 4]).reshape(3, 1, 1), "t": np.float32([1, 2, 3]).reshape(1, 3, 1, 1)}
@@ -572,7 +589,9 @@ def test_decomposed_batch_norms_are_listed_beside_the_others():
     assert (spelled.batch_norm, spelled.operators, spelled.channels) == ("a", "Mul, Sub", 3)
     assert (spelled.gamma, spelled.beta, spelled.mean, spelled.eps) == ((0, 8), (-3, -1), None, None)
     assert (spelled.producer, spelled.consumers) == ("input x", ("Relu r",))
-    assert spelled.warnings == ("its scale is 0 in 1 of 3 channels: nothing of the input passes",)
+    assert [finding.what for finding in spelled.findings] == [
+        "its scale is 0 in 1 of 3 channels (1): nothing of the input passes"
+    ]
     assert (norm.batch_norm, norm.operators) == ("n", "BatchNormalization")
 
 
@@ -595,6 +614,33 @@ def test_the_names_of_an_inspection_are_those_of_a_fold():
     read = ir.from_proto(model)
     inspect_model(read)
     assert len(read.graph) == 2  # nothing was inlined in the model itself
+
+
+def test_batch_norms_in_functions_are_measured_on_data(tmp_path):
+    """By the statistics of what they see: the second one's input is the first one's, cut and put right."""
+    rng = np.random.default_rng(0)
+    nodes = text_model("n = BatchNormalization(a, s, b, m, v) o = Relu(n)", {}, x="float a", y="float o").graph.node
+    names = ["a", "s", "b", "m", "v"]
+    model = text_model("c = my.Block(x, s, b, m, v) y = my.Block(c, s, b, m, v)", statistics(rng, 2))
+    model.functions.append(
+        onnx.helper.make_function("my", "Block", names, ["o"], nodes, [onnx.helper.make_opsetid("", 17)])
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("my", 1))
+    x = rng.normal(3, 2, (40, 2, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    read = ir.from_proto(model)
+    measured = measure(read, read_samples(tmp_path / "x.npy", model))
+    first, second = measured.moments.values()
+    np.testing.assert_allclose(first[0], x.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(first[1], x.var((0, 2, 3)), rtol=1e-5)
+    values = {tensor.name: numpy_helper.to_array(tensor)[:, None, None] for tensor in model.graph.initializer}
+    inner = np.maximum(
+        (x - first[0][:, None, None]) / np.sqrt(first[1] + 1e-5)[:, None, None] * values["s"] + values["b"], 0
+    )
+    np.testing.assert_allclose(second[0], inner.mean((0, 2, 3)), rtol=1e-4)
+    listed = inspect_model(read, measured=measured).batch_norms
+    assert all(norm.gap > 0.3 and norm.findings[0].kind == "gap" for norm in listed)
+    assert measured.output.samples == 40
 
 
 def test_batch_norms_in_subgraphs_are_listed():

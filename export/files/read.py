@@ -12,6 +12,7 @@ from export.files.broken import BROKEN, reason
 from export.files.check import check_proto
 from export.files.origin import remember
 from export.files.tensors import bodies, paths, take_tensors
+from export.garbage import collected_later
 from fastbn.errors import DtypeError, ModelError
 
 PROTOBUF_LIMIT = 2**31 - 1  # bytes in one protobuf message
@@ -73,6 +74,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ValueError(next(known, other)) from None
 
 
+@collected_later()
 def _from_proto(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     ordered = check_proto(proto)
     with warnings.catch_warnings():  # of keys of external data that onnx does not know

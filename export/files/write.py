@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from export.files.broken import BROKEN, reason
+from export.files.native import check
 from export.files.weights import data_of, is_split, reads, save
 from fastbn._files import check_target
 from fastbn.errors import FastbnError, ModelError
@@ -45,12 +45,12 @@ def writing(model: ir.Model, path: str | Path) -> Iterator[Path]:
 def _save_checked(model: ir.Model, temporary: Path, target: Path) -> None:
     try:
         save(model, temporary)
-        onnx.checker.check_model(str(temporary), full_check=True)
+        check(temporary)
     except FastbnError:
         raise
     except OSError as error:
         raise ModelError(f"write: {target} must be writable to its end, got {reason(error)}") from error
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, *BROKEN) as error:
+    except BROKEN as error:
         raise ModelError(f"write: {target} must be valid ONNX, got {reason(error)}") from error
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from export.folding.refused import Refused
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = tuple(getattr(ir.DataType, name).numpy() for name in ("FLOAT16", "BFLOAT16", "FLOAT", "DOUBLE"))
 LARGEST = 2**28  # elements of a constant that has to be computed
 DEEPEST = 1000  # operands of such a constant that wait
 
@@ -66,8 +66,8 @@ class Constants:
     def floats(self, value: ir.Value | None) -> np.ndarray | Refused:
         """The array as it is stored, refused unless its numbers are floating-point."""
         array = self.array(value)
-        if not isinstance(array, Refused) and array.dtype.name not in FLOATS:
-            return Refused(f"is {array.dtype}, not one of {', '.join(FLOATS)}")
+        if not isinstance(array, Refused) and array.dtype not in FLOATS:
+            return Refused(f"is {array.dtype}, not one of {', '.join(map(str, FLOATS))}")
         return array
 
     def _compute(self, value: ir.Value) -> np.ndarray | Refused:
@@ -132,25 +132,23 @@ class Constants:
         """
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
-        old = node.inputs[index]
-        node.replace_input_with(index, None)
+        old, fresh = node.inputs[index], _unnamed(tensor)
+        node.replace_input_with(index, fresh)
         self.drop_unused([old])
-        node.replace_input_with(index, self.add(tensor, name))
+        self._register(fresh, name)
 
     def add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
         """A new initialiser of the main graph, which subgraphs see as well."""
+        value = _unnamed(tensor)
+        self._register(value, name)
+        return value
+
+    def _register(self, value: ir.Value, name: str) -> None:
+        value.name = self.fresh_name(name)
         graph = self.model.graph
-        value = ir.Value(
-            name=self.fresh_name(name),
-            shape=ir.Shape(tensor.shape.numpy()),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        tensor.name = value.name
-        graph.initializers[str(value.name)] = value
+        graph.initializers[value.name] = value
         if self.model.ir_version < 4:
             graph.inputs.append(value)
-        return value
 
     def drop_unused(self, values: Iterable[ir.Value | None]) -> None:
         """Remove those constants among ``values`` that nothing reads any more, and what computes them alone."""
@@ -176,6 +174,10 @@ class Constants:
     def _forget(self, name: str | None) -> None:
         if self._names is not None:
             self._names.discard(name)
+
+
+def _unnamed(tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.Value(shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def initializer(name: str, array: np.ndarray) -> ir.Value:

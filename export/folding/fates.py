@@ -53,5 +53,5 @@ def size_of(model: ir.Model) -> Size:
     graphs = [model.graph, *model.graph.subgraphs()]
     tensors: list[Any] = [value.const_value for graph in graphs for value in graph.initializers.values()]
     tensors += [ir.convenience.get_const_tensor(node.outputs[0]) for node in nodes if node.op_type == "Constant"]
-    sizes = [(tensor.size, tensor.dtype.itemsize) for tensor in tensors if tensor is not None]
+    sizes = [(math.prod(tensor.shape.numpy()), tensor.dtype.itemsize) for tensor in tensors if tensor is not None]
     return Size(len(nodes), sum(size for size, _ in sizes), sum(math.ceil(size * width) for size, width in sizes))

@@ -46,12 +46,12 @@ class Linear:
     @property
     def outputs(self) -> int:
         """Number of output channels."""
-        return int(np.prod(self.out_shape))
+        return math.prod(self.out_shape)
 
     @property
     def inputs(self) -> int:
         """Number of input channels."""
-        return int(np.prod(self.in_shape))
+        return math.prod(self.in_shape)
 
     def after(self, affine: Affine) -> "Linear":
         """The layer with ``affine`` on its outputs: W' = s W, b' = s b + t."""

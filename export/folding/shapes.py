@@ -1,15 +1,13 @@
 """Shapes of a graph's values, proved by ONNX's inference from the inputs' shapes and the constants alone."""
 
-import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from export.folding.affine import Affine
+from export.folding.inference import infer
 from export.folding.refused import Refused
 from export.folding.shape_values import Shape, ShapeValues
 
@@ -67,8 +65,7 @@ def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]
         del model.graph.initializers[str(value.name)]
     try:
         for _ in range(ROUNDS):
-            with _quiet():
-                ShapeInferencePass(check_type=False, strict_mode=False)(model)
+            infer(model)
             if not _complete(nodes, constant):
                 break
         return {value: (value.shape, value.dtype) for value in values}
@@ -77,21 +74,8 @@ def _infer(model: ir.Model, constant: Callable[[ir.Value], np.ndarray | Refused]
             value.shape, value.type = shape, kind
         for value, tensor in defaults:
             value.const_value = tensor
-        for name, value in initializers:  # the pass takes the large ones out and puts them back at the end
-            model.graph.initializers.pop(name, None)
-            model.graph.initializers[name] = value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What onnx-ir says of a model that cannot be inferred is no news: its shapes are not known then."""
-    logger = logging.getLogger("onnx_ir")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+        model.graph.initializers.clear()
+        model.graph.initializers.update(initializers)  # in their order
 
 
 def _overridable(value: ir.Value, constant: Callable[[ir.Value], np.ndarray | Refused]) -> bool:

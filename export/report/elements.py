@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from export.report.table import printable
+from fastbn._tables import printable
 
 
 def text(value: str) -> str:

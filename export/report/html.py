@@ -11,9 +11,9 @@ from export.report.charts import Group, Point, bars, errors_by_layer
 from export.report.elements import section, table, text
 from export.report.page import page
 from export.report.statistics_section import statistics_section
-from export.report.table import printable
 from export.report.text import ERRORS, SiteErrors, against_float64, error_texts, judgement, remarks, site_errors
 from fastbn._files import replacing
+from fastbn._tables import printable
 
 AGAINST = {"fastbn": "the fastbn model", "unfolded": "the unfolded model"}
 RUNTIMES = {"latency_ms": "onnxruntime as it comes", "latency_unoptimised_ms": "optimisations off"}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from export.calibration.adapt import render_calibration
-from export.report.table import Row, print_line, print_table
+from fastbn._tables import Row, print_line, print_table
 
 LONG = 40  # batch norms; of more, those that were folded are counted, not named
 ERRORS = ("difference", "error, source", "error, folded")  # between both models; of each from float64

@@ -11,6 +11,7 @@ from fastbn import data, training
 from fastbn._files import check_target
 from fastbn.cli.arguments import integer, number
 from fastbn.models import lenet
+from fastbn.models.norms import NORMS
 from fastbn.nn.init import manual_seed
 from fastbn.nn.module import Module
 from fastbn.optim import SGD, CosineAnnealingLR
@@ -18,7 +19,8 @@ from fastbn.training.history import Epoch, History
 from fastbn.training.plot import plot_histories, require_matplotlib
 from fastbn.training.progress import epoch_line
 
-NORMS = {"batch": "with batch norm", "none": "without batch norm"}
+TITLES = {name: f"with {name} norm" for name in NORMS} | {"fixup": "with FixUp", "none": "without batch norm"}
+BOTH = ["batch", "none"]
 
 
 def add_train(commands: Any) -> None:
@@ -31,7 +33,7 @@ def add_train(commands: Any) -> None:
     )
     add = train.add_argument
     add("--data", choices=list(data.DATASETS), default="digits", help="mnist is read from $FASTBN_DATA/mnist")
-    add("--norm", choices=[*NORMS, "both"], default="both", help="which of the two networks to train")
+    add("--norm", choices=[*NORMS, "both"], default="both", help="norm of the hidden layers; both: batch and none")
     add("--epochs", type=integer(1), default=10, metavar="N", help="passes over the training data")
     add("--batch-size", type=integer(2), default=64, metavar="N", help="samples in one step")
     add("--lr", type=number(0, above=True), default=0.05, help="first learning rate; it falls along half a cosine")
@@ -78,7 +80,7 @@ def train_lenet(
 
 def _train(options: argparse.Namespace) -> int:
     folder = Path(options.out)
-    norms = list(NORMS) if options.norm == "both" else [options.norm]
+    norms = BOTH if options.norm == "both" else [options.norm]
     picture = folder / f"lenet-{options.data}.png"
     checkpoints = {norm: folder / f"lenet-{options.data}-{norm}.safetensors" for norm in norms}
     require_matplotlib()
@@ -88,12 +90,12 @@ def _train(options: argparse.Namespace) -> int:
     say = sys.stderr if options.json else sys.stdout
     histories: dict[str, History] = {}
     for norm in norms:
-        print(f"LeNet {NORMS[norm]}, {options.data}, batch {options.batch_size}", file=say, flush=True)
+        print(f"LeNet {TITLES[norm]}, {options.data}, batch {options.batch_size}", file=say, flush=True)
 
         def report(index: int, epoch: Epoch) -> None:
             print(f"  epoch {index + 1:2}/{options.epochs}  {epoch_line(epoch)}", file=say, flush=True)
 
-        _, histories[NORMS[norm]] = train_lenet(
+        _, histories[TITLES[norm]] = train_lenet(
             dataset,
             norm=norm,
             epochs=options.epochs,
@@ -108,6 +110,6 @@ def _train(options: argparse.Namespace) -> int:
     plot_histories(histories, picture, title=f"LeNet on {options.data}")
     print(f"written: {', '.join(str(path) for path in (*checkpoints.values(), picture))}", file=say)
     if options.json:
-        runs = {norm: json.loads(histories[NORMS[norm]].to_json()) for norm in norms}
+        runs = {norm: json.loads(histories[TITLES[norm]].to_json()) for norm in norms}
         print(json.dumps({"data": options.data, "picture": str(picture), "runs": runs}))
     return 0

@@ -5,6 +5,8 @@
 (Jacob et al. 2018, arXiv 1712.05877, equation 14). This is the one place where the formula stands.
 """
 
+from functools import cache
+
 import numpy as np
 
 from fastbn._checks import check_float, check_int, check_number, check_per_channel, check_running_stats
@@ -69,6 +71,27 @@ def fold_linear_bn_weights(
     return round_to(who, _times(linear_w, scale[:, None]), linear_w.dtype), round_to(who, shift, linear_w.dtype)
 
 
+def fold_scalar_weights(
+    weight: np.ndarray, bias: np.ndarray | None, scale: np.ndarray | None, shift: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias of one layer equal to ``scale x + shift`` and the layer behind it, which pads with no zeros.
+
+    weight: (out, in, *kernel), bias: (out,) or None; scale, shift: (1,), or None for 1 and 0. Computed and rounded as
+    in ``fold_conv_bn_weights``: W' = scale W, b' = b + shift sum W. Returns (w, b). Raises DtypeError, ArgumentError.
+    """
+    who = "fold_scalar_weights"
+    check_float(who, "weight", weight)
+    check_per_channel(who, "bias", bias, len(weight))
+    for name, number in (("scale", scale), ("shift", shift)):
+        check_per_channel(who, name, number, 1)
+    wide = weight.astype(np.float64)
+    total = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
+    if shift is not None:
+        total = total + shift * wide.reshape(len(weight), -1).sum(axis=1)
+    scaled = wide if scale is None else _times(wide, scale)
+    return round_to(who, scaled, weight.dtype), round_to(who, total, weight.dtype)
+
+
 def round_to(who: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """float64 ``values`` rounded once to ``dtype``, subnormals as zero. Raises ArgumentError where it overflows."""
     with np.errstate(all="ignore"):
@@ -79,6 +102,7 @@ def round_to(who: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return rounded
 
 
+@cache
 def _smallest_normal(dtype: np.dtype) -> float:
     # NumPy knows bfloat16 from ml_dtypes but not its limits; it has the exponents of float32.
     return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).tiny)

@@ -22,7 +22,7 @@ from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import norm_kernels, norm_parts
 from fastbn.functional.norm_sums import Sums
-from fastbn.kernels.channels import INV_STD, MEAN, VAR
+from fastbn.kernels.channels import INV_STD, MEAN, VAR, D, R
 
 Statistics = tuple[np.ndarray | None, np.ndarray | None, float, float]  # running mean and variance, momentum, eps
 
@@ -66,6 +66,16 @@ class BatchNormSaved:
         """(C,) float64."""
         return self.stats[INV_STD]
 
+    @property
+    def r(self) -> np.ndarray:
+        """(C,) float64, of batch renorm in training; else 1."""
+        return self.stats[R] if len(self.stats) > R else np.ones(self.stats.shape[1])
+
+    @property
+    def d(self) -> np.ndarray:
+        """(C,) float64, of batch renorm in training; else 0."""
+        return self.stats[D] if len(self.stats) > R else np.zeros(self.stats.shape[1])
+
 
 def batch_norm(
     x: np.ndarray,
@@ -92,7 +102,7 @@ def batch_norm(
     Returns an array like ``x`` in its memory order. Raises ShapeError, DtypeError, ArgumentError.
     """
     if out is not None:
-        _check_out("batch_norm", out, x, may_be={"x": x, "residual": residual})
+        check_out_of("batch_norm", out, x, may_be={"x": x, "residual": residual})
     elif not training and residual is None and not relu:
         vectors = weight, bias, running_mean, running_var
         if _is_plain(x, *vectors, momentum, eps) and x.size:
@@ -100,7 +110,7 @@ def batch_norm(
             if y is not None:
                 return y
     statistics = running_mean, running_var, momentum, eps
-    return _forward("batch_norm", x, weight, bias, *statistics, residual, bool(relu), out, training, keep=False)[0]
+    return forward("batch_norm", x, weight, bias, *statistics, residual, bool(relu), out, training, keep=False)[0]
 
 
 def batch_norm_forward(
@@ -123,10 +133,10 @@ def batch_norm_forward(
     ``x``: leave it unchanged until the backward pass, so ``out`` may not be ``x`` then.
     """
     if out is not None:
-        _check_out("batch_norm_forward", out, x, may_be={"residual": residual}, apart_from={"x": x})
+        check_out_of("batch_norm_forward", out, x, may_be={"residual": residual}, apart_from={"x": x})
     statistics = running_mean, running_var, momentum, eps
     who = "batch_norm_forward"
-    y, saved = _forward(who, x, weight, bias, *statistics, residual, bool(relu), out, training, keep=True)
+    y, saved = forward(who, x, weight, bias, *statistics, residual, bool(relu), out, training, keep=True)
     assert saved is not None
     return y, saved
 
@@ -144,17 +154,18 @@ def batch_norm_summed(
     defer: bool,
 ) -> tuple[np.ndarray, BatchNormSaved]:
     """``batch_norm_forward`` of a dense ``x`` whose sums, if not None, are known; defer: y is not written."""
-    y, saved = _forward(who, x, weight, bias, *statistics, residual, relu, None, training, True, sums, defer)
+    y, saved = forward(who, x, weight, bias, *statistics, residual, relu, None, training, True, sums, defer)
     assert saved is not None
     return y, saved
 
 
-def _check_out(who: str, out: np.ndarray, x: np.ndarray, **overlaps: dict[str, np.ndarray | None]) -> None:
+def check_out_of(who: str, out: np.ndarray, x: np.ndarray, **overlaps: dict[str, np.ndarray | None]) -> None:
+    """``out`` must be what a batch norm of ``x`` can write into; see ``check_out``."""
     check_float(who, "x", x, STORED)
     check_out(who, out, x.shape, dense(x), **overlaps)
 
 
-def _forward(
+def forward(
     who: str,
     x: np.ndarray,
     weight: np.ndarray | None,
@@ -170,22 +181,23 @@ def _forward(
     keep: bool,
     sums: Sums | None = None,
     defer: bool = False,
+    limits: norm_kernels.Limits | None = None,
 ) -> tuple[np.ndarray, BatchNormSaved | None]:
+    """Every batch norm over all values of a channel: y, and if ``keep`` what the backward pass needs.
+
+    sums, defer: see ``batch_norm_summed``. limits: of batch renorm.
+    """
     parameters: norm_kernels.Parameters
     if residual is None and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps):
         source, added, features = x, None, x.shape[1]
         parameters = weight, bias, running_mean, running_var  # type: ignore[assignment]
     else:
-        features = _check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
+        features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
         source = dense(x)
         added = None if residual is None else in_order_of(residual, source)
-        parameters = _parameters(weight, bias, running_mean, running_var)
+        parameters = as_parameters(weight, bias, running_mean, running_var)
         momentum, eps = float(momentum), float(eps)
-        if training and running_mean is not None and running_var is not None:
-            check_writable(who, "running_mean", running_mean)
-            check_writable(who, "running_var", running_var)
-    if not training and running_mean is None:
-        raise ArgumentError(f"{who}: running_mean must be given when training is False, got None")
+        check_statistics(who, running_mean, running_var, training)
     count = x.size // features if features else 0
     if training and count == 1:
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
@@ -195,16 +207,14 @@ def _forward(
         if defer or sums is not None:
             negative, y, stats, affine, signs = norm_parts.forward(*operands, sums, defer)
         else:
-            negative, y, stats, affine, signs = norm_kernels.forward(*operands, out)
+            negative, y, stats, affine, signs = norm_kernels.forward(*operands, out, limits)
     else:
         negative, y, signs = -1, empty_like(source) if out is None else out, None
         stats, affine = np.zeros((3, features)), np.zeros((3, features), compute_dtype(x.dtype))
-    if running_var is not None and running_mean is not None:
-        if negative >= 0:
-            check_running_stats(who, running_mean, running_var, features)
-        if training and parameters[2] is not running_mean:
-            with np.errstate(over="ignore"):
-                running_mean[...], running_var[...] = parameters[2:]
+    if negative >= 0:
+        check_running_stats(who, running_mean, running_var, features)
+    if training:
+        keep_moved(parameters, running_mean, running_var)
     if not keep:
         return y, None
     saved = BatchNormSaved(
@@ -223,7 +233,7 @@ def _forward(
 
 
 def _is_plain(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any, eps: Any) -> bool:
-    """Whether ``_check_forward`` would find nothing wrong, and nothing need be copied: a short look, for most calls."""
+    """Whether ``check_forward`` would find nothing wrong, and nothing need be copied: a short look, for most calls."""
     if not (type(x) is np.ndarray and x.dtype is FLOAT32 and 2 <= x.ndim <= 5):
         return False
     if not (x.flags.carray or (x.flags.behaved and is_channels_last(x))):
@@ -239,7 +249,7 @@ def _is_plain(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: An
     return True
 
 
-def _parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
+def as_parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
     """The arrays as kernels take them: themselves if all are float32 and dense, else copies in float64; None empty."""
     for array in arrays:
         if array is not None and not (array.dtype is FLOAT32 and array.flags.carray):
@@ -250,15 +260,25 @@ def _parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
     return weight, bias, mean, var
 
 
+def keep_moved(
+    parameters: norm_kernels.Parameters, running_mean: np.ndarray | None, running_var: np.ndarray | None
+) -> None:
+    """Let running statistics have what a kernel made of their copies in ``parameters``."""
+    if running_mean is not None and running_var is not None and parameters[2] is not running_mean:
+        with np.errstate(over="ignore"):
+            running_mean[...], running_var[...] = parameters[2:]
+
+
 def batch_norm_backward(
-    dy: np.ndarray, saved: BatchNormSaved, *, out: np.ndarray | None = None
+    dy: np.ndarray, saved: BatchNormSaved, *, out: np.ndarray | None = None, dx_only: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Gradients of ``batch_norm_forward``: (dx, dweight, dbias, dresidual), None for what was not given.
 
     With g = dy (0 where a ReLU cut), xhat = (x - mean) / std, m values per channel (1502.03167, section 3):
     dbias = sum g, dweight = sum g xhat, dx = weight / std (g - dbias / m - xhat dweight / m); the last two terms are
     absent when the statistics were constants. dx lies as the input did; out: dx, may be ``dy``. Without a ReLU
-    dresidual is ``dy`` itself. Raises ShapeError, DtypeError, ArgumentError.
+    dresidual is ``dy`` itself. dx_only: dweight and dbias are None; with constant statistics dy alone is read for dx.
+    Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "batch_norm_backward"
     x = saved.x
@@ -274,6 +294,8 @@ def batch_norm_backward(
     dresidual = None
     if saved.has_residual:
         dresidual = dy.copy() if not saved.relu and out is not None and np.may_share_memory(out, dy) else dy
+    if saved.count and dx_only and not saved.batch_stats and not saved.relu:
+        return norm_parts.scaled(grad, saved.affine, out), None, None, dresidual
     if saved.count:
         constants = saved.stats, saved.affine, saved.batch_stats
         masked = saved.has_residual and saved.relu
@@ -281,7 +303,10 @@ def batch_norm_backward(
         dresidual = cut if masked else dresidual
     else:
         dx, gradients = empty_like(x) if out is None else out, np.zeros((2, x.shape[1]), dtype)
-    return dx, None if saved.weight is None else gradients[0], gradients[1] if saved.has_bias else None, dresidual
+    dweight = None if saved.weight is None or dx_only else gradients[0]
+    if dweight is not None and len(saved.stats) > R:
+        dweight = (saved.r * dweight + saved.d * gradients[1]).astype(dtype)
+    return dx, dweight, gradients[1] if saved.has_bias and not dx_only else None, dresidual
 
 
 def merge_moments(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -296,7 +321,7 @@ def merge_moments(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) ->
         return mean, squares.sum(axis=0) / counts.sum() + (weights * between * between).sum(axis=0)
 
 
-def _check_forward(
+def check_forward(
     who: str,
     x: np.ndarray,
     weight: np.ndarray | None,
@@ -307,6 +332,7 @@ def _check_forward(
     eps: float,
     residual: np.ndarray | None,
 ) -> int:
+    """What a batch norm is given; the number of channels."""
     check_float(who, "x", x, STORED)
     check_rank(who, "x", x, RANKS, AXES)
     channels = x.shape[1]
@@ -315,6 +341,15 @@ def _check_forward(
         check_same_dtype(who, "residual", residual, "x", x)
         check_shape(who, "residual", residual, x.shape)
     return channels
+
+
+def check_statistics(who: str, running_mean: np.ndarray | None, running_var: np.ndarray | None, training: bool) -> None:
+    """Running statistics must be there unless ``training``, and writable if so."""
+    if not training and running_mean is None:
+        raise ArgumentError(f"{who}: running_mean must be given when training is False, got None")
+    if training and running_mean is not None and running_var is not None:
+        check_writable(who, "running_mean", running_mean)
+        check_writable(who, "running_var", running_var)
 
 
 def check_parameters(

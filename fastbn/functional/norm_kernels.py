@@ -19,6 +19,7 @@ from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns,
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
 from fastbn.kernels.batch_norm_rows import forward_rows, moments_rows, normalize_rows
 from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows, products_rows
+from fastbn.kernels.channels import D_MAX, R_MAX, D, R
 from fastbn.kernels.sums import chunk_count, chunk_grid
 
 SHORT_ROW = 128  # elements; of shorter rows, columns are summed
@@ -30,6 +31,7 @@ MOST_OWNED = 64  # channels
 
 # weight, bias, running mean and variance, of one dtype: (C,), or empty.
 Parameters = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Limits = tuple[float, float]  # r_max and d_max of batch renorm
 
 
 class Plan(NamedTuple):
@@ -84,14 +86,19 @@ class Plan(NamedTuple):
         also: another output is written vector by vector along with ``out``, so that there can be no lead.
         over: operands that ``out`` may be written over; they are in cache then, and would have to leave it.
         """
-        if not beyond_cache(moved * out.nbytes) or self.shape[-1] % self.run:
+        if self.shape[-1] % self.run:
             return 0, False
-        begin = _address(out)
-        if any(operand is not None and _address(operand) == begin for operand in over):
-            return 0, False
-        lead = -begin % (self.lanes * self.itemsize) // self.itemsize
+        lead, streaming = stores(out, moved, self.lanes, *over)
         aligned = lead == 0 or not (also or self.kind == "columns")
-        return (lead, True) if aligned else (0, False)
+        return (lead, streaming) if aligned else (0, False)
+
+
+def stores(out: np.ndarray, moved: int, lanes: int, *over: np.ndarray | None) -> tuple[int, bool]:
+    """(lead, streaming) for rows of whole vectors; see ``Plan.stores``."""
+    begin = _address(out)
+    if not beyond_cache(moved * out.nbytes) or any(a is not None and _address(a) == begin for a in over):
+        return 0, False
+    return -begin % (lanes * out.itemsize) // out.itemsize, True
 
 
 def _address(array: np.ndarray) -> int:
@@ -103,6 +110,11 @@ def plan_for(x: np.ndarray) -> Plan:
     return _plan(x.shape, x.ndim == 2 or is_channels_last(x), x.dtype, get_num_threads())
 
 
+def portion(rows: int, row_bytes: int, threads: int) -> int:
+    """Rows that a task of a map takes."""
+    return max(1, min(-(-PORTION // row_bytes), -(-rows // (4 * threads))))
+
+
 @lru_cache(maxsize=1024)
 def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threads: int) -> Plan:
     n, c = shape[:2]
@@ -111,10 +123,6 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
     itemsize, computed = dtype.itemsize, compute_dtype(dtype)
     lanes = VECTOR_BYTES // computed.itemsize
     s = math.prod(shape[2:])
-
-    def portion(rows: int, length: int) -> int:
-        worth = -(-PORTION // (length * itemsize))
-        return max(1, min(worth, -(-rows // (4 * threads))))
 
     if rows_of_channels or s == 1:
         copies = _copies(n * s, c, lanes)
@@ -134,7 +142,7 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
             computed=computed,
             chunk=(chunk,),
             block=0,
-            portion=portion(m, width),
+            portion=portion(m, width * itemsize, threads),
             partials=partials,
             words=(m, vectors),
         )
@@ -154,7 +162,7 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
             computed=computed,
             chunk=(),
             block=block,
-            portion=portion(n * c, s),
+            portion=portion(n * c, s * itemsize, threads),
             partials=(0, 0, 0),
             words=(n, words),
         )
@@ -173,7 +181,7 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
         computed=computed,
         chunk=chunk_grid(n, s),
         block=block,
-        portion=portion(n * c, s),
+        portion=portion(n * c, s * itemsize, threads),
         partials=(2, chunk_count(n, s), c),
         words=(n, c, -(-s // lanes)),
     )
@@ -202,11 +210,17 @@ def forward(
     training: bool,
     keep_signs: bool,
     out: np.ndarray | None,
+    limits: Limits | None = None,
 ) -> Found:
-    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``."""
+    """y, by the batch's statistics, which move the running ones, or by these; see ``kernels.channels``.
+
+    limits: in training, those of batch renorm.
+    """
     plan = plan_for(x)
     y = plan.empty(x.dtype) if out is None else out
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
+    if training and limits is not None:
+        stats = _stats_to_renormalize(parameters, eps, limits)
     signs = plan.signs() if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
     given = plan.view(x), None if residual is None else plan.view(residual), *parameters
@@ -216,6 +230,18 @@ def forward(
     else:
         negative = normalize_by(plan, given, eps, results, x.size)
     return negative, y, stats, affine, signs
+
+
+def _stats_to_renormalize(parameters: Parameters, eps: float, limits: Limits) -> np.ndarray:
+    """``stats`` of batch renorm as kernels take them; see ``kernels.channels``."""
+    _, _, mean, var = parameters
+    stats = np.empty((7, mean.size))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = 1 / np.sqrt(var.astype(np.float64) + eps)
+    inverse[inverse == np.inf] = 0
+    stats[R], stats[D] = mean, inverse
+    stats[R_MAX], stats[D_MAX] = limits
+    return stats
 
 
 def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | None:

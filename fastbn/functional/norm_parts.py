@@ -11,6 +11,7 @@ from fastbn._threads import launch
 from fastbn.functional.norm_kernels import Found, Parameters, normalize_by, plan_for
 from fastbn.functional.norm_sums import Sums
 from fastbn.kernels.batch_norm_partials import finish_moments, finish_products, finish_running, products_matrix
+from fastbn.kernels.channels import SCALE
 
 
 def forward(
@@ -43,11 +44,17 @@ def forward(
 
 
 def normalize(
-    x: np.ndarray, stats: np.ndarray, affine: np.ndarray, residual: np.ndarray | None, relu: bool, keep_signs: bool
+    x: np.ndarray,
+    stats: np.ndarray,
+    affine: np.ndarray,
+    residual: np.ndarray | None = None,
+    relu: bool = False,
+    keep_signs: bool = False,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """y by known statistics, and the signs of a ReLU's operand where they are to be kept."""
     plan = plan_for(x)
-    y, signs = plan.empty(x.dtype), plan.signs() if keep_signs else None
+    y, signs = plan.empty(x.dtype) if out is None else out, plan.signs() if keep_signs else None
     nothing = np.empty(0, plan.computed)
     given = plan.view(x), None if residual is None else plan.view(residual), nothing, nothing, nothing, nothing
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
@@ -55,6 +62,13 @@ def normalize(
         plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)), x.size
     )
     return y, signs
+
+
+def scaled(dy: np.ndarray, affine: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """The gradient through a map with constants: each channel of a dense ``dy`` times its scale."""
+    multiplied = np.zeros_like(affine)
+    multiplied[SCALE] = affine[SCALE]
+    return normalize(dy, np.empty((3, affine.shape[1])), multiplied, out=out)[0]
 
 
 def slopes_of(

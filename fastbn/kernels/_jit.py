@@ -10,6 +10,7 @@ version of the body, and ``divmod`` stays an integer.
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from numba import njit
@@ -57,17 +58,28 @@ def sum_body(function: Callable[..., Any]) -> Any:
     return njit(fastmath=SUMS, **INTERNAL)(function)
 
 
+DRIVER: dict[str, Any] = {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON}
+
+
 class Kernel:
-    """The two versions of a kernel's entry, each compiled when it is first called.
+    """The two versions of a kernel's entry, each made when it is first asked for and compiled when first called.
 
     They are one function, whose last argument is None in ``serial`` and True in ``parallel``: Numba leaves out the
     branch not taken, and its disk cache tells them apart by the argument's type.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        options: dict[str, Any] = {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON}
-        self.serial = _cached(function, options)
-        self.parallel = _cached(function, {"parallel": PRANGE_ONLY, **options})
+        self._function = function
+
+    @cached_property
+    def serial(self) -> Any:
+        """The version for one thread."""
+        return _cached(self._function, DRIVER)
+
+    @cached_property
+    def parallel(self) -> Any:
+        """The version for all threads."""
+        return _cached(self._function, {"parallel": PRANGE_ONLY, **DRIVER})
 
 
 def driver(function: Callable[..., Any]) -> Kernel:
@@ -77,7 +89,7 @@ def driver(function: Callable[..., Any]) -> Kernel:
 
 def serial_driver(function: Callable[..., Any]) -> Any:
     """Compile the entry of a kernel that is never worth a second thread; it is called by itself."""
-    return _cached(function, {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON})
+    return _cached(function, DRIVER)
 
 
 def _cached(function: Callable[..., Any], options: dict[str, Any]) -> Any:

@@ -66,6 +66,7 @@ def _define_operator(operation, instruction):
 _define_operator(operator.add, "fadd")
 _define_operator(operator.sub, "fsub")
 _define_operator(operator.mul, "fmul")
+_define_operator(operator.truediv, "fdiv")
 
 
 def _integers(count, width=I32):
@@ -185,6 +186,17 @@ def quotient(typingctx, value, divisor):
         return builder.fdiv(arguments[0], _splat(builder, number, value.lanes))
 
     return value(value, divisor), codegen
+
+
+@intrinsic
+def root(typingctx, value):
+    """The square root of each lane."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = "f32" if value.dtype == types.float32 else "f64"
+        return _call(builder, f"llvm.sqrt.v{value.lanes}{kind}", arguments[0].type, arguments)
+
+    return value(value), codegen
 
 
 @intrinsic

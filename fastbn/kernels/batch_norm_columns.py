@@ -17,7 +17,14 @@ from fastbn.kernels.batch_norm_tiles import (
     tile_sums,
     whole_vectors,
 )
-from fastbn.kernels.channels import finish_backward, finish_inference, finish_training, first_negative, run_moments
+from fastbn.kernels.channels import (
+    finish_backward,
+    finish_inference,
+    finish_training,
+    first_negative,
+    renormalize,
+    run_moments,
+)
 
 
 @inlined
@@ -69,6 +76,7 @@ def _moments_task(task, x, weight, bias, running_mean, running_var, momentum, ep
         finish_training(
             first + k, n * s, mean, about, weight, bias, running_mean, running_var, momentum, eps, stats, affine
         )
+    renormalize(first, first + count, weight, bias, stats, affine)
 
 
 @driver

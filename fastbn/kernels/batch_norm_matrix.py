@@ -20,7 +20,14 @@ from fastbn.kernels.batch_norm_tiles import (
     whole_vectors,
 )
 from fastbn.kernels.batch_norm_vectors import words_of
-from fastbn.kernels.channels import finish_backward, finish_inference, finish_training, first_negative, run_moments
+from fastbn.kernels.channels import (
+    finish_backward,
+    finish_inference,
+    finish_training,
+    first_negative,
+    renormalize,
+    run_moments,
+)
 
 
 @inlined
@@ -81,6 +88,7 @@ def _finish_sums(x, shift, partials, weight, bias, running_mean, running_var, mo
             squares += partials[1, 0, j]
         mean, squares = run_moments(shift[c], sum_d, squares, count)
         finish_training(c, count, mean, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(0, c_count, weight, bias, stats, affine)
 
 
 @inlined

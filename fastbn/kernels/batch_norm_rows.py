@@ -10,18 +10,17 @@ streamed vectors lie aligned. bits (N, C, words): a row's signs, one word a vect
 computed again. An operand that does not apply is None, and what it would have cost is not compiled.
 """
 
+import numpy as np
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._vector import (
     element,
     fence,
-    finite_or_zero,
     fma,
     lanes_of,
     load,
     load_first,
-    mean,
     prefetch,
     put,
     splat,
@@ -38,6 +37,7 @@ from fastbn.kernels.channels import (
     finish_training,
     first_negative,
     merge,
+    renormalize,
     run_moments,
 )
 from fastbn.kernels.sums import chunk_bounds, chunks_of
@@ -52,6 +52,12 @@ def row_offset(x, n, c):
 
 
 @inlined
+def row_step(x):
+    """Elements from a row to the one that is read after it: the channel's next, or the next channel's of one image."""
+    return x.shape[2] if x.shape[0] == 1 else x.shape[1] * x.shape[2]
+
+
+@inlined
 def ahead_of(i, first, last, next_row):
     """What is worth fetching when i is read, of the run from first to last or of the one ``next_row`` elements on."""
     ahead = i + min(AHEAD, last - first)
@@ -63,10 +69,12 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
     """Count, mean and sum of squares about it of channel c in a chunk."""
     n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
     lanes = lanes_of(x)
-    near = finite_or_zero(splat(x, element(x, row_offset(x, n_first, c) + s_first)))
+    about = element(x, row_offset(x, n_first, c) + s_first)
+    about = about if np.isfinite(about) else 0.0
+    near = splat(x, about)
     shift = widen(near)
     d0 = d1 = q0 = q1 = widen(splat(x, 0.0))
-    next_row = x.shape[1] * x.shape[2]
+    next_row = row_step(x)
     for n in range(n_first, n_last):
         first = row_offset(x, n, c) + s_first
         last = first + s_last - s_first
@@ -81,12 +89,26 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
             a = widen(load_first(x, i, min(lanes, last - i), near)) - shift
             d0, q0 = d0 + a, fma(a, a, q0)
     count = (n_last - n_first) * (s_last - s_first)
-    about, squares = run_moments(mean(shift), total(d0 + d1), total(q0 + q1), count)
+    mean, squares = run_moments(about, total(d0 + d1), total(q0 + q1), count)
+    return count, mean, squares
+
+
+@inlined
+def channel_moments(c, x, n_block, s_block):
+    """Count, mean and sum of squares about it of channel c, chunk by chunk."""
+    count = 0
+    about = 0.0
+    squares = 0.0
+    for chunk in range(chunks_of(x, n_block, s_block)):
+        k, about_k, squares_k = _chunk_moments(chunk, c, x, n_block, s_block)
+        about, squares = merge(count, about, squares, k, about_k, squares_k)
+        count += k
     return count, about, squares
 
 
 @inlined
-def _normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out):
+def normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out):
+    """Row (n, c) of out, by column c of ``affine``."""
     lanes = lanes_of(x)
     near, scale = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c])
     shift, low = splat(x, affine[SHIFT, c]), splat(x, floor)
@@ -129,17 +151,12 @@ def _forward_task(
     first = task * block
     last = min(x.shape[1], first + block)
     for c in range(first, last):
-        count = 0
-        about = 0.0
-        squares = 0.0
-        for chunk in range(chunks_of(x, n_block, s_block)):
-            k, about_k, squares_k = _chunk_moments(chunk, c, x, n_block, s_block)
-            about, squares = merge(count, about, squares, k, about_k, squares_k)
-            count += k
+        count, about, squares = channel_moments(c, x, n_block, s_block)
         finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(first, last, weight, bias, stats, affine)
     for n in range(x.shape[0]):
         for c in range(first, last):
-            _normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
+            normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
     if streaming:
         fence()
 
@@ -216,6 +233,7 @@ def moments_rows(
             about, squares = merge(count, about, squares, k, partials[0, chunk, c], partials[1, chunk, c])
             count += k
         finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(0, x.shape[1], weight, bias, stats, affine)
     return negative
 
 
@@ -223,7 +241,7 @@ def moments_rows(
 def _normalize_task(task, x, residual, block, affine, floor, lead, streaming, bits, out):
     n, c = divmod(task * block, x.shape[1])
     for _ in range(min(block, x.shape[0] * x.shape[1] - task * block)):
-        _normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
+        normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
         c += 1
         if c == x.shape[1]:
             n, c = n + 1, 0

@@ -20,7 +20,7 @@ from fastbn.kernels._vector import (
     total,
     widen,
 )
-from fastbn.kernels.batch_norm_rows import ahead_of, row_offset
+from fastbn.kernels.batch_norm_rows import ahead_of, row_offset, row_step
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, passed, words_of
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K, finish_backward
 from fastbn.kernels.sums import chunk_bounds, chunks_of
@@ -35,7 +35,7 @@ def _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block):
     zero = splat(x, 0.0)
     about = widen(near)
     g0 = g1 = p0 = p1 = widen(zero)
-    next_row = x.shape[1] * x.shape[2]
+    next_row = row_step(x)
     for n in range(n_first, n_last):
         first = row_offset(x, n, c) + s_first
         last = first + s_last - s_first
@@ -64,7 +64,20 @@ def _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block):
 
 
 @inlined
-def _gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual):
+def channel_products(c, dy, x, bits, relu, affine, n_block, s_block):
+    """Sums of g and of g (x - affine's mean) of channel c, chunk by chunk."""
+    sum_g = 0.0
+    product = 0.0
+    for chunk in range(chunks_of(x, n_block, s_block)):
+        g, p = _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block)
+        sum_g += g
+        product += p
+    return sum_g, product
+
+
+@inlined
+def gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual):
+    """Row (n, c) of dx and dresidual, by column c of ``affine`` and ``slopes``."""
     lanes = lanes_of(x)
     near, scale, shift = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c]), splat(x, affine[SHIFT, c])
     a, b = splat(x, slopes[A, c]), splat(x, slopes[B, c])
@@ -107,17 +120,12 @@ def _backward_task(
     first = task * block
     last = min(x.shape[1], first + block)
     for c in range(first, last):
-        sum_g = 0.0
-        product = 0.0
-        for chunk in range(chunks_of(x, n_block, s_block)):
-            g, p = _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block)
-            sum_g += g
-            product += p
+        sum_g, product = channel_products(c, dy, x, bits, relu, affine, n_block, s_block)
         count = x.shape[0] * x.shape[2]
         finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
     for n in range(x.shape[0]):
         for c in range(first, last):
-            _gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual)
+            gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual)
     if streaming:
         fence()
 
@@ -190,7 +198,7 @@ def products_rows(
 def _gradient_task(task, dy, x, bits, relu, block, lead, streaming, affine, slopes, dx, dresidual):
     n, c = divmod(task * block, x.shape[1])
     for _ in range(min(block, x.shape[0] * x.shape[1] - task * block)):
-        _gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual)
+        gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual)
         c += 1
         if c == x.shape[1]:
             n, c = n + 1, 0

@@ -1,11 +1,12 @@
 """The networks of the experiments that are not in ``fastbn.models``, and how their weights start."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from fastbn.functional.weight_norm import norm_except_dim
 from fastbn.nn import init
 from fastbn.nn.activation import ReLU, Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d
@@ -14,8 +15,9 @@ from fastbn.nn.conv import Conv2d
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.pooling import MaxPool2d
+from fastbn.nn.weight_norm import WeightNorm
 
-Fill = Callable[[np.ndarray], None]
+Fill = Callable[[np.ndarray], Any]
 
 
 def perceptron(
@@ -59,27 +61,28 @@ def small_vgg(norm: str) -> Sequential:
     return Sequential(*layers, Flatten(), Linear(inputs * 9, 10))
 
 
-def xavier(array: np.ndarray) -> None:
-    """Normal with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 12), in place."""
-    fans = (array.shape[0] + array.shape[1]) * array[0, 0].size
-    init.normal_(array, 0.0, math.sqrt(2.0 / fans))
-
-
 def small(array: np.ndarray) -> None:
     """Normal with standard deviation 0.01, whatever the size of the layer, in place."""
     init.normal_(array, 0.0, 0.01)
 
 
-def zero(array: np.ndarray) -> None:
-    """0, in place."""
-    array[...] = 0
-
-
 def initialise(model: Module, fill: Fill) -> None:
-    """Fill every weight of a linear layer or convolution below ``model``; biases and norms keep what they have."""
+    """Fill every weight of a linear layer or convolution below ``model``; biases and norms keep what they have.
+
+    The lengths of weight norm become those of the new weights.
+    """
     for parameter in model.parameters():
         if len(parameter.shape) > 1:
             fill(parameter.data)
+    for module in model.modules():
+        if isinstance(module, WeightNorm):
+            module.original0.data[...] = norm_except_dim(module.original1.data, module.dim)
 
 
-INITIALISERS: dict[str, Fill] = {"zero": zero, "small": small, "xavier": xavier, "kaiming": init.kaiming_normal_}
+INITIALISERS: dict[str, Fill] = {
+    "zero": init.zeros_,
+    "small": small,
+    "xavier": init.xavier_normal_,
+    "kaiming": init.kaiming_normal_,
+    "orthogonal": init.orthogonal_,
+}

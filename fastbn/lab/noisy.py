@@ -8,14 +8,14 @@ from fastbn.data import Dataset, Split
 from fastbn.lab.descent import accuracy, descend, first, flat, spaced
 from fastbn.lab.drawing import COLOURS, MARKERS, accuracy_axis, finish, legend, wrong
 from fastbn.lab.experiment import Claim, Figures, Options, median, numbers
-from fastbn.lab.networks import pair, perceptron, xavier
+from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import inputs_of
 from fastbn.lab.progress import Bar
 from fastbn.lab.shift import moved
 from fastbn.nn.activation import Sigmoid
 from fastbn.nn.batchnorm import BatchNorm1d
 from fastbn.nn.containers import Sequential
-from fastbn.nn.init import manual_seed, spawn_generator
+from fastbn.nn.init import manual_seed, spawn_generator, xavier_normal_
 from fastbn.nn.module import Module
 from fastbn.optim import SGD
 
@@ -67,7 +67,7 @@ def measure(dataset: Dataset, options: Options, progress: Bar) -> Figures:
 def _run(norm: str, data: Dataset, steps: int, seed: int, progress: Bar) -> Figures:
     manual_seed(seed)
     made = (lambda features: Sequential(BatchNorm1d(features), Noise())) if norm == "noisy" else pair(norm)
-    model = perceptron((data.train.images.shape[1], 100, 100, 100, 10), norm=made, fill=xavier)
+    model = perceptron((data.train.images.shape[1], 100, 100, 100, 10), norm=made, fill=xavier_normal_)
     sigmoids = [layer for layer in model.children() if isinstance(layer, Sigmoid)]
     probe: Split = first(data.train, PROBED)
     records = spaced(steps, RECORDS)

@@ -82,6 +82,12 @@ class BatchNorm(Module):
             self.running_var[...] = 1
             self.num_batches_tracked[...] = 0
 
+    def set_running_stats(self, mean: np.ndarray, var: np.ndarray, batches: int) -> None:
+        """Statistics estimated elsewhere: mean and unbiased variance (C,), and the number of batches seen by now."""
+        self.running_mean[...] = mean
+        self.running_var[...] = var
+        self.num_batches_tracked[...] = batches
+
     @property
     def saved(self) -> BatchNormSaved | None:
         """What the last training-mode forward kept: batch mean, variance and count among it."""
@@ -92,16 +98,11 @@ class BatchNorm(Module):
 
         Running statistics move in training mode unless frozen.
         """
-        who = type(self).__name__
-        check_float(who, "x", x)
-        check_rank(who, "x", x, self.ranks, self.axes)
-        if x.shape[1] != self.num_features:
-            raise ShapeError(f"{who}: x must have {self.num_features} channels on axis 1, got shape {x.shape}")
+        self._check_input(x)
         mean, var, momentum, training = self.statistics()
         y, saved = batch_norm_forward(
             x,
-            None if self.weight is None else self.weight.data,
-            None if self.bias is None else self.bias.data,
+            *self.affine_arrays(),
             running_mean=mean,
             running_var=var,
             momentum=momentum,
@@ -113,6 +114,17 @@ class BatchNorm(Module):
             self.num_batches_tracked += 1
         self._keep(saved)
         return y
+
+    def _check_input(self, x: np.ndarray) -> None:
+        who = type(self).__name__
+        check_float(who, "x", x)
+        check_rank(who, "x", x, self.ranks, self.axes)
+        if x.shape[1] != self.num_features:
+            raise ShapeError(f"{who}: x must have {self.num_features} channels on axis 1, got shape {x.shape}")
+
+    def affine_arrays(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Weight and bias as arrays, None where there is none."""
+        return None if self.weight is None else self.weight.data, None if self.bias is None else self.bias.data
 
     def statistics(self) -> tuple[np.ndarray | None, np.ndarray | None, float, bool]:
         """What the next forward pass is given: running mean and variance or None, momentum, and whether it trains."""
@@ -127,10 +139,13 @@ class BatchNorm(Module):
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray:
         """dx like x."""
         dx, dweight, dbias, _ = batch_norm_backward(dy, self._take())
+        self._accumulate(dweight, dbias)
+        return dx
+
+    def _accumulate(self, dweight: np.ndarray | None, dbias: np.ndarray | None) -> None:
         if dweight is not None and dbias is not None:
             self.weight.accumulate(dweight)
             self.bias.accumulate(dbias)
-        return dx
 
 
 class BatchNorm1d(BatchNorm):

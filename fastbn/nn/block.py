@@ -13,6 +13,7 @@ from fastbn.nn.activation import ReLU, ReLU6
 from fastbn.nn.batchnorm import BatchNorm2d
 from fastbn.nn.conv import Conv2d
 from fastbn.nn.module import Module
+from fastbn.nn.parameter import Parameter
 
 
 class Block:
@@ -34,6 +35,7 @@ class Block:
         """The output in training mode, channels-last; running statistics move."""
         conv, norm = self.conv, self.norm
         mean, var, momentum, training = norm.statistics()
+        weight, bias = norm.affine_arrays()
         y, self.saved = conv_bn_forward(
             x,
             conv.weight.data,
@@ -42,8 +44,8 @@ class Block:
             conv.padding,
             conv.dilation,
             conv.groups,
-            bn_weight=None if norm.weight is None else norm.weight.data,
-            bn_bias=None if norm.bias is None else norm.bias.data,
+            bn_weight=weight,
+            bn_bias=bias,
             running_mean=mean,
             running_var=var,
             momentum=momentum,
@@ -67,7 +69,7 @@ class Block:
         dx, dweight, dbias, dgamma, dbeta, dresidual = conv_bn_backward(dy, saved, need_dx=need_dx, residual=residual)
         parameters = self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias
         for parameter, gradient in zip(parameters, (dweight, dbias, dgamma, dbeta), strict=True):
-            if parameter is not None and gradient is not None:
+            if isinstance(parameter, Parameter) and gradient is not None:
                 parameter.accumulate(gradient)
         return dx, dresidual
 

@@ -22,7 +22,7 @@ class Sequential(Module):
 
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
         super().__init__()
-        for name, module in _named("Sequential", modules):
+        for name, module in named("Sequential", modules):
             self.add_module(name, module)
 
     @classmethod
@@ -43,11 +43,11 @@ class Sequential(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Each module's output is the next one's input."""
         if self.fused and self.training:
-            steps = as_blocks(_leaves(self))
+            steps = as_blocks(leaves(self))
             self._keep(steps)
             return block.forward(steps, x)
         if self.fused:
-            return block.infer(list(_leaves(self)), x)[0]
+            return block.infer(list(leaves(self)), x)[0]
         for _, module in self.chain():
             x = module(x)
         return x
@@ -82,7 +82,7 @@ class Residual(Module):
         activation: Module | None = None,
     ) -> None:
         super().__init__()
-        for name, module in _named("Residual", body):
+        for name, module in named("Residual", body):
             if name in self.OWN:
                 raise ArgumentError(f"Residual: the body's names must not be {' or '.join(self.OWN)}, got {name}")
             self.add_module(name, module)
@@ -132,7 +132,7 @@ class Residual(Module):
 
     def _forward_fused(self, x: np.ndarray) -> np.ndarray:
         """The last block adds the shortcut, and is cut by the ReLU if that is the activation."""
-        steps = as_blocks(_leaves(self))
+        steps = as_blocks(leaves(self))
         activation = self._modules.get("activation")
         joined = bool(steps) and isinstance(steps[-1], Block) and not steps[-1].relu
         body, last = (steps[:-1], steps[-1]) if joined else (steps, None)
@@ -154,7 +154,7 @@ class Residual(Module):
         shortcut = self.downsample(x) if "downsample" in self._modules else x
         activation = self._modules.get("activation")
         cut = activation is not None and absorbs_relu(activation)
-        y, joined = block.infer(list(_leaves(self)), x, shortcut, cut)
+        y, joined = block.infer(list(leaves(self)), x, shortcut, cut)
         if not joined:
             check_shape("Residual", "the shortcut", shortcut, y.shape, "as the body's output")
             y = y + shortcut
@@ -197,16 +197,17 @@ class Identity(Module):
         return dy
 
 
-def _leaves(container: Sequential | Residual) -> Iterator[Module]:
+def leaves(container: Sequential | Residual) -> Iterator[Module]:
     """The modules of a chain in their order, those of a Sequential in its place."""
     for _, module in container.chain():
         if isinstance(module, Sequential) and type(module).forward is Sequential.forward and not module._forward_hooks:
-            yield from _leaves(module)
+            yield from leaves(module)
         else:
             yield module
 
 
-def _named(who: str, modules: tuple[Any, ...]) -> list[tuple[str, Module]]:
+def named(who: str, modules: tuple[Any, ...]) -> list[tuple[str, Module]]:
+    """The arguments of a container as pairs of names and modules. Raises DtypeError, ArgumentError."""
     pairs = (
         [(str(name), module) for name, module in modules[0].items()]
         if len(modules) == 1 and isinstance(modules[0], Mapping)

@@ -80,15 +80,15 @@ class Conv(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, in_channels, *spatial) to (N, out_channels, *spatial)."""
-        self._keep(x)
-        bias = None if self.bias is None else self.bias.data
-        return self.convolve(x, self.weight.data, bias, self.stride, self.padding, self.dilation, self.groups)
+        weight, bias = self.weight.data, None if self.bias is None else self.bias.data
+        self._keep((x, weight))
+        return self.convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
         """dx like x, or None unless it is needed."""
         options = self.stride, self.padding, self.dilation, self.groups
         dx, dweight, dbias = self.convolve_backward(
-            dy, self._take(), self.weight.data, *options, need_dx=need_dx, need_dbias=self.bias is not None
+            dy, *self._take(), *options, need_dx=need_dx, need_dbias=self.bias is not None
         )
         self.weight.accumulate(dweight)
         if dbias is not None:

@@ -19,6 +19,7 @@ from fastbn.nn.batchnorm import BatchNorm
 from fastbn.nn.containers import Sequential
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.nn.parametrization import Parametrization
 
 MODES = ("batch", "corrected")
 
@@ -53,6 +54,11 @@ class LayerBn(Module):
         for name, child, kind in ((self.layer_name, layer, self.layer_type), ("bn", norm, self.norm_type)):
             if not isinstance(child, kind):
                 raise DtypeError(f"{who}: {name} must be a {kind.__name__}, got {type(child).__name__}")
+        if isinstance(layer.weight, Parametrization):
+            raise ArgumentError(f"{who}: {self.layer_name} must have a plain weight, got one with {layer.weight.who}")
+        if type(norm).forward is not self.norm_type.forward:
+            wanted = self.norm_type.__name__
+            raise DtypeError(f"{who}: bn must normalise as a {wanted} does, got {type(norm).__name__}")
         if norm.num_features != len(layer.weight.data):
             raise ShapeError(f"{who}: bn must have {len(layer.weight.data)} channels, got {norm.num_features}")
         if not norm.track_running_stats:
@@ -120,8 +126,7 @@ class LayerBn(Module):
         raise TypeError(f"{type(self).__name__}: _operation must be written by the subclass, got none")
 
     def _norm(self, mean: np.ndarray, var: np.ndarray) -> Norm:
-        gamma, beta = (None if p is None else p.data for p in (self.bn.weight, self.bn.bias))
-        return Norm(gamma, beta, mean, var, self.bn.eps)
+        return Norm(*self.bn.affine_arrays(), mean, var, self.bn.eps)
 
     def _running(self) -> Norm:
         return self._norm(self.bn.running_mean, self.bn.running_var)
@@ -222,7 +227,7 @@ class LayerBn(Module):
             dy, saved.x, weight.data, self._bias, saved.used, operation, self._running(), need_dx
         )
         for parameter, gradient in zip((weight, bias, self.bn.weight, self.bn.bias), gradients[1:], strict=True):
-            if parameter is not None:
+            if isinstance(parameter, Parameter) and gradient is not None:
                 parameter.accumulate(gradient)
         return gradients.dx
 

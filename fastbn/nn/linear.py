@@ -44,12 +44,13 @@ class Linear(Module):
         """(*, in_features) to (*, out_features)."""
         if self.matrix_only and x.ndim != 2:
             raise ShapeError(f"Linear: x must have 2 axes (N, C) once a batch norm is folded in, got shape {x.shape}")
-        self._keep(x)
-        return linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+        weight = self.weight.data
+        self._keep((x, weight))
+        return linear(x, weight, None if self.bias is None else self.bias.data)
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray:
         """dx like x."""
-        dx, dweight, dbias = linear_backward(dy, self._take(), self.weight.data)
+        dx, dweight, dbias = linear_backward(dy, *self._take())
         self.weight.accumulate(dweight)
         if self.bias is not None:
             self.bias.accumulate(dbias)

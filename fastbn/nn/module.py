@@ -20,6 +20,7 @@ class Module:
     """
 
     training: bool
+    ignored_state: tuple[str, ...] = ()  # names that ``load_state_dict`` passes over
 
     def __init__(self) -> None:
         self.__dict__.update(training=True, _parameters={}, _buffers={}, _modules={}, _forward_hooks={}, _saved=None)
@@ -41,11 +42,18 @@ class Module:
 
     @classmethod
     def rebuild(cls, options: Mapping[str, Any], children: Mapping[str, "Module"]) -> Self:
-        """A module with fresh values, from its ``config`` and its children, which a layer by itself has none of."""
-        return cls(**options)
+        """A module with fresh values, from its ``config`` and its children.
 
-    def __call__(self, x: np.ndarray, **options: Any) -> np.ndarray:
-        y = self.forward(x, **options)
+        A layer by itself has none but ``parametrizations``; see ``fastbn.nn.parametrization``.
+        """
+        module = cls(**options)
+        if "parametrizations" in children:
+            for name, parametrization in children["parametrizations"].named_children():
+                parametrization.put_on(module, name)
+        return module
+
+    def __call__(self, x: np.ndarray, *further: Any, **options: Any) -> np.ndarray:
+        y = self.forward(x, *further, **options)
         for hook in tuple(self._forward_hooks.values()):
             hook(self, x, y)
         return y
@@ -71,6 +79,9 @@ class Module:
         tables: tuple[dict[str, Any], ...] = (self._parameters, self._buffers, self._modules)
         table = next((t for t in tables if name in t), None)
         if isinstance(value, (Parameter, Module)):
+            if name in self._parametrized():
+                got = f"one with {self._parametrized()[name].who}; remove that first"
+                raise StateError(f"{type(self).__name__}: {name} must be a plain parameter to be replaced, got {got}")
             own = self._parameters if isinstance(value, Parameter) else self._modules
             for other in tables:
                 if other is not own:
@@ -92,7 +103,15 @@ class Module:
             table = self.__dict__.get(kind, {})
             if name in table:
                 return table[name]
+        parametrized = self._parametrized()
+        if name in parametrized:
+            return parametrized[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def _parametrized(self) -> dict[str, Any]:
+        """What stands in the place of parameters, by name; see ``fastbn.nn.parametrization``."""
+        holder = self.__dict__.get("_modules", {}).get("parametrizations")
+        return {} if holder is None else holder._modules
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter, or its absence."""
@@ -177,7 +196,8 @@ class Module:
         for parameter in self.parameters():
             parameter.unlock()
         own = self.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        spare = {_join(name, key) for name, module in _walk(self, "", None) for key in module.ignored_state}
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - spare)
         if strict and (missing or unexpected):
             raise ModelError(
                 f"load_state_dict: state must have the names of the model, got {_names(missing)} missing and "

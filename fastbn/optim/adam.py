@@ -1,24 +1,24 @@
 """Adam (Kingma and Ba 2014, arXiv 1412.6980) and AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101)."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from fastbn._checks import check_number
-from fastbn._threads import launch
-from fastbn._views import as_flat
 from fastbn.errors import ArgumentError
 from fastbn.kernels import optim as kernels
-from fastbn.nn.parameter import Parameter
-from fastbn.optim.optimizer import Optimizer, Parameters, flat_operands
+from fastbn.optim.optimizer import Optimizer, Parameters, shared_numbers
 
 
 class Adam(Optimizer):
     """Adam as in PyTorch: ``p -= lr mhat / (sqrt(vhat) + eps)``, moments corrected for their start at 0.
 
-    weight_decay: g + weight_decay p in place of g.
+    weight_decay: g + weight_decay p in place of g. amsgrad: the largest v so far in place of v (Reddi, Kale and Kumar
+    2018). maximize: uphill.
     """
 
+    kernel = kernels.adam
     decoupled = False
 
     def __init__(
@@ -28,8 +28,12 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "amsgrad": amsgrad, "maximize": maximize})
 
     def _check(self, options: dict[str, Any]) -> None:
         who = type(self).__name__
@@ -40,31 +44,15 @@ class Adam(Optimizer):
         for index, beta in enumerate(options["betas"]):
             check_number(who, f"betas[{index}]", beta, 0.0, np.nextafter(1.0, 0.0))
 
-    def _update(self, parameter: Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-        data, grad = flat_operands(parameter)
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = np.zeros(parameter.shape, data.dtype)
-            state["exp_avg_sq"] = np.zeros(parameter.shape, data.dtype)
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        decay = float(group["weight_decay"])
-        launch(
-            kernels.adam,
-            data,
-            grad,
-            as_flat(state["exp_avg"]),
-            as_flat(state["exp_avg_sq"]),
-            float(group["lr"]),
-            float(beta1),
-            float(beta2),
-            1.0 - beta1 ** state["step"],
-            1.0 - beta2 ** state["step"],
-            float(group["eps"]),
-            0.0 if self.decoupled else decay,
-            decay if self.decoupled else 0.0,
-            work=data.size,
-        )
+    def _moments(self, group: dict[str, Any]) -> list[str]:
+        return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+
+    def _numbers(self, group: dict[str, Any], count: int) -> list[float]:
+        rate, sign, decay = shared_numbers(group)
+        beta1, beta2 = map(float, group["betas"])
+        first, scale = rate / (1.0 - beta1**count), 1.0 / math.sqrt(1.0 - beta2**count)
+        added, shrink = (0.0, 1.0 + rate * decay) if self.decoupled else (decay, 1.0)
+        return [first, sign, added, shrink, beta1, 1.0 - beta1, beta2, 1.0 - beta2, scale, float(group["eps"])]
 
 
 class AdamW(Adam):
@@ -79,5 +67,8 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)

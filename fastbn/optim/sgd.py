@@ -5,19 +5,20 @@ from typing import Any
 import numpy as np
 
 from fastbn._checks import check_number
-from fastbn._threads import launch
-from fastbn._views import as_flat
 from fastbn.errors import ArgumentError
 from fastbn.kernels import optim as kernels
-from fastbn.nn.parameter import Parameter
-from fastbn.optim.optimizer import Optimizer, Parameters, flat_operands
+from fastbn.optim.optimizer import Optimizer, Parameters, shared_numbers
+from fastbn.optim.tensors import State
 
 
 class SGD(Optimizer):
     """SGD with momentum as in PyTorch: ``v = momentum v + (1 - dampening) g``, ``p -= lr v``; v = g at first.
 
     weight_decay: g + weight_decay p in place of g. nesterov: ``p -= lr (g + momentum v)`` (Sutskever et al. 2013).
+    maximize: uphill.
     """
+
+    kernel = kernels.sgd
 
     def __init__(
         self,
@@ -27,6 +28,8 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        maximize: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -36,6 +39,7 @@ class SGD(Optimizer):
                 "dampening": dampening,
                 "weight_decay": weight_decay,
                 "nesterov": nesterov,
+                "maximize": maximize,
             },
         )
 
@@ -49,24 +53,14 @@ class SGD(Optimizer):
                 f"dampening {options['dampening']}"
             )
 
-    def _update(self, parameter: Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-        data, grad = flat_operands(parameter)
-        first = "momentum_buffer" not in state
-        velocity = np.empty(0, data.dtype)
-        if group["momentum"]:
-            if first:
-                state["momentum_buffer"] = np.empty(parameter.shape, data.dtype)
-            velocity = as_flat(state["momentum_buffer"])
-        launch(
-            kernels.sgd,
-            data,
-            grad,
-            velocity,
-            first,
-            float(group["lr"]),
-            float(group["momentum"]),
-            float(group["dampening"]),
-            float(group["weight_decay"]),
-            bool(group["nesterov"]),
-            work=data.size,
-        )
+    def _moments(self, group: dict[str, Any]) -> list[str]:
+        return ["momentum_buffer"] if group["momentum"] else []
+
+    def _counts(self, states: list[State]) -> list[int]:
+        """0 at first, then 1: PyTorch's state of SGD has no steps."""
+        return [int("momentum_buffer" in state) for state in states]
+
+    def _numbers(self, group: dict[str, Any], count: int) -> list[float]:
+        momentum = float(group["momentum"])
+        keep, share = (momentum, 1.0 - float(group["dampening"])) if count else (0.0, 1.0)
+        return [*shared_numbers(group), keep, share, momentum if group["nesterov"] else 0.0]

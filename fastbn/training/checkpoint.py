@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 from fastbn import nn
 from fastbn._files import replacing
 from fastbn.errors import DtypeError, FastbnError, ModelError
+from fastbn.nn.batchnorm import BatchNorm
+from fastbn.nn.instancenorm import InstanceNorm
 from fastbn.nn.layer_bn import LayerBn
 from fastbn.nn.module import Module
 
@@ -121,7 +123,7 @@ def describe(module: Module, name: str = "model") -> dict[str, Any]:
     children = {child_name: describe(child, f"{name}.{child_name}") for child_name, child in module.named_children()}
     if children:
         entry["children"] = children
-    if module.dtype == np.float64 and not children:
+    if module.dtype == np.float64 and (module._parameters or not children):
         entry["dtype"] = "float64"
     return entry
 
@@ -136,10 +138,17 @@ def _check_sizes(entry: dict[str, Any], path: str, tensors: dict[str, np.ndarray
         channels = options["in_channels"] // options.get("groups", 1)
         kernel = np.broadcast_to(options["kernel_size"], int(entry["type"][4])).tolist()
         wanted["weight"] = (options["out_channels"], channels, *kernel)
-    elif entry["type"].startswith("BatchNorm"):
+    elif entry["type"] in ("LayerNorm", "RMSNorm") and options.get("elementwise_affine", True):
+        wanted["weight"] = tuple(np.atleast_1d(options["normalized_shape"]).tolist())
+    elif entry["type"] == "GroupNorm" and options.get("affine", True):
+        wanted["weight"] = (options["num_channels"],)
+    elif issubclass(LAYERS.get(entry["type"], Module), (BatchNorm, InstanceNorm)):
         names = {"weight": "affine", "running_mean": "track_running_stats"}
         wanted = {name: (options["num_features"],) for name, option in names.items() if options.get(option, True)}
+    held = entry.get("children", {}).get("parametrizations", {}).get("children", {})
     for name, shape in wanted.items():
+        if name in held:
+            name = f"parametrizations.{name}.{LAYERS[held[name]['type']].main}"  # type: ignore[attr-defined]
         array = tensors.get(f"{path}{name}")
         if array is None or array.shape != shape:
             got = "none" if array is None else array.shape

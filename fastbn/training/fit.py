@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastbn._checks import check_float, check_int
+from fastbn._checks import check_float, check_int, check_number
 from fastbn.errors import DtypeError, ModelError, ShapeError, StateError
 from fastbn.nn.dropout import Dropout
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
+from fastbn.optim.clip import clip_grad_norm_
 from fastbn.optim.lr_scheduler import LRScheduler
 from fastbn.optim.optimizer import Optimizer
 from fastbn.training.checkpoint import read, write
@@ -41,6 +42,7 @@ def fit(
     batch_size: int = 64,
     loss: Loss | None = None,
     scheduler: LRScheduler | None = None,
+    max_grad_norm: float | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -51,7 +53,8 @@ def fit(
 
     train, validation: (inputs (N, ...), labels (N,)); every epoch draws a new order of ``train`` from ``seed`` and its
     own number, so the same seed gives the same bits. A last batch of one sample is left out: it has no batch
-    statistics. loss: cross-entropy unless given. scheduler: stepped after every epoch.
+    statistics. loss: cross-entropy unless given. scheduler: stepped after every epoch, or after every batch if that is
+    its interval. max_grad_norm: gradients are clipped to this norm, see ``optim.clip_grad_norm_``.
     checkpoint: written after every epoch: model, optimiser, history and the generators of dropout. resume: go on from
     it if it is there; the run ends with the same bits as one that was never interrupted. progress: a bar on stderr
     when that is a terminal. on_epoch: called with the epoch's number from 0 and its figures.
@@ -64,13 +67,16 @@ def fit(
     check_int("fit", "seed", seed, 0)
     if validation is not None:
         _check_data("fit", "validation", validation)
+    if max_grad_norm is not None:
+        check_number("fit", "max_grad_norm", max_grad_norm, 0.0)
     criterion = CrossEntropyLoss() if loss is None else loss
+    by_batch = scheduler is not None and scheduler.interval == "batch"
+    starts = [i for i in range(0, len(labels), batch_size) if len(labels) - i > 1 or len(labels) == 1]
     history = History()
     if resume and checkpoint is not None and Path(checkpoint).exists():
         history = _restore(checkpoint, model, optimizer)
         if scheduler is not None:
-            scheduler.set_epoch(len(history))
-    starts = [i for i in range(0, len(labels), batch_size) if len(labels) - i > 1 or len(labels) == 1]
+            scheduler.set_epoch(len(history) * (len(starts) if by_batch else 1))
     with Progress(progress, epochs, len(starts), done=len(history)) as bar:
         for number in range(len(history), epochs):
             order = np.random.default_rng([seed, number]).permutation(len(labels))
@@ -90,7 +96,11 @@ def fit(
                         f"{len(starts)}; lower the learning rate (now {rate:g}) or look at the inputs"
                     )
                 model.backward(criterion.backward(), need_dx=False)
+                if max_grad_norm is not None:
+                    clip_grad_norm_(model.parameters(), max_grad_norm)
                 optimizer.step()
+                if scheduler is not None and by_batch:
+                    scheduler.step()
                 total += float(value) * len(batch)
                 correct += _correct(output, target)
                 count += len(batch)
@@ -100,7 +110,7 @@ def fit(
                 epoch.val_loss, epoch.val_accuracy = evaluate(model, validation, batch_size=1000, loss=loss)
             history.epochs.append(epoch)
             optimizer.zero_grad()
-            if scheduler is not None:
+            if scheduler is not None and not by_batch:
                 scheduler.step()
             if checkpoint is not None:
                 _store(checkpoint, model, optimizer, history, inputs.shape[1:])

@@ -91,7 +91,7 @@ def summary(model: Module, input_shape: tuple[int, ...]) -> Summary:
         # A LayerBn does its children's work itself.
         for layer in (module, *module.children()) if isinstance(module, LayerBn) else (module,):
             shapes[id(layer)] = y.shape
-            own = _own_parameters(layer)
+            own = _own_parameters(layer) + _computed_parameters(layer)
             if own:
                 mult_adds += own * y.shape[0] * (int(np.prod(y.shape[2:])) if isinstance(layer, Conv) else 1)
                 outputs += y.size
@@ -126,6 +126,11 @@ def _add_rows(
 
 def _own_parameters(module: Module) -> int:
     return sum(parameter.size for parameter in module._parameters.values() if parameter is not None)
+
+
+def _computed_parameters(module: Module) -> int:
+    """Of weights that are parametrised: what the layer itself multiplies with."""
+    return sum(weight.size for weight in module._parametrized().values())
 
 
 def _label(row: Row) -> str:

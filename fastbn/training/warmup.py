@@ -10,7 +10,7 @@ from fastbn import functional as F
 from fastbn._threads import MIN_PARALLEL_WORK, both_versions, get_num_threads
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
-from fastbn.optim import SGD, Adam
+from fastbn.optim import SGD, Adam, RMSprop, clip_grad_norm_
 
 IMAGE = (2, 3, 4, 4)
 SHORT_ROWS = (8, 3, 4)
@@ -51,6 +51,10 @@ def _all_doors() -> None:
             F.batch_norm_forward(
                 x, vector, vector, running_mean=mean, running_var=var, residual=residual, relu=relu, training=False
             )
+    for x in (image, matrix):
+        y, kept = F.masked_batch_norm_forward(x, np.ones((len(x), *x.shape[2:]), bool))
+        F.masked_batch_norm_backward(y, kept)
+    _row_norms(image)
     for channels in (3, 16):
         pixels, kernel = np.zeros((2, channels, 4, 4), np.float32), np.zeros((channels, channels, 1, 1), np.float32)
         F.conv2d_backward(F.conv2d(pixels, kernel), pixels, kernel)
@@ -60,6 +64,7 @@ def _all_doors() -> None:
     F.conv2d_backward(F.conv2d(pixels, each, groups=16), pixels, each, groups=16)
     weight = np.zeros((3, 3), np.float32)
     F.linear_backward(F.linear(matrix, weight), matrix, weight)
+    F.weight_norm_backward(F.weight_norm(weight, weight[:, :1]), weight, weight[:, :1])
     y, indices = F.max_pool2d_forward(image, 2)
     F.max_pool2d_backward(y, indices, image.shape)
     F.avg_pool2d_backward(F.avg_pool2d(image, 2), image, 2)
@@ -75,5 +80,15 @@ def _all_doors() -> None:
     F.cross_entropy_backward(matrix, targets, rows)
     parameter = Parameter(matrix)
     parameter.accumulate(matrix)
-    for optimizer in (SGD([parameter], lr=0.0), Adam([parameter], lr=0.0)):
-        optimizer.step()
+    for kind in (SGD, RMSprop, Adam):
+        kind([parameter], lr=0.0).step()
+    clip_grad_norm_(parameter, 0.0)
+
+
+def _row_norms(image: np.ndarray) -> None:
+    """Layer norm and RMS norm; group norm and instance norm in both memory orders."""
+    y, layer = F.layer_norm_forward(image, image.shape[-1])
+    F.layer_norm_backward(y, layer)
+    for x in (image, np.zeros((2, 4, 4, 3), np.float32).transpose(0, 3, 1, 2)):
+        y, group = F.group_norm_forward(x, x.shape[1])
+        F.group_norm_backward(y, group)

@@ -7,10 +7,11 @@ from fastbn.errors import ShapeError
 from fastbn.lab.descent import accuracy, descend
 from fastbn.lab.drawing import accuracy_axis, finish, label_of, style_of, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
-from fastbn.lab.networks import initialise, xavier
+from fastbn.lab.networks import initialise
 from fastbn.lab.progress import Bar
-from fastbn.models.lenet import NORMS, lenet
-from fastbn.nn.init import manual_seed
+from fastbn.models.lenet import lenet
+from fastbn.models.norms import NORMS
+from fastbn.nn.init import manual_seed, xavier_normal_
 from fastbn.optim import SGD
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _accuracy(norm: str, size: int, data: Dataset, steps: int, seed: int, progre
     manual_seed(seed)
     model = lenet(norm=norm)
     if norm not in OWN_START:
-        initialise(model, xavier)
+        initialise(model, xavier_normal_)
     optimizer = SGD(model.parameters(), lr=RATE * size / AT)
     try:
         losses = list(descend(model, data.train, optimizer, progress, batch_size=size, steps=steps, seed=seed))

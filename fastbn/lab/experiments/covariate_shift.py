@@ -8,12 +8,12 @@ from fastbn.data import Dataset, Split
 from fastbn.lab.descent import descend, first, flat, spaced
 from fastbn.lab.drawing import colour_of, finish, label_of, legend
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options, median, numbers
-from fastbn.lab.networks import pair, perceptron, xavier
+from fastbn.lab.networks import pair, perceptron
 from fastbn.lab.probe import inputs_of, parameters
 from fastbn.lab.progress import Bar
 from fastbn.lab.shift import gradient_shift, moved
 from fastbn.nn.activation import Sigmoid
-from fastbn.nn.init import manual_seed
+from fastbn.nn.init import manual_seed, xavier_normal_
 from fastbn.optim import SGD
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _measure(dataset: Dataset, options: Options, progress: Bar) -> Figures:
 def _run(norm: str, train: Split, steps: int, seed: int, progress: Bar) -> Figures:
     """By record and layer: the distance of inputs, the relative change and the cosine of gradients, of one step."""
     manual_seed(seed)
-    model = perceptron((train.images.shape[1], 100, 100, 100, 10), norm=pair(norm), fill=xavier)
+    model = perceptron((train.images.shape[1], 100, 100, 100, 10), norm=pair(norm), fill=xavier_normal_)
     sigmoids = [layer for layer in model.children() if isinstance(layer, Sigmoid)]
     probe = first(train, PROBED)
     records = spaced(steps, RECORDS)

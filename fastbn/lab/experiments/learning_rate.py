@@ -10,15 +10,16 @@ from fastbn.lab.drawing import accuracy_axis, finish, label_of, style_of, wrong
 from fastbn.lab.experiment import Claim, Experiment, Figures, Options
 from fastbn.lab.networks import INITIALISERS, initialise
 from fastbn.lab.progress import Bar
-from fastbn.models.lenet import NORMS, lenet
+from fastbn.models.lenet import lenet
+from fastbn.models.norms import NORMS
 from fastbn.nn.init import manual_seed
 from fastbn.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-STEPS, BATCH = 300, 64
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+STEPS, BATCH = 200, 64
 TRAINS = 0.5  # of the test digits are read after the last step
 OWN = "own"  # the initial values that the model comes with
 FILLS = (OWN, *(name for name in INITIALISERS if name != "zero"))

@@ -1,0 +1,1 @@
+"""What is wrong with the batch norms of a model, and the way out."""
