@@ -71,12 +71,13 @@ def initialise(model: Module, fill: Fill) -> None:
 
     The lengths of weight norm become those of the new weights.
     """
+    weight_norms = [module for module in model.modules() if isinstance(module, WeightNorm)]
+    lengths = {id(module.original0) for module in weight_norms}
     for parameter in model.parameters():
-        if len(parameter.shape) > 1:
+        if len(parameter.shape) > 1 and id(parameter) not in lengths:
             fill(parameter.data)
-    for module in model.modules():
-        if isinstance(module, WeightNorm):
-            module.original0.data[...] = norm_except_dim(module.original1.data, module.dim)
+    for module in weight_norms:
+        module.original0.data[...] = norm_except_dim(module.original1.data, module.dim)
 
 
 INITIALISERS: dict[str, Fill] = {
