@@ -377,9 +377,21 @@ def test_a_run_that_diverges_ends_early(dataset):
 def test_initialisers():
     fastbn.manual_seed(0)
     model = perceptron((400, 400, 10))
-    for name, std in (("zero", 0.0), ("small", 0.01), ("xavier", 0.05), ("kaiming", 0.005**0.5)):
+    for name, std in (("zero", 0.0), ("small", 0.01), ("xavier", 0.05), ("kaiming", 0.005**0.5), ("orthogonal", 0.05)):
         nn.init_weights_(model, INITIALISERS[name])
         np.testing.assert_allclose(model[0].weight.data.std(), std, rtol=0.02)
+
+
+def test_initialisers_reach_weights_with_a_norm():
+    for norm in ("weight", "spectral"):
+        fastbn.manual_seed(0)
+        model, plain_model = lenet(norm=norm), lenet(norm="none")
+        for each in (model, plain_model):
+            fastbn.manual_seed(1)
+            nn.init_weights_(each, INITIALISERS["xavier"])
+        if norm == "weight":
+            np.testing.assert_allclose(model[0].weight.data, plain_model[0].weight.data, rtol=1e-5)
+        assert np.isfinite(model[0].weight.data).all()
 
 
 def test_figures_are_plain():

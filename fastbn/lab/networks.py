@@ -66,4 +66,5 @@ INITIALISERS: dict[str, Fill] = {
     "small": small,
     "xavier": init.xavier_normal_,
     "kaiming": init.kaiming_normal_,
+    "orthogonal": init.orthogonal_,
 }

@@ -25,16 +25,15 @@ STEPS, BATCH, RATE, PROBED = 300, 64, 0.1, 1000
 EDGES = np.arange(
     -14.0, 2.01, 0.25
 )  # of the histograms, log10 of the magnitude; what is beyond is in the first or last
+FILLS = ("zero", "small", "xavier", "kaiming")
 NORMS = ("none", "batch")
 
 
 def _measure(dataset: Dataset, options: Options, progress: Bar) -> Figures:
     steps = options.scaled(STEPS)
-    progress.expect(len(INITIALISERS) * len(NORMS) * steps)
+    progress.expect(len(FILLS) * len(NORMS) * steps)
     data = Dataset(dataset.name, flat(dataset.train), flat(dataset.test))
-    runs = {
-        fill: {norm: _run(fill, norm, data, steps, options.seed, progress) for norm in NORMS} for fill in INITIALISERS
-    }
+    runs = {fill: {norm: _run(fill, norm, data, steps, options.seed, progress) for norm in NORMS} for fill in FILLS}
     return {"edges": EDGES, "steps": steps, "runs": runs}
 
 

@@ -19,8 +19,8 @@ from fastbn.optim import SGD
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-STEPS, BATCH = 300, 64
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+STEPS, BATCH = 200, 64
 TRAINS = 0.5  # of the test digits are read after the last step
 OWN = "own"  # the initial values that the model comes with
 FILLS = (OWN, *(name for name in INITIALISERS if name != "zero"))
