@@ -13,7 +13,7 @@ from fastbn.kernels import conv_lanes as kernels
 from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, VECTOR_BYTES
 from fastbn.kernels.conv import whole_tiles
 
-SPLITS = 16  # partial gradients of the weights, about
+SPLITS = 8  # partial gradients of the weights, about
 WORKSPACE = 1 << 21  # bytes, about, of a thread: the second cache holds them
 WASTE = 1.25  # times as many images as there are
 

@@ -11,11 +11,13 @@ from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._vector import (
     evens,
     lanes_of,
+    load_first,
     load_part,
     narrow,
     odds,
     quotient,
     splat,
+    store_first,
     store_part,
     widen,
     zipped_high,
@@ -55,8 +57,8 @@ def _plane(plane, x, x_shape, x_strides, y, y_shape, y_strides, window, count_in
 def _pairs(x, i, count, zero):
     """The first and the second of ``count`` pairs from i, in float64."""
     lanes = lanes_of(x)
-    low = load_part(x, i, min(lanes, 2 * count), zero)
-    high = load_part(x, i + lanes, 2 * count - lanes, zero) if 2 * count > lanes else zero
+    low = load_first(x, i, min(lanes, 2 * count), zero)
+    high = load_first(x, i + lanes, max(0, 2 * count - lanes), zero)
     return widen(evens(low, high)), widen(odds(low, high))
 
 
@@ -148,9 +150,8 @@ def _plane_of_pairs_backward(plane, dy, y_shape, y_strides, dx, x_shape, x_strid
             low, high = zipped_low(share, share), zipped_high(share, share)
             for row in range(2):
                 i = target + (2 * oh + row) * width + 2 * ow
-                store_part(dx, i, low, min(lanes, 2 * count))
-                if 2 * count > lanes:
-                    store_part(dx, i + lanes, high, 2 * count - lanes)
+                store_first(dx, i, low, min(lanes, 2 * count))
+                store_first(dx, i + lanes, high, max(0, 2 * count - lanes))
 
 
 @body

@@ -11,7 +11,7 @@ residue; the one to the weights is a dot product of two runs of memory.
 import numpy as np
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver, sum_body
+from fastbn.kernels._jit import body, driver
 from fastbn.kernels._simd import (
     DOT_COLUMNS,
     DOT_ROWS,
@@ -21,6 +21,7 @@ from fastbn.kernels._simd import (
     add_dot_products,
     tile_product_at,
 )
+from fastbn.kernels._vector import lanes_of, load, total, widen
 
 TILES = 4  # register tiles along q in one task of ``correlate``
 TASKS = 16  # fewer than that, and ``correlate`` splits the rows too
@@ -191,16 +192,14 @@ def correlate(
             )  # fmt: skip
 
 
-@sum_body
+@body
 def store_dots(sums, at, rows, columns, partials, start, row_step, column_step):
     """partials[start + i * row_step + j * column_step] = the sum over the lanes of sums[at + (i, j)]."""
-    vector = VECTOR_BYTES // sums.itemsize
+    lanes = lanes_of(sums)
     for i in range(rows):
         for j in range(columns):
-            total = sums[at] * 0
-            for lane in range(vector):
-                total += sums[at + (i * DOT_COLUMNS + j) * vector + lane]
-            partials[start + i * row_step + j * column_step] = total
+            value = load(sums, at + (i * DOT_COLUMNS + j) * lanes)
+            partials[start + i * row_step + j * column_step] = total(widen(value))
 
 
 @body

@@ -9,12 +9,20 @@ earlier, with images that the block before it has too: its first lanes are not s
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, lane_tile, transpose
-from fastbn.kernels._simd import add_dot_products as add_products
+from fastbn.kernels._simd import (
+    DOT_COLUMNS,
+    DOT_ROWS,
+    LANE_ROWS,
+    LANE_VECTORS,
+    add_dot_products,
+    lane_tile,
+    transpose,
+)
 from fastbn.kernels._vector import at_least, lanes_of, load, load_part, splat, store, store_part
 from fastbn.kernels.conv import store_dots
 
 TILE_FIELDS = 5 + 2 * LANE_VECTORS
+RUN = 64  # pixels in one visit of a tile of dot products, about: its operands stay in the first cache
 
 
 @body
@@ -135,21 +143,24 @@ def correlate_lanes(
 
 @body
 def _add_products(dy, dy_shape, dy_offsets, groups, planes, group_size, columns, offsets, depth, sums):
-    """Add the products of a block to the sums, tile after tile of (groups, weights, outputs)."""
+    """Add the products of a block to the sums, tile after tile of (groups, outputs, weights), some rows at a time."""
     lanes = lanes_of(dy)
-    outputs = dy_shape[1] // groups
-    dy_group = outputs * dy_shape[2] * dy_shape[3] * lanes
+    outputs, height, width = dy_shape[1] // groups, dy_shape[2], dy_shape[3]
+    dy_group = outputs * height * width * lanes
     tile = DOT_ROWS * DOT_COLUMNS * lanes
-    at = 0
-    for group in range(groups):
-        for k in range(0, depth, DOT_ROWS):
+    lines = max(1, RUN // width)
+    for row in range(0, height, lines):
+        a_row, b_row = row * columns * lanes, row * width * lanes
+        at = 0
+        for group in range(groups):
             for output in range(0, outputs, DOT_COLUMNS):
-                add_products(
-                    planes, group * group_size, offsets, k, columns * lanes,
-                    dy, group * dy_group, dy_offsets, output, dy_shape[3] * lanes,
-                    dy_shape[3], dy_shape[2], sums[at : at + tile],
-                )  # fmt: skip
-                at += tile
+                for k in range(0, depth, DOT_ROWS):
+                    add_dot_products(
+                        planes, group * group_size + a_row, offsets, k, columns * lanes,
+                        dy, group * dy_group + b_row, dy_offsets, output, width * lanes,
+                        width, min(lines, height - row), sums[at : at + tile],
+                    )  # fmt: skip
+                    at += tile
 
 
 @body
@@ -172,8 +183,8 @@ def _weights_task(
     outputs = dy_shape[1] // groups
     at = 0
     for group in range(groups):
-        for k in range(0, depth, DOT_ROWS):
-            for output in range(0, outputs, DOT_COLUMNS):
+        for output in range(0, outputs, DOT_COLUMNS):
+            for k in range(0, depth, DOT_ROWS):
                 start = ((task * groups + group) * outputs + output) * depth + k
                 counts = min(DOT_ROWS, depth - k), min(DOT_COLUMNS, outputs - output)
                 store_dots(sums, at, counts[0], counts[1], partials, start, 1, depth)
