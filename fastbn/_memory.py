@@ -16,7 +16,7 @@ from fastbn.errors import ArgumentError
 
 ALIGNMENT = 64  # bytes: so that whole vectors can be streamed
 BYTE = np.dtype(np.uint8)
-SMALLEST = 1 << 20  # bytes; below, the C library keeps its pages by itself
+SMALLEST = 1 << 17  # bytes; below, the C library keeps its pages by itself
 ROUNDING = 1 << 16
 
 

@@ -8,6 +8,8 @@ from layouts import LAYOUTS, strided, unaligned
 
 import fastbn.functional as F
 from fastbn.errors import ArgumentError, ShapeError
+from fastbn.functional import conv_lanes, conv_planes
+from fastbn.functional.conv import engine_for
 
 DTYPES = [np.float32, np.float64]
 
@@ -53,6 +55,15 @@ CASES = {
     "blocks, padding beyond the kernel": ((2, 16, 3, 4), (16, 16, 2, 2), {"padding": 3}),
     "blocks, rows in several tasks": ((1, 16, 61, 67), (16, 16, 5, 3), {"padding": (2, 1)}),
     "blocks, images in several runs": ((19, 16, 5, 5), (32, 16, 3, 3), {"padding": 1}),
+    "side by side": ((32, 6, 12, 12), (16, 6, 5, 5), {}),
+    "side by side, one channel": ((32, 1, 9, 10), (6, 1, 5, 5), {}),
+    "side by side, a part of a block": ((29, 3, 6, 5), (7, 3, 3, 3), {"padding": 1}),
+    "side by side, all pairs": ((29, 3, 9, 8), (4, 3, 2, 4), {"stride": (2, 1), "padding": (0, 2), "dilation": (3, 1)}),
+    "side by side, groups": ((32, 6, 5, 6), (14, 3, 3, 3), {"groups": 2, "padding": 1}),
+    "side by side, stride beyond the kernel": ((29, 4, 11, 9), (6, 2, 2, 1), {"stride": 5, "padding": 2, "groups": 2}),
+    "side by side, kernel larger than the image": ((32, 2, 3, 2), (3, 2, 5, 5), {"padding": 2}),
+    "side by side, padding beyond the kernel": ((32, 2, 3, 4), (3, 2, 2, 2), {"padding": 3}),
+    "side by side, blocks in several runs": ((530, 1, 3, 3), (2, 1, 2, 2), {}),
     "one pixel": ((2, 3, 4, 5), (4, 3, 4, 5), {}),
     "one of everything": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
 }
@@ -300,6 +311,43 @@ def test_nan_and_inf_reach_the_windows_that_hold_them_only(rng, order, bad):
     touched[1, :, 2:5, 3:6] = True
     np.testing.assert_array_equal(np.isfinite(y), ~touched)
     np.testing.assert_array_equal(y[~touched], want[~touched])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("image", [0, 13, 28])
+def test_nan_and_inf_stay_in_their_image_among_others_side_by_side(rng, image, bad):
+    x, weight, bias = operands(rng, (29, 3, 7, 6), (5, 3, 3, 3), np.float32)
+    dy = rng.standard_normal((29, 5, 7, 6)).astype(np.float32)
+    want, want_dx = F.conv2d(x, weight, bias, padding=1), F.conv2d_backward(dy, x, weight, padding=1)[0]
+    x[image, 2, 3, 4] = dy[image, 1, 3, 4] = bad
+    y, (dx, dweight, _) = F.conv2d(x, weight, bias, padding=1), F.conv2d_backward(dy, x, weight, padding=1)
+    touched = np.zeros(want.shape, bool)
+    touched[image, :, 2:5, 3:6] = True
+    for array, wanted in ((y, want), (dx, want_dx)):
+        where = touched[:, : array.shape[1]]
+        np.testing.assert_array_equal(np.isfinite(array), ~where)
+        np.testing.assert_array_equal(array[~where], wanted[~where])
+    assert not np.isfinite(dweight[1]).any()
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("images", [29, 32])
+def test_bias_residual_and_relu_of_images_side_by_side(rng, images, relu):
+    x, weight, bias = operands(rng, (images, 3, 7, 6), (5, 3, 3, 3), np.float32)
+    out = rng.standard_normal((images, 5, 5, 4)).astype(np.float32)
+    want = reference.conv2d(x, weight, bias, residual=out, relu=relu)
+    assert_close(F.conv2d(x, weight, bias, residual=out, relu=relu), want, np.float32, scale=10)
+    assert_close(F.conv2d(x, weight, bias, residual=out, relu=relu, out=out), want, np.float32, scale=10)
+
+
+def test_small_images_go_side_by_side_where_the_batch_fills_blocks():
+    weight, y_shape = (5, 3, 3, 3), (5, 8, 6)
+    few, many = np.zeros((2, 3, 10, 8), np.float32), np.zeros((32, 3, 10, 8), np.float32)
+    large = np.zeros((32, 3, 300, 300), np.float32)
+    assert engine_for(weight, 1, 4, many, (32, *y_shape)) is conv_lanes
+    assert engine_for(weight, 1, 4, few, (2, *y_shape)) is conv_planes
+    assert engine_for(weight, 1, 4, large, (32, 5, 298, 298)) is conv_planes
+    assert engine_for(weight, 1, 4, channels_last(many), (32, *y_shape)) is conv_planes
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -17,7 +17,7 @@ from fastbn._views import (
     is_channels_last,
     native,
 )
-from fastbn.functional import conv_blocks, conv_depthwise, conv_planes
+from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes, conv_planes
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.kernels.sums import chunk_count, chunk_grid, sums_ncs
@@ -54,7 +54,7 @@ def conv2d(
     y = empty_like(source, y_shape) if out is None else out
     if y.size == 0:
         return y
-    engine = engine_for(weight.shape, groups, y.itemsize)
+    engine = engine_for(weight.shape, groups, y.itemsize, source, y.shape)
     engine.forward(source, dense_c(weight), bias, window, groups, residual, bool(relu), y)
     return y
 
@@ -115,17 +115,28 @@ def conv2d_backward(
     source = dense(x)
     grad = in_order_of(dy, source)
     weight = dense_c(weight)
-    engine = engine_for(weight.shape, groups, x.itemsize)
+    engine = engine_for(weight.shape, groups, x.itemsize, source, y_shape)
     dx = engine.backward_data(grad, source, weight, window, groups)[0] if need_dx else None
     dbias = channel_sums(grad) if need_dbias else None
     return dx, engine.backward_weight(grad, source, weight, window, groups), dbias
 
 
-def engine_for(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> ModuleType:
-    """The module whose ``forward``, ``backward_data`` and ``backward_weight`` suit such weights."""
+def engine_for(
+    weight_shape: tuple[int, ...],
+    groups: int,
+    itemsize: int,
+    x: np.ndarray | None = None,
+    y_shape: tuple[int, ...] = (),
+) -> ModuleType:
+    """The module whose ``forward``, ``backward_data`` and ``backward_weight`` suit such weights; x: where y lies as it.
+
+    The bits follow from shapes and memory orders alone.
+    """
     if conv_depthwise.suits(weight_shape, groups, itemsize):
         return conv_depthwise
-    return conv_blocks if conv_blocks.suits(weight_shape, groups, itemsize) else conv_planes
+    if conv_blocks.suits(weight_shape, groups, itemsize):
+        return conv_blocks
+    return conv_planes if x is None or not conv_lanes.suits(x, weight_shape, y_shape) else conv_lanes
 
 
 def channel_sums(dy: np.ndarray) -> np.ndarray:

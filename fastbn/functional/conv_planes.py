@@ -7,7 +7,7 @@ from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of, native
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv as kernels
-from fastbn.kernels._simd import TILE_ROWS
+from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, TILE_ROWS
 
 
 def forward(
@@ -95,11 +95,13 @@ def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: W
         images_at_once,
         _split(dy, Planes.plain(dy.shape[2], geometry.width, dy_size)),
         dy_size,
+        kernels.whole_tiles(np.arange(rows) * dy_size, DOT_ROWS),
         rows,
         _split(x, geometry),
         geometry.channel_size,
         weight.shape[1],
-        geometry.offsets[0],
+        kernels.whole_tiles(geometry.offsets[0], DOT_COLUMNS),
+        geometry.offsets[0].size,
         groups,
         as_flat(partials),
         np.empty((max_threads(), kernels.dot_elements(x.itemsize)), x.dtype),

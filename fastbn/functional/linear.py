@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
+from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
@@ -86,7 +87,7 @@ def _multiply(
             np.maximum(out, 0, out=out)
         return
     (a, a_row, a_depth), (b, b_depth, b_column) = left, right
-    workspace = np.empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
+    workspace = empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
     launch(
         gemm,
         rows,

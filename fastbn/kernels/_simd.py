@@ -29,6 +29,10 @@ TILE_BYTES = TILE_VECTORS * VECTOR_BYTES
 # Rows and columns of the tile of dot products: its sums, one row's and all columns' vectors fill the registers.
 DOT_ROWS, DOT_COLUMNS = (2, 5) if (TILE_ROWS, VECTOR_BYTES) in ((6, 32), (6, 16)) else (4, 6)
 
+# The tile of few outputs: as many sums, more of them along a row.
+LANE_ROWS = 6
+LANE_VECTORS = TILE_ROWS * TILE_VECTORS // LANE_ROWS
+
 # Rows of the tile of products summed over pixels, where a vector has as many lanes.
 OUTER_ROWS = 8 if TILE_ROWS >= 12 else 4
 
@@ -75,20 +79,30 @@ class _Vectors:
         self.builder.store(self.builder.fadd(self.builder.load(total), product, flags=("contract",)), total)
 
 
-def _tile(context, builder, dtype, a_panel, b_row_at, depth, tile):
-    """The register tile's loop over ``depth``; ``b_row_at(k)`` is the pointer to row k of the right operand."""
+def _tile(context, builder, dtype, a_panel, rows, columns_at, depth, sums):
+    """The register tile's loop over ``depth``; ``columns_at(k)`` are pointers to the vectors of row k, on the right."""
+    vectors = _Vectors(context, builder, dtype)
+    with cgutils.for_range(builder, depth) as loop:
+        a_row = builder.gep(a_panel, [builder.mul(loop.index, _index(rows))])
+        columns = [vectors.load(pointer, _index(0)) for pointer in columns_at(loop.index)]
+        for i in range(rows):
+            row = vectors.broadcast(builder.load(builder.gep(a_row, [_index(i)])))
+            for j, column in enumerate(columns):
+                vectors.add_product(sums[i * len(columns) + j], row, column)
+
+
+def _whole_tile(context, builder, dtype, a_panel, b_row_at, depth, tile):
+    """A tile of TILE_ROWS and TILE_VECTORS, whose right operand has its columns side by side from ``b_row_at(k)``."""
     vectors = _Vectors(context, builder, dtype)
     sums = vectors.registers(TILE_ROWS * TILE_VECTORS)
     for total in sums:
         builder.store(vectors.zero, total)
-    with cgutils.for_range(builder, depth) as loop:
-        a_row = builder.gep(a_panel, [builder.mul(loop.index, _index(TILE_ROWS))])
-        b_row = b_row_at(loop.index)
-        columns = [vectors.load(b_row, _index(j * vectors.lanes)) for j in range(TILE_VECTORS)]
-        for i in range(TILE_ROWS):
-            row = vectors.broadcast(builder.load(builder.gep(a_row, [_index(i)])))
-            for j, column in enumerate(columns):
-                vectors.add_product(sums[i * TILE_VECTORS + j], row, column)
+
+    def columns_at(k):
+        b_row = b_row_at(k)
+        return [builder.gep(b_row, [_index(j * vectors.lanes)]) for j in range(TILE_VECTORS)]
+
+    _tile(context, builder, dtype, a_panel, TILE_ROWS, columns_at, depth, sums)
     for position, total in enumerate(sums):
         vectors.store(builder.load(total), tile, _index(position * vectors.lanes))
 
@@ -112,7 +126,7 @@ def tile_product(typingctx, a, a_start, b, b_start, depth, tile):
             return builder.gep(b_panel, [builder.mul(k, width)])
 
         tile_data = _data(context, builder, tile_type, tile_array)
-        _tile(context, builder, a_type.dtype, a_panel, b_row_at, count, tile_data)
+        _whole_tile(context, builder, a_type.dtype, a_panel, b_row_at, count, tile_data)
         return context.get_dummy_value()
 
     return types.void(a, types.int64, b, types.int64, types.int64, tile), codegen
@@ -136,10 +150,51 @@ def tile_product_at(typingctx, a, a_start, b, b_start, offsets, tile):
             return builder.gep(b_origin, [builder.load(builder.gep(table.data, [k]))])
 
         tile_data = _data(context, builder, tile_type, tile_array)
-        _tile(context, builder, a_type.dtype, a_panel, b_row_at, table.nitems, tile_data)
+        _whole_tile(context, builder, a_type.dtype, a_panel, b_row_at, table.nitems, tile_data)
         return context.get_dummy_value()
 
     return types.void(a, types.int64, b, types.int64, offsets, tile), codegen
+
+
+@intrinsic
+def lane_tile(typingctx, a, a_start, first, b, b_start, offsets, place, count, places, at, out, out_start, out_step):
+    """out[out_start + i * out_step + targets[j] + lane] = a[a_start + i] + sum over k from first to first + count of
+    a[a_start + (1 + k) * LANE_ROWS + i] * b[b_start + offsets[place + k] + sources[j] + lane].
+
+    i < LANE_ROWS, j < LANE_VECTORS; sources and targets follow one another in ``places`` (int64) from ``at``.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        types_of, (a_array, a_first, k_first, b_array, b_first, table, t_first, depth, *rest) = signature.args, arguments
+        place_array, p_first, out_array, out_first, step = rest
+        vectors = _Vectors(context, builder, types_of[0].dtype)
+        biases = builder.gep(_data(context, builder, types_of[0], a_array), [a_first])
+        a_panel = builder.gep(biases, [builder.mul(builder.add(k_first, _index(1)), _index(LANE_ROWS))])
+        origin = builder.gep(_data(context, builder, types_of[3], b_array), [b_first])
+        target = builder.gep(_data(context, builder, types_of[10], out_array), [out_first])
+        distances = builder.gep(_data(context, builder, types_of[5], table), [builder.add(t_first, k_first)])
+        numbers = builder.gep(_data(context, builder, types_of[8], place_array), [p_first])
+        read = [builder.load(builder.gep(numbers, [_index(j)])) for j in range(2 * LANE_VECTORS)]
+        sources = [builder.gep(origin, [number]) for number in read[:LANE_VECTORS]]
+
+        def columns_at(k):
+            distance = builder.load(builder.gep(distances, [k]))
+            return [builder.gep(source, [distance]) for source in sources]
+
+        sums = vectors.registers(LANE_ROWS * LANE_VECTORS)
+        for i in range(LANE_ROWS):
+            bias = vectors.broadcast(builder.load(builder.gep(biases, [_index(i)])))
+            for j in range(LANE_VECTORS):
+                builder.store(bias, sums[i * LANE_VECTORS + j])
+        _tile(context, builder, types_of[0].dtype, a_panel, LANE_ROWS, columns_at, depth, sums)
+        for i in range(LANE_ROWS):
+            row = builder.gep(target, [builder.mul(step, _index(i))])
+            for j, number in enumerate(read[LANE_VECTORS:]):
+                vectors.store(builder.load(sums[i * LANE_VECTORS + j]), row, number)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(a, i64, i64, b, i64, offsets, i64, i64, places, i64, out, i64, i64), codegen
 
 
 def _block_tile(context, builder, signature, arguments, rows, panels):
@@ -279,39 +334,44 @@ def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums,
 
 
 @intrinsic
-def add_dot_products(typingctx, a, a_start, a_rows, b, b_start, b_rows, steps, sums):
-    """sums[i, j, lane] += sum over step of a[a_start + a_rows[i] + q] * b[b_start + b_rows[j] + q].
+def add_dot_products(typingctx, a, a_start, a_rows, a_at, a_line, b, b_start, b_rows, b_at, b_line, steps, lines, sums):
+    """sums[i, j, lane] += sum over line and step of a[a_start + a_rows[a_at + i] + line * a_line + q] * b[...].
 
-    q = step * lanes + lane. a_rows, b_rows: tuples of DOT_ROWS and DOT_COLUMNS int64 offsets. sums: flat,
-    DOT_ROWS * DOT_COLUMNS vectors.
+    q = step * lanes + lane, line < ``lines``, step < ``steps``; b likewise, with j. a_rows, b_rows: int64, DOT_ROWS
+    and DOT_COLUMNS of which are read. sums: flat, DOT_ROWS * DOT_COLUMNS vectors.
     """
 
     def codegen(context, builder, signature, arguments):
-        a_type, _, _, b_type, _, _, _, sums_type = signature.args
-        a_array, a_first, a_offsets, b_array, b_first, b_offsets, count, sums_array = arguments
+        a_type, b_type, sums_type = signature.args[0], signature.args[5], signature.args[12]
+        count, line_count, sums_array = arguments[10:]
         vectors = _Vectors(context, builder, a_type.dtype)
-        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
-        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
         sums_data = _data(context, builder, sums_type, sums_array)
-        a_data = [builder.gep(a_origin, [o]) for o in cgutils.unpack_tuple(builder, a_offsets, DOT_ROWS)]
-        b_data = [builder.gep(b_origin, [o]) for o in cgutils.unpack_tuple(builder, b_offsets, DOT_COLUMNS)]
+
+        def rows_of(array_type, table_type, rows, array, start, table, at):
+            origin = builder.gep(_data(context, builder, array_type, array), [start])
+            numbers = builder.gep(_data(context, builder, table_type, table), [at])
+            return [builder.gep(origin, [builder.load(builder.gep(numbers, [_index(i)]))]) for i in range(rows)]
+
+        a_data = rows_of(a_type, signature.args[2], DOT_ROWS, *arguments[:4])
+        b_data = rows_of(b_type, signature.args[7], DOT_COLUMNS, *arguments[5:9])
         totals = vectors.registers(DOT_ROWS * DOT_COLUMNS)
         for position, total in enumerate(totals):
             builder.store(vectors.load(sums_data, _index(position * vectors.lanes)), total)
-        with cgutils.for_range(builder, count) as loop:
-            q = builder.mul(loop.index, _index(vectors.lanes))
-            columns = [vectors.load(pointer, q) for pointer in b_data]
-            for i, pointer in enumerate(a_data):
-                row = vectors.load(pointer, q)
-                for j, column in enumerate(columns):
-                    vectors.add_product(totals[i * DOT_COLUMNS + j], row, column)
+        with cgutils.for_range(builder, line_count) as line:
+            a_first, b_first = builder.mul(line.index, arguments[4]), builder.mul(line.index, arguments[9])
+            with cgutils.for_range(builder, count) as loop:
+                q = builder.mul(loop.index, _index(vectors.lanes))
+                columns = [vectors.load(pointer, builder.add(b_first, q)) for pointer in b_data]
+                for i, pointer in enumerate(a_data):
+                    row = vectors.load(pointer, builder.add(a_first, q))
+                    for j, column in enumerate(columns):
+                        vectors.add_product(totals[i * DOT_COLUMNS + j], row, column)
         for position, total in enumerate(totals):
             vectors.store(builder.load(total), sums_data, _index(position * vectors.lanes))
         return context.get_dummy_value()
 
-    a_tuple = types.UniTuple(types.int64, DOT_ROWS)
-    b_tuple = types.UniTuple(types.int64, DOT_COLUMNS)
-    return types.void(a, types.int64, a_tuple, b, types.int64, b_tuple, types.int64, sums), codegen
+    i64 = types.int64
+    return types.void(a, i64, a_rows, i64, i64, b, i64, b_rows, i64, i64, i64, i64, sums), codegen
 
 
 @intrinsic

@@ -177,6 +177,27 @@ def narrow(typingctx, array, value):
     return vector(array, value), codegen
 
 
+def _shuffled(chosen):
+    """An intrinsic that takes from two vectors, side by side, the lanes that ``chosen(lanes)`` lists."""
+
+    @intrinsic
+    def shuffle(typingctx, first, second):
+        def codegen(context, builder, signature, arguments):
+            mask = ir.Constant(_integers(first.lanes), chosen(first.lanes))
+            return builder.shuffle_vector(*arguments, mask)
+
+        return first(first, first), codegen
+
+    return shuffle
+
+
+evens = _shuffled(lambda lanes: list(range(0, 2 * lanes, 2)))
+odds = _shuffled(lambda lanes: list(range(1, 2 * lanes, 2)))
+# The first and second half of the lanes of two vectors in turns.
+zipped_low = _shuffled(lambda lanes: [i // 2 + i % 2 * lanes for i in range(lanes)])
+zipped_high = _shuffled(lambda lanes: [lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)])
+
+
 @intrinsic
 def quotient(typingctx, value, divisor):
     """Each lane divided by one number."""

@@ -8,7 +8,21 @@ up in its own dtype, in the order of their windows.
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import lanes_of, load_part, narrow, quotient, splat, store_part, widen
+from fastbn.kernels._vector import (
+    evens,
+    lanes_of,
+    load_first,
+    load_part,
+    narrow,
+    odds,
+    quotient,
+    splat,
+    store_first,
+    store_part,
+    widen,
+    zipped_high,
+    zipped_low,
+)
 from fastbn.kernels.pooling import GROUP, are_pairs, channels_together, clear_pixels
 
 
@@ -39,15 +53,28 @@ def _plane(plane, x, x_shape, x_strides, y, y_shape, y_strides, window, count_in
             y[target + oh * y_shape[3] + ow] = total / (h_count * w_count)
 
 
+@inlined
+def _pairs(x, i, count, zero):
+    """The first and the second of ``count`` pairs from i, in float64."""
+    lanes = lanes_of(x)
+    low = load_first(x, i, min(lanes, 2 * count), zero)
+    high = load_first(x, i + lanes, max(0, 2 * count - lanes), zero)
+    return widen(evens(low, high)), widen(odds(low, high))
+
+
 @body
 def _plane_of_pairs(plane, x, x_shape, x_strides, y, y_shape, y_strides):
     n, c = divmod(plane, x_shape[1])
     source, width = n * x_strides[0] + c * x_strides[1], x_shape[3]
     target = n * y_strides[0] + c * y_strides[1]
+    lanes, zero = lanes_of(x), splat(x, 0.0)
     for oh in range(y_shape[2]):
-        for ow in range(y_shape[3]):
-            i = source + 2 * oh * width + 2 * ow
-            y[target + oh * y_shape[3] + ow] = (0.0 + x[i] + x[i + 1] + x[i + width] + x[i + width + 1]) / 4
+        for ow in range(0, y_shape[3], lanes):
+            i, count = source + 2 * oh * width + 2 * ow, min(lanes, y_shape[3] - ow)
+            a, b = _pairs(x, i, count, zero)
+            c, d = _pairs(x, i + width, count, zero)
+            mean = narrow(x, quotient(a + b + c + d, 4))
+            store_part(y, target + oh * y_shape[3] + ow, mean, count)
 
 
 @body
@@ -115,13 +142,16 @@ def _plane_of_pairs_backward(plane, dy, y_shape, y_strides, dx, x_shape, x_strid
     target = n * x_strides[0] + c * x_strides[1]
     if x_shape[2] % 2 or width % 2:
         dx[target : target + x_shape[2] * width] = 0
+    lanes, zero = lanes_of(dx), splat(dx, 0.0)
     for oh in range(y_shape[2]):
-        for ow in range(y_shape[3]):
-            i, share = target + 2 * oh * width + 2 * ow, dy.dtype.type(0.25) * dy[source + oh * y_shape[3] + ow]
-            dx[i] = share
-            dx[i + 1] = share
-            dx[i + width] = share
-            dx[i + width + 1] = share
+        for ow in range(0, y_shape[3], lanes):
+            count = min(lanes, y_shape[3] - ow)
+            share = quotient(load_part(dy, source + oh * y_shape[3] + ow, count, zero), 4)
+            low, high = zipped_low(share, share), zipped_high(share, share)
+            for row in range(2):
+                i = target + (2 * oh + row) * width + 2 * ow
+                store_first(dx, i, low, min(lanes, 2 * count))
+                store_first(dx, i + lanes, high, max(0, 2 * count - lanes))
 
 
 @body

@@ -8,9 +8,10 @@ own width is computed and dropped. The gradient to the input is the same product
 residue; the one to the weights is a dot product of two runs of memory.
 """
 
+import numpy as np
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver, sum_body
+from fastbn.kernels._jit import body, driver
 from fastbn.kernels._simd import (
     DOT_COLUMNS,
     DOT_ROWS,
@@ -20,6 +21,7 @@ from fastbn.kernels._simd import (
     add_dot_products,
     tile_product_at,
 )
+from fastbn.kernels._vector import lanes_of, load, total, widen
 
 TILES = 4  # register tiles along q in one task of ``correlate``
 TASKS = 16  # fewer than that, and ``correlate`` splits the rows too
@@ -41,6 +43,11 @@ def tile_elements(itemsize: int) -> int:
 def dot_elements(itemsize: int) -> int:
     """Elements of workspace that one thread of ``correlate_weights`` needs."""
     return DOT_ROW_TILES * DOT_COLUMN_TILES * DOT_ROWS * DOT_COLUMNS * (VECTOR_BYTES // itemsize)
+
+
+def whole_tiles(offsets: np.ndarray, tile: int) -> np.ndarray:
+    """Offsets for whole tiles: the last one repeated, for products that are not stored."""
+    return offsets[np.minimum(np.arange(-(-offsets.size // tile) * tile), offsets.size - 1)]
 
 
 def lanes(itemsize: int) -> int:
@@ -186,50 +193,31 @@ def correlate(
 
 
 @body
-def _dot_rows(first, last, size):
-    """Offsets of DOT_ROWS rows from ``first``; rows from ``last`` on repeat the last one, and are not stored."""
-    if DOT_ROWS == 4:
-        a, b, c = min(first + 1, last - 1), min(first + 2, last - 1), min(first + 3, last - 1)
-        return first * size, a * size, b * size, c * size
-    return first * size, min(first + 1, last - 1) * size
-
-
-@body
-def _dot_columns(offsets, first):
-    last = offsets.size - 1
-    a, b, c = offsets[min(first + 1, last)], offsets[min(first + 2, last)], offsets[min(first + 3, last)]
-    if DOT_COLUMNS == 6:
-        return offsets[first], a, b, c, offsets[min(first + 4, last)], offsets[min(first + 5, last)]
-    return offsets[first], a, b, c, offsets[min(first + 4, last)]
-
-
-@sum_body
-def _store_dots(sums, at, rows, columns, partials, start, breadth):
-    vector = VECTOR_BYTES // sums.itemsize
+def store_dots(sums, at, rows, columns, partials, start, row_step, column_step):
+    """partials[start + i * row_step + j * column_step] = the sum over the lanes of sums[at + (i, j)]."""
+    lanes = lanes_of(sums)
     for i in range(rows):
         for j in range(columns):
-            total = sums[at] * 0
-            for lane in range(vector):
-                total += sums[at + (i * DOT_COLUMNS + j) * vector + lane]
-            partials[start + i * breadth + j] = total
+            value = load(sums, at + (i * DOT_COLUMNS + j) * lanes)
+            partials[start + i * row_step + j * column_step] = total(widen(value))
 
 
 @body
 def _correlate_weights_task(
-    task, images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets, groups, partials,
-    sums,
+    task, images, images_at_once, dy_planes, dy_size, dy_offsets, rows, planes, channel_size, channels, offsets, depth,
+    groups, partials, sums,
 ):  # fmt: skip
     vector = VECTOR_BYTES // sums.itemsize
     tile = DOT_ROWS * DOT_COLUMNS * vector
     row_blocks = -(-rows // (DOT_ROW_TILES * DOT_ROWS))
-    column_blocks = -(-offsets.size // (DOT_COLUMN_TILES * DOT_COLUMNS))
+    column_blocks = -(-depth // (DOT_COLUMN_TILES * DOT_COLUMNS))
     split, rest = divmod(task, groups * row_blocks * column_blocks)
     group, rest = divmod(rest, row_blocks * column_blocks)
     row_block, column_block = divmod(rest, column_blocks)
     row_first = row_block * DOT_ROW_TILES * DOT_ROWS
     row_last = min(rows, row_first + DOT_ROW_TILES * DOT_ROWS)
     column_first = column_block * DOT_COLUMN_TILES * DOT_COLUMNS
-    column_last = min(offsets.size, column_first + DOT_COLUMN_TILES * DOT_COLUMNS)
+    column_last = min(depth, column_first + DOT_COLUMN_TILES * DOT_COLUMNS)
     for index in range(sums.size):
         sums[index] = 0
     for image in range(split * images_at_once, min(images, (split + 1) * images_at_once)):
@@ -241,40 +229,41 @@ def _correlate_weights_task(
             for row in range(row_first, row_last, DOT_ROWS):
                 for column in range(column_first, column_last, DOT_COLUMNS):
                     add_dot_products(
-                        dy_planes, dy_start + q, _dot_rows(row, row_last, dy_size),
-                        planes, start + q, _dot_columns(offsets, column), steps, sums[at : at + tile],
+                        dy_planes, dy_start + q, dy_offsets, row, 0, planes, start + q, offsets, column, 0, steps, 1,
+                        sums[at : at + tile],
                     )  # fmt: skip
                     at += tile
     at = 0
     for row in range(row_first, row_last, DOT_ROWS):
         for column in range(column_first, column_last, DOT_COLUMNS):
-            start = ((split * groups + group) * rows + row) * offsets.size + column
+            start = ((split * groups + group) * rows + row) * depth + column
             count = min(DOT_COLUMNS, column_last - column)
-            _store_dots(sums, at, min(DOT_ROWS, row_last - row), count, partials, start, offsets.size)
+            store_dots(sums, at, min(DOT_ROWS, row_last - row), count, partials, start, depth, 1)
             at += tile
 
 
 @driver
 def correlate_weights(
-    images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets, groups, partials,
-    workspace, parallel,
+    images, images_at_once, dy_planes, dy_size, dy_offsets, rows, planes, channel_size, channels, offsets, depth,
+    groups, partials, workspace, parallel,
 ):  # fmt: skip
     """partials[split, group, row, k] = sum over the split's images and q of dy[row, q] * planes[offsets[k] + q].
 
     dy_planes: (N, groups * rows, dy_size) in the width of ``planes``, zero where q is no output; dy_size: a multiple
-    of ``lanes``. A split is a run of ``images_at_once`` images.
+    of ``lanes``. dy_offsets, offsets: of the rows and the ``depth`` weights k, see ``whole_tiles``. A split is a run of
+    ``images_at_once`` images.
     """
-    blocks = -(-rows // (DOT_ROW_TILES * DOT_ROWS)) * -(-offsets.size // (DOT_COLUMN_TILES * DOT_COLUMNS))
+    blocks = -(-rows // (DOT_ROW_TILES * DOT_ROWS)) * -(-depth // (DOT_COLUMN_TILES * DOT_COLUMNS))
     tasks = -(-images // images_at_once) * groups * blocks
     if parallel:
         for task in prange(tasks):
             _correlate_weights_task(
-                int64(task), images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets,
-                groups, partials, workspace[get_thread_id()],
+                int64(task), images, images_at_once, dy_planes, dy_size, dy_offsets, rows, planes, channel_size, channels,
+                offsets, depth, groups, partials, workspace[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(tasks):
             _correlate_weights_task(
-                task, images, images_at_once, dy_planes, dy_size, rows, planes, channel_size, channels, offsets,
-                groups, partials, workspace[0],
+                task, images, images_at_once, dy_planes, dy_size, dy_offsets, rows, planes, channel_size, channels,
+                offsets, depth, groups, partials, workspace[0],
             )  # fmt: skip

@@ -8,7 +8,8 @@ are zero, so ``tile_product`` needs no case for them. All arrays are flat and ad
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, tile_product
+from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, transpose
+from fastbn.kernels._vector import lanes_of, load, load_first, load_part, splat, store, store_part
 
 DEPTH_BLOCK = 256  # steps of the summed axis between two visits to the output; a panel block stays in L2
 ROW_TILES = 16
@@ -23,39 +24,73 @@ def tile_columns(itemsize: int) -> int:
 def gemm_workspace(itemsize: int) -> int:
     """Elements of workspace that one thread of ``gemm`` needs."""
     columns = tile_columns(itemsize)
-    return TILE_ROWS * columns + DEPTH_BLOCK * (ROW_TILES * TILE_ROWS + COLUMN_TILES * columns)
+    panels = DEPTH_BLOCK * (ROW_TILES * TILE_ROWS + COLUMN_TILES * columns)
+    return TILE_ROWS * columns + panels + (VECTOR_BYTES // itemsize) ** 2
 
 
 @body
-def pack(source, start, lane_stride, depth_stride, lanes, depth, width, panels, at):
-    """Copy a lanes x depth operand into panels of ``width`` lanes."""
+def _pack_across(source, start, depth_stride, used, depth, width, panels, at):
+    """Pack a panel whose lanes lie together: what a vector writes too much, the next step overwrites."""
+    lanes, zero = lanes_of(source), splat(source, 0.0)
+    for k in range(depth):
+        for i in range(0, width, lanes):
+            value = load_first(source, start + k * depth_stride + i, min(lanes, max(0, used - i)), zero)
+            store(panels, at + k * width + i, value)
+
+
+@body
+def _pack_along(source, start, lane_stride, depth_stride, first, used, begin, depth, width, panels, at):
+    """Pack lanes from ``first`` to ``used``, from step ``begin`` on, one after the other."""
+    for i in range(first, used):
+        for k in range(begin, depth):
+            panels[at + k * width + i] = source[start + k * depth_stride + i * lane_stride]
+
+
+@body
+def _pack_turned(source, start, lane_stride, used, depth, width, panels, at, spare):
+    """Pack a panel whose steps lie together, a square at a time."""
+    lanes = lanes_of(source)
+    if used < width:
+        panels[at : at + depth * width] = 0
+    for first in range(0, used, lanes):
+        last = min(used, first + lanes)
+        origin = start + first * lane_stride
+        whole = depth - depth % lanes
+        if last < min(width, first + lanes) or origin + (lanes - 1) * lane_stride + whole > source.size:
+            whole = 0
+        for k in range(0, whole, lanes):
+            transpose(source, origin + k, lane_stride, spare, 0)
+            for step in range(lanes):
+                store_part(panels, at + (k + step) * width + first, load(spare, step * lanes), last - first)
+        _pack_along(source, start, lane_stride, 1, first, last, whole, depth, width, panels, at)
+
+
+@body
+def pack(source, start, lane_stride, depth_stride, lanes, depth, width, panels, at, spare):
+    """Copy a lanes x depth operand into panels of ``width`` lanes; spare: a square of vectors."""
     for first in range(0, lanes, width):
         base = at + first * depth
         used = min(width, lanes - first)
         origin = start + first * lane_stride
-        if used < width:
-            for k in range(depth * width):
-                panels[base + k] = 0
         if lane_stride == 1:
-            for k in range(depth):
-                for i in range(used):
-                    panels[base + k * width + i] = source[origin + k * depth_stride + i]
+            _pack_across(source, origin, depth_stride, used, depth, width, panels, base)
+        elif depth_stride == 1:
+            _pack_turned(source, origin, lane_stride, used, depth, width, panels, base, spare)
         else:
-            for i in range(used):
-                for k in range(depth):
-                    panels[base + k * width + i] = source[origin + k * depth_stride + i * lane_stride]
+            panels[base : base + depth * width] = 0
+            _pack_along(source, origin, lane_stride, depth_stride, 0, used, 0, depth, width, panels, base)
 
 
 @body
 def _store_tile(tile, width, rows, columns, out, start, row_stride, first):
+    lanes, zero = lanes_of(out), splat(out, 0.0)
     for i in range(rows):
-        base = start + i * row_stride
-        for j in range(columns):
-            value = tile[i * width + j]
-            if first:
-                out[base + j] = value
-            else:
-                out[base + j] += value
+        for j in range(0, columns, lanes):
+            at, count = start + i * row_stride + j, min(lanes, columns - j)
+            value = load(tile, i * width + j)
+            if not first:
+                value = load_part(out, at, count, zero) + value
+            store_part(out, at, value, count)
 
 
 @body
@@ -89,7 +124,8 @@ def _gemm_block(
     width = TILE_BYTES // work.itemsize
     tile = work[: TILE_ROWS * width]
     a_panels = work[tile.size : tile.size + DEPTH_BLOCK * ROW_TILES * TILE_ROWS]
-    b_panels = work[tile.size + a_panels.size :]
+    b_panels = work[tile.size + a_panels.size : work.size - lanes_of(work) * lanes_of(work)]
+    spare = work[work.size - lanes_of(work) * lanes_of(work) :]
     column_blocks = -(-columns // column_block)
     i = task // column_blocks * row_block
     j = task % column_blocks * column_block
@@ -98,8 +134,8 @@ def _gemm_block(
     start = i * columns + j
     for k in range(0, depth, DEPTH_BLOCK):
         steps = min(DEPTH_BLOCK, depth - k)
-        pack(a, i * a_row + k * a_depth, a_row, a_depth, height, steps, TILE_ROWS, a_panels, 0)
-        pack(b, j * b_column + k * b_depth, b_column, b_depth, breadth, steps, width, b_panels, 0)
+        pack(a, i * a_row + k * a_depth, a_row, a_depth, height, steps, TILE_ROWS, a_panels, 0, spare)
+        pack(b, j * b_column + k * b_depth, b_column, b_depth, breadth, steps, width, b_panels, 0, spare)
         _block_product(a_panels, b_panels, steps, height, breadth, tile, out, start, columns, k == 0)
     if bias.size or relu:
         _epilogue(height, breadth, bias, j, relu, out, start, columns)

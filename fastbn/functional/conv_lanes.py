@@ -1,0 +1,212 @@
+"""Convolution by ``kernels.conv_lanes``, over images side by side: the engine for many small images of few channels."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from fastbn._memory import empty
+from fastbn._threads import launch, max_threads
+from fastbn._views import as_flat, dense_c, in_order_of
+from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.kernels import conv_lanes as kernels
+from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, VECTOR_BYTES
+from fastbn.kernels.conv import whole_tiles
+
+SPLITS = 8  # partial gradients of the weights, about
+WORKSPACE = 1 << 21  # bytes, about, of a thread: the second cache holds them
+WASTE = 1.25  # times as many images as there are
+
+
+def suits(x: np.ndarray, weight_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> bool:
+    """Whether x (N, C, H, W) lies in this order, and its images are small and fill blocks."""
+    lanes = VECTOR_BYTES // x.itemsize
+    blocks = -(-x.shape[0] // lanes)
+    images = 3 * math.prod(x.shape[1:]) + 2 * math.prod(y_shape[1:]) + 2 * math.prod(weight_shape)
+    fits = images * VECTOR_BYTES <= WORKSPACE
+    return x.flags.c_contiguous and blocks > 1 and blocks * lanes <= WASTE * x.shape[0] and fits
+
+
+def forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    window: Window,
+    groups: int,
+    residual: np.ndarray | None,
+    relu: bool,
+    y: np.ndarray,
+) -> None:
+    """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it."""
+    geometry, offsets, tiles = _forward_tiles(weight.shape, x.shape[2:], y.shape[2:], window, x.itemsize)
+    taps = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 2, 4)
+    panels = _panels(taps, None if bias is None else bias.reshape(groups, -1))
+    _correlate(x, geometry, offsets, tiles, panels, groups, residual, relu, y)
+
+
+def backward_data(
+    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int
+) -> tuple[np.ndarray, None]:
+    """dx like ``x``; it makes no sums of it."""
+    sizes = x.shape[2:], dy.shape[2:]
+    geometry, offsets, tiles = _backward_tiles(weight.shape, groups, *sizes, window, x.itemsize)
+    by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 2, 3, 1, 4)
+    panels = [_panels(by_group[:, :, phase.rows][..., phase.columns], None) for phase in geometry.phases]
+    dx = empty(x.shape, x.dtype)
+    _correlate(dy, geometry, offsets, tiles, np.concatenate(panels), groups, None, False, dx)
+    return dx, None
+
+
+def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
+    """dweight (C_out, C_in / groups, kh, kw). What is summed together follows from the shape alone."""
+    lanes = VECTOR_BYTES // x.itemsize
+    geometry = forward_planes(weight.shape[1], dy.shape[2:], window)
+    outputs, depth, pixels = len(weight) // groups, weight[0].size, dy.shape[2] * dy.shape[3]
+    dy_offsets = whole_tiles(np.arange(outputs) * pixels * lanes, DOT_COLUMNS)
+    offsets = whole_tiles(geometry.offsets[0] * lanes, DOT_ROWS)
+    blocks = -(-x.shape[0] // lanes)
+    blocks_at_once = -(-blocks // SPLITS)
+    partials = np.empty((-(-blocks // blocks_at_once), *weight.shape), x.dtype)
+    launch(
+        kernels.correlate_weights_lanes,
+        as_flat(x),
+        x.shape,
+        geometry.starts_h,
+        geometry.starts_w,
+        *geometry.stride,
+        geometry.height,
+        geometry.width,
+        offsets,
+        depth,
+        as_flat(dy),
+        dy.shape,
+        dy_offsets,
+        groups,
+        blocks_at_once,
+        as_flat(partials),
+        _workspace(max(x[0].size, dy[0].size), x),
+        _workspace(x.shape[1] * geometry.channel_size, x),
+        _workspace(groups * offsets.size * dy_offsets.size, x),
+        work=dy.size * depth // 16,
+    )
+    return partials.sum(axis=0)
+
+
+def _correlate(
+    x: np.ndarray,
+    geometry: Planes,
+    offsets: np.ndarray,
+    tiles: np.ndarray,
+    panels: np.ndarray,
+    groups: int,
+    residual: np.ndarray | None,
+    relu: bool,
+    out: np.ndarray,
+) -> None:
+    out_elements = (out.shape[1] + LANE_ROWS) * out.shape[2] * out.shape[3]
+    launch(
+        kernels.correlate_lanes,
+        as_flat(x),
+        x.shape,
+        geometry.starts_h,
+        geometry.starts_w,
+        *geometry.stride,
+        geometry.height,
+        geometry.width,
+        offsets,
+        tiles,
+        panels,
+        groups,
+        geometry.sparse,
+        np.empty(0, x.dtype) if residual is None else as_flat(in_order_of(residual, out)),
+        0.0 if relu else -np.inf,
+        as_flat(out),
+        out.shape,
+        _workspace(max(x[0].size, out_elements + VECTOR_BYTES // x.itemsize), x),
+        _workspace(x.shape[1] * geometry.channel_size, x),
+        _workspace(VECTOR_BYTES // x.itemsize, x),
+        work=out.size * panels.size // 128,
+    )
+
+
+def _workspace(vectors: int, like: np.ndarray) -> np.ndarray:
+    return empty((max_threads(), vectors * (VECTOR_BYTES // like.itemsize)), like.dtype)
+
+
+def _panels(taps: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """Weights (groups, rows, ...) as flat panels (groups, row panels, 1 + K, LANE_ROWS), the bias before them."""
+    groups, rows = taps.shape[:2]
+    count = -(-rows // LANE_ROWS)
+    padded = np.zeros((groups, count * LANE_ROWS, 1 + taps[0, 0].size), taps.dtype)
+    if bias is not None:
+        padded[:, :rows, 0] = bias
+    padded[:, :rows, 1:] = taps.reshape(groups, rows, -1)
+    return np.ascontiguousarray(padded.reshape(groups, count, LANE_ROWS, -1).swapaxes(2, 3)).reshape(-1)
+
+
+@lru_cache(maxsize=256)
+def _forward_tiles(
+    weight_shape: tuple[int, ...],
+    in_size: tuple[int, int],
+    out_size: tuple[int, int],
+    window: Window,
+    itemsize: int,
+) -> tuple[Planes, np.ndarray, np.ndarray]:
+    """Planes, offsets in elements, by kernel row, and tiles of the forward pass."""
+    lanes = VECTOR_BYTES // itemsize
+    geometry = forward_planes(weight_shape[1], out_size, window)
+    taps = geometry.offsets[0].reshape(weight_shape[1:]).swapaxes(0, 1)
+    rows = np.arange(out_size[0])[:, None] * window.stride[0]
+    rows = rows + np.arange(window.kernel[0]) * window.dilation[0] - window.padding[0]
+    inside = (rows >= 0) & (rows < in_size[0])
+    pixels = np.arange(out_size[0])[:, None] * geometry.width + np.arange(out_size[1])
+    tiles = _tiles(pixels, np.arange(pixels.size), inside, taps.size, (0, 0), lanes)
+    return geometry, taps.reshape(-1) * lanes, tiles.reshape(-1)
+
+
+@lru_cache(maxsize=256)
+def _backward_tiles(
+    weight_shape: tuple[int, ...],
+    groups: int,
+    in_size: tuple[int, int],
+    out_size: tuple[int, int],
+    window: Window,
+    itemsize: int,
+) -> tuple[Planes, np.ndarray, np.ndarray]:
+    """Planes, offsets and tiles of the gradient to x, one phase after the other."""
+    lanes = VECTOR_BYTES // itemsize
+    outputs, channels = weight_shape[0] // groups, weight_shape[1]
+    geometry = backward_planes(outputs, out_size, in_size, window)
+    offsets, tiles, place, base = [], [], 0, 0
+    for phase, distances in zip(geometry.phases, geometry.offsets, strict=True):
+        rows, columns = np.arange(phase.height)[:, None], np.arange(phase.width)
+        shifts = (phase.first_row + window.padding[0] - phase.rows * window.dilation[0]) // window.stride[0]
+        inside = (rows + shifts >= 0) & (rows + shifts < out_size[0])
+        targets = (phase.first_row + rows * window.stride[0]) * in_size[1]
+        targets = targets + phase.first_column + columns * window.stride[1]
+        tiles.append(_tiles(rows * geometry.width + columns, targets, inside, distances.size, (base, place), lanes))
+        offsets.append(distances.reshape(outputs, len(phase.rows), -1).swapaxes(0, 1).reshape(-1) * lanes)
+        place += distances.size
+        base += groups * -(-channels // LANE_ROWS) * (1 + distances.size) * LANE_ROWS
+    return geometry, np.concatenate(offsets), np.concatenate(tiles).reshape(-1)
+
+
+def _tiles(
+    sources: np.ndarray, targets: np.ndarray, inside: np.ndarray, depth: int, starts: tuple[int, int], lanes: int
+) -> np.ndarray:
+    """Tiles (count, TILE_FIELDS) of the pixels ``sources`` (rows, columns) in the planes, ``targets`` in the output.
+
+    inside (rows, kernel rows): whether the input has what is under a kernel row; the others are left out of the sums.
+    starts: of the panels and of the offsets.
+    """
+    count = -(-sources.size // LANE_VECTORS)
+    pixels = np.minimum(np.arange(count * LANE_VECTORS), sources.size - 1).reshape(count, LANE_VECTORS)
+    low, high = inside.argmax(axis=1), inside.shape[1] - inside[:, ::-1].argmax(axis=1)
+    rows = pixels // sources.shape[1]
+    first, last = low[rows].min(axis=1), high[rows].max(axis=1)
+    share = depth // inside.shape[1]
+    tiles = np.empty((count, kernels.TILE_FIELDS), np.int64)
+    tiles[:, :3] = starts[0], depth, starts[1]
+    tiles[:, 3], tiles[:, 4] = first * share, (last - first) * share
+    tiles[:, 5:] = np.hstack([sources.reshape(-1)[pixels], targets.reshape(-1)[pixels]]) * lanes
+    return tiles
