@@ -53,6 +53,11 @@ def doors(image, matrix, relu, groups, count_include_pad):
         y = F.conv2d(image, weight, bias, groups=groups, relu=relu)
         F.conv2d(image, weight, bias, groups=groups, relu=relu, residual=y)
     F.conv2d_backward(y, image, weight, groups=groups)
+    batch = np.repeat(image, 8, axis=0)
+    for bias in None, np.ones(4, image.dtype):
+        y = F.conv2d(batch, weight, bias, groups=groups, relu=relu)
+        F.conv2d(batch, weight, bias, groups=groups, relu=relu, residual=y)
+    F.conv2d_backward(y, batch, weight, groups=groups)
     many, square = np.repeat(image, 8, axis=1)[:, :32], np.ones((32, 32 // groups, 2, 2), image.dtype)
     for bias in None, np.ones(32, image.dtype):
         y = F.conv2d(many, square, bias, groups=groups, relu=relu)
@@ -180,10 +185,13 @@ def test_only_explicit_loops_are_parallel_in_every_kernel_and_version(tmp_path):
 COMPILE = """
 import numpy as np
 import fastbn.functional as F
+from fastbn.kernels.conv_lanes import correlate_lanes
 from fastbn.kernels.gemm import gemm
 
 F.linear(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
-print(gemm.serial.inspect_asm(gemm.serial.signatures[0]))
+F.conv2d(np.ones((32, 1, 4, 4), np.float32), np.ones((2, 1, 2, 2), np.float32))
+for kernel in gemm, correlate_lanes:
+    print(kernel.serial.inspect_asm(kernel.serial.signatures[0]), end="\f")
 """
 REGISTERS = {"avx512f": "zmm", "avx2": "ymm"}
 
@@ -200,13 +208,14 @@ def loops(assembly):
     return re.split(r"\n[.\w]+:", assembly)
 
 
-def test_the_register_tile_uses_the_widest_vectors_and_no_stack(tmp_path):
+def test_the_register_tiles_use_the_widest_vectors_and_no_stack(tmp_path):
     register = widest_register()
-    assembly = compile_anew(COMPILE, tmp_path)
     multiply_adds = rf"vfn?madd\w+ps\s.*%{register}"
-    loop = max(loops(assembly), key=lambda block: len(re.findall(multiply_adds, block)))
-    assert len(re.findall(multiply_adds, loop)) >= _simd.TILE_ROWS * _simd.TILE_VECTORS
-    assert not re.search(rf"\(%r[sb]p\).*%{register}|%{register}.*\(%r[sb]p\)", loop)
+    sizes = _simd.TILE_ROWS * _simd.TILE_VECTORS, _simd.LANE_ROWS * _simd.LANE_VECTORS
+    for assembly, size in zip(compile_anew(COMPILE, tmp_path).split("\f"), sizes, strict=False):
+        loop = max(loops(assembly), key=lambda block: len(re.findall(multiply_adds, block)))
+        assert len(re.findall(multiply_adds, loop)) >= size
+        assert not re.search(rf"\(%r[sb]p\).*%{register}|%{register}.*\(%r[sb]p\)", loop)
 
 
 BATCH_NORM = """

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, dense_c, in_order_of
+from fastbn._views import as_flat, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv_lanes as kernels
 from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, VECTOR_BYTES

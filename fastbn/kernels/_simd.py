@@ -165,8 +165,9 @@ def lane_tile(typingctx, a, a_start, first, b, b_start, offsets, place, count, p
     """
 
     def codegen(context, builder, signature, arguments):
-        types_of, (a_array, a_first, k_first, b_array, b_first, table, t_first, depth, *rest) = signature.args, arguments
-        place_array, p_first, out_array, out_first, step = rest
+        types_of = signature.args
+        a_array, a_first, k_first, b_array, b_first, table, t_first, depth = arguments[:8]
+        place_array, p_first, out_array, out_first, step = arguments[8:]
         vectors = _Vectors(context, builder, types_of[0].dtype)
         biases = builder.gep(_data(context, builder, types_of[0], a_array), [a_first])
         a_panel = builder.gep(biases, [builder.mul(builder.add(k_first, _index(1)), _index(LANE_ROWS))])

@@ -6,7 +6,7 @@ and falls back to branches, taken at random, where they are one array or neighbo
 
 from numba import int64, prange
 
-from fastbn.kernels._exp import exp_nonpositive
+from fastbn.kernels._exp import exp_nonpositive_like
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._vector import (
     at_least,
@@ -107,10 +107,11 @@ def relu6_backward(dy, y, dx, parallel):
 @body
 def _sigmoid_task(block, x, out):
     values, results = x[block * BLOCK : (block + 1) * BLOCK], out[block * BLOCK : (block + 1) * BLOCK]
+    one = x.dtype.type(1)
     for i in range(values.size):
         value = values[i]
-        e = exp_nonpositive(-abs(value))
-        results[i] = (1 if value >= 0 else e) / (1 + e)
+        e = exp_nonpositive_like(-abs(value))
+        results[i] = (one if value >= 0 else e) / (one + e)
 
 
 @driver

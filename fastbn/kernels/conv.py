@@ -258,8 +258,8 @@ def correlate_weights(
     if parallel:
         for task in prange(tasks):
             _correlate_weights_task(
-                int64(task), images, images_at_once, dy_planes, dy_size, dy_offsets, rows, planes, channel_size, channels,
-                offsets, depth, groups, partials, workspace[get_thread_id()],
+                int64(task), images, images_at_once, dy_planes, dy_size, dy_offsets, rows, planes, channel_size,
+                channels, offsets, depth, groups, partials, workspace[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(tasks):

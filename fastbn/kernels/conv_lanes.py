@@ -201,7 +201,8 @@ def correlate_weights_lanes(
     offsets, dy_offsets: of the ``depth`` weights k and of a group's outputs, in elements, see ``whole_tiles``. A split
     is a run of ``blocks_at_once`` blocks. work, planes, sums: (threads, elements): images of x or dy; planes; tiles.
     """
-    splits = -(-(-(-x_shape[0] // lanes_of(x))) // blocks_at_once)
+    blocks = -(-x_shape[0] // lanes_of(x))
+    splits = -(-blocks // blocks_at_once)
     if parallel:
         for task in prange(splits):
             thread = get_thread_id()
