@@ -55,8 +55,9 @@ def _all_doors() -> None:
         y, kept = F.masked_batch_norm_forward(x, np.ones((len(x), *x.shape[2:]), bool))
         F.masked_batch_norm_backward(y, kept)
     _row_norms(image)
-    for channels in (3, 16):
-        pixels, kernel = np.zeros((2, channels, 4, 4), np.float32), np.zeros((channels, channels, 1, 1), np.float32)
+    for images, channels in (32, 3), (2, 3), (2, 16):
+        pixels = np.zeros((images, channels, 4, 4), np.float32)
+        kernel = np.zeros((channels, channels, 1, 1), np.float32)
         F.conv2d_backward(F.conv2d(pixels, kernel), pixels, kernel)
         F.conv2d(pixels, kernel, np.zeros(channels, np.float32))
         F.conv2d(pixels, kernel, residual=pixels)  # as conv3d adds up
