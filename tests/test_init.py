@@ -171,9 +171,14 @@ REFUSED = [
     (lambda: init.trunc_normal_(np.ones(3), mean=None), DtypeError, "mean must be a number, got NoneType"),
     (lambda: nn.init_weights_(5, init.zeros_), DtypeError, "init_weights_: model must be a fastbn.nn.Module, got int"),
     (
-        lambda: nn.init_weights_(nn.utils.weight_norm(nn.Linear(2, 2)), init.zeros_),
+        lambda: init.zeros_(nn.utils.weight_norm(nn.Linear(2, 2)).weight),
         DtypeError,
         "array must be a Parameter or a NumPy array, got WeightNorm",
+    ),
+    (
+        lambda: nn.init_weights_(nn.utils.weight_norm(nn.Linear(2, 2)), init.zeros_),
+        ArgumentError,
+        "weight_norm: weight must have a direction, got zeros alone",
     ),
 ]
 

@@ -14,6 +14,7 @@ from fastbn.nn.batchnorm import BatchNorm2d
 from fastbn.nn.conv import Conv2d
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
+from fastbn.nn.parametrization import Parametrization
 
 
 class Block:
@@ -69,7 +70,7 @@ class Block:
         dx, dweight, dbias, dgamma, dbeta, dresidual = conv_bn_backward(dy, saved, need_dx=need_dx, residual=residual)
         parameters = self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias
         for parameter, gradient in zip(parameters, (dweight, dbias, dgamma, dbeta), strict=True):
-            if isinstance(parameter, Parameter) and gradient is not None:
+            if isinstance(parameter, (Parameter, Parametrization)) and gradient is not None:
                 parameter.accumulate(gradient)
         return dx, dresidual
 
