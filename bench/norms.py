@@ -1,7 +1,7 @@
 """``python -m bench.norms``: a training step of every norm on one input beside PyTorch's, as a Markdown table.
 
-A step is forward and backward of the layer alone, in training mode. Least and median milliseconds, all layers in turn,
-round after round.
+A step is forward and backward of the layer alone, in training mode. Least and median milliseconds, all layers in
+turn, in another order every round.
 """
 
 import argparse
@@ -65,14 +65,15 @@ def torch_steps(x: np.ndarray, dy: np.ndarray) -> dict[str, Step]:
 
 
 def milliseconds(steps: list[Step]) -> list[list[float]]:
-    """Of each, ROUNDS times in turn."""
+    """Of each, ROUNDS times, in another order every round: one finds the caches as the one before it left them."""
     times: list[list[float]] = [[] for _ in steps]
+    rng = np.random.default_rng(0)
     for number in range(ROUNDS + 3):
-        for step, own in zip(steps, times, strict=True):
+        for index in rng.permutation(len(steps)):
             begun = time.perf_counter()
-            step()
+            steps[index]()
             if number >= 3:
-                own.append(1e3 * (time.perf_counter() - begun))
+                times[index].append(1e3 * (time.perf_counter() - begun))
     return times
 
 
