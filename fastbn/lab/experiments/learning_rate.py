@@ -107,7 +107,7 @@ def _draw(figures: Figures, figure: "Figure") -> None:
             axes.set_yticklabels([])
     panels[0].set_ylabel(f"test accuracy after {figures['steps']} steps (%)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=4, fontsize="small", frameon=False)
+    figure.legend(handles, labels, loc="outside right center", fontsize="small", frameon=False)
     _draw_table(panels[-1], _table(figures), figures["rates"])
 
 
@@ -124,7 +124,7 @@ def _draw_table(axes: Any, table: dict[str, dict[str, float | None]], rates: lis
     low, high = np.log10(rates[0]), np.log10(rates[-1])
     axes.set_facecolor("#eeeeee")
     axes.imshow(shades, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
-    axes.set_xticks(range(len(FILLS)), FILLS)
+    axes.set_xticks(range(len(FILLS)), FILLS, rotation=30, ha="right")
     axes.set_yticks(range(len(table)), [label_of(norm) for norm in table])
     axes.set_title("Largest rate that trains", fontsize=11, loc="left")
     axes.spines[:].set_visible(False)
@@ -138,5 +138,5 @@ LEARNING_RATE = Experiment(
     measure=_measure,
     judge=_judge,
     draw=_draw,
-    size=(16, 4.6),
+    size=(18, 5),
 )
