@@ -10,6 +10,7 @@ import fastbn.functional as F
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import conv_lanes, conv_planes
 from fastbn.functional.conv import engine_for
+from fastbn.functional.conv_geometry import Window
 
 DTYPES = [np.float32, np.float64]
 
@@ -341,13 +342,13 @@ def test_bias_residual_and_relu_of_images_side_by_side(rng, images, relu):
 
 
 def test_small_images_go_side_by_side_where_the_batch_fills_blocks():
-    weight, y_shape = (5, 3, 3, 3), (5, 8, 6)
+    weight, y_shape, window = (5, 3, 3, 3), (5, 8, 6), Window((3, 3), (1, 1), (0, 0), (1, 1))
     few, many = np.zeros((2, 3, 10, 8), np.float32), np.zeros((32, 3, 10, 8), np.float32)
     large = np.zeros((32, 3, 300, 300), np.float32)
-    assert engine_for(weight, 1, 4, many, (32, *y_shape)) is conv_lanes
-    assert engine_for(weight, 1, 4, few, (2, *y_shape)) is conv_planes
-    assert engine_for(weight, 1, 4, large, (32, 5, 298, 298)) is conv_planes
-    assert engine_for(weight, 1, 4, channels_last(many), (32, *y_shape)) is conv_planes
+    assert engine_for(many, weight, window, 1, (32, *y_shape), follows=True) is conv_lanes
+    assert engine_for(few, weight, window, 1, (2, *y_shape), follows=True) is conv_planes
+    assert engine_for(large, weight, window, 1, (32, 5, 298, 298), follows=True) is conv_planes
+    assert engine_for(channels_last(many), weight, window, 1, (32, *y_shape), follows=True) is conv_planes
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -54,7 +54,7 @@ def conv2d(
     y = empty_like(source, y_shape) if out is None else out
     if y.size == 0:
         return y
-    engine = engine_for(weight.shape, groups, y.itemsize, source, y.shape)
+    engine = engine_for(source, weight.shape, window, groups, y.shape, follows=True)
     engine.forward(source, dense_c(weight), bias, window, groups, residual, bool(relu), y)
     return y
 
@@ -77,8 +77,9 @@ def conv2d_channels_last(
     check_operands(who, x, weight, bias, residual, None, y_shape)
     y = channels_second(empty((y_shape[0], *y_shape[2:], y_shape[1]), native(x)))
     if y.size:
-        engine = engine_for(weight.shape, int(groups), y.itemsize)
-        engine.forward(dense(x), dense_c(weight), bias, Window(*sizes), int(groups), residual, bool(relu), y)
+        window, groups = Window(*sizes), int(groups)
+        engine = engine_for(x, weight.shape, window, groups, y.shape)
+        engine.forward(dense(x), dense_c(weight), bias, window, groups, residual, bool(relu), y)
     return y
 
 
@@ -115,28 +116,28 @@ def conv2d_backward(
     source = dense(x)
     grad = in_order_of(dy, source)
     weight = dense_c(weight)
-    engine = engine_for(weight.shape, groups, x.itemsize, source, y_shape)
-    dx = engine.backward_data(grad, source, weight, window, groups)[0] if need_dx else None
-    dbias = channel_sums(grad) if need_dbias else None
-    return dx, engine.backward_weight(grad, source, weight, window, groups), dbias
+    engine = engine_for(source, weight.shape, window, groups, y_shape, follows=True)
+    dweight, dx, _ = engine.backward(grad, source, weight, window, groups, need_dx=need_dx)
+    return dx, dweight, channel_sums(grad) if need_dbias else None
 
 
 def engine_for(
+    x: np.ndarray,
     weight_shape: tuple[int, ...],
+    window: Window,
     groups: int,
-    itemsize: int,
-    x: np.ndarray | None = None,
-    y_shape: tuple[int, ...] = (),
+    y_shape: tuple[int, ...],
+    follows: bool = False,
 ) -> ModuleType:
-    """The module whose ``forward``, ``backward_data`` and ``backward_weight`` suit such weights; x: where y lies as it.
+    """The module whose ``forward`` and ``backward`` suit such operands; follows: whether y lies in memory as x.
 
     The bits follow from shapes and memory orders alone.
     """
-    if conv_depthwise.suits(weight_shape, groups, itemsize):
+    if conv_depthwise.suits(weight_shape, groups, x.itemsize):
         return conv_depthwise
-    if conv_blocks.suits(weight_shape, groups, itemsize):
+    if conv_blocks.suits(weight_shape, groups, x.itemsize):
         return conv_blocks
-    return conv_planes if x is None or not conv_lanes.suits(x, weight_shape, y_shape) else conv_lanes
+    return conv_lanes if follows and conv_lanes.suits(x, weight_shape, y_shape) else conv_planes
 
 
 def channel_sums(dy: np.ndarray) -> np.ndarray:

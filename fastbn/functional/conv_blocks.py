@@ -93,6 +93,25 @@ def forward(
     return sums
 
 
+def backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    window: Window,
+    groups: int,
+    prologue: Prologue = PLAIN,
+    normed: Prologue | None = None,
+    residual: np.ndarray | None = None,
+    need_dx: bool = True,
+) -> tuple[np.ndarray, np.ndarray | None, Sums | None]:
+    """(dweight, dx, sums of dx); dx None unless needed, see ``backward_data`` and ``backward_weight``."""
+    dx, sums = None, None
+    dweight = backward_weight(dy, x, weight, window, groups, prologue, normed or PLAIN)
+    if need_dx:
+        dx, sums = backward_data(dy, x, weight, window, groups, prologue, residual, normed)
+    return dweight, dx, sums
+
+
 def backward_data(
     dy: np.ndarray,
     x: np.ndarray,

@@ -9,7 +9,7 @@ gradient to the next convolution's input is still in cache.
 import math
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -122,7 +122,7 @@ def conv_bn_forward(
     sizes, shape = check_convolution(who, 2, source, weight, stride, padding, dilation, groups)
     check_operands(who, source, weight, bias, residual, None, shape)
     window, groups = Window(*sizes), int(groups)
-    engine = engine_for(weight.shape, groups, source.itemsize)
+    engine = engine_for(source, weight.shape, window, groups, shape)
     if isinstance(x, Deferred) and engine is conv_planes:
         source, normed = x.array(), None
     statistics = running_mean, running_var, momentum, eps
@@ -206,13 +206,10 @@ def conv_bn_backward(
     if norm.has_residual:
         grad = dresidual = grad if cut is None else cut
     gradient = Prologue(norm.affine, norm.relu and cut is None, saved.ceiling, slopes, z)
-    options = saved.x, dense_c(saved.weight), saved.window, saved.groups, gradient
-    dweight = saved.engine.backward_weight(grad, *options, saved.normed or PLAIN)
-    dx: Any = None
-    if need_dx:
-        normed = saved.normed if _sums_output(saved.weight, saved.groups) else None
-        dx, dx_sums = saved.engine.backward_data(grad, *options, residual, normed)
-        dx = dx if saved.normed is None else Gradient(dx, dx_sums)
+    operands = grad, saved.x, dense_c(saved.weight), saved.window, saved.groups
+    dweight, dx, dx_sums = saved.engine.backward(*operands, gradient, saved.normed, residual, need_dx)
+    if dx is not None and saved.normed is not None:
+        dx = Gradient(dx, dx_sums)
     dbias = None
     if saved.has_bias:
         constant = np.zeros_like(gradients[1]) if norm.batch_stats else gradients[1] * norm.affine[SCALE]
@@ -231,9 +228,7 @@ def _backward_apart(
     if not dz.size:
         dx, dweight = np.zeros_like(x), np.zeros_like(weight)
     else:
-        options = dz, x, dense_c(weight), saved.window, saved.groups
-        dx = saved.engine.backward_data(*options)[0] if need_dx else None
-        dweight = saved.engine.backward_weight(*options)
+        dweight, dx, _ = saved.engine.backward(dz, x, dense_c(weight), saved.window, saved.groups, need_dx=need_dx)
     if dx is not None and residual is not None:
         dx += residual
     return dx, dweight, channel_sums(dz) if saved.has_bias else None, dgamma, dbeta, dresidual

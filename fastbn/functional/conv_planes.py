@@ -44,6 +44,14 @@ def forward(
     )
 
 
+def backward(
+    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int, need_dx: bool = True
+) -> tuple[np.ndarray, np.ndarray | None, None]:
+    """(dweight, dx, None): both gradients, dx None unless needed; it makes no sums of dx."""
+    dx = backward_data(dy, x, weight, window, groups)[0] if need_dx else None
+    return backward_weight(dy, x, weight, window, groups), dx, None
+
+
 def backward_data(
     dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int
 ) -> tuple[np.ndarray, None]:
