@@ -5,28 +5,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn.functional.conv_geometry import (
-    Planes,
-    Window,
-    backward_patches,
-    backward_planes,
-    forward_patches,
-    forward_planes,
-)
+from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
 from fastbn.kernels.conv_panels import block_lanes, panel_columns, tile_elements
 
 BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
 TASKS = 16  # wanted at least
-# Planes hold only what a tap meets, a plane for each, where padding would take tiles so many times as large, and each
-# pixel serves so many outputs that copying it for every tap does not show.
-WASTE, GATHERED = 1.3, 64
+WASTE = 1.1  # times as many pixels as the output has in the tiles of runs, and tiles take theirs one by one
 
 Shape = tuple[int, ...]
 
 
 class Place(NamedTuple):
-    """Where a task's pixels come to lie: operands of ``fill_blocks``, ``block`` and ``offsets`` in elements."""
+    """Where a task's pixels come to lie: operands of ``fill_blocks``; block, offsets and places in elements."""
 
     starts_h: np.ndarray
     starts_w: np.ndarray
@@ -38,6 +29,7 @@ class Place(NamedTuple):
     columns: int
     block: int
     offsets: np.ndarray
+    places: np.ndarray
 
 
 class Layout(NamedTuple):
@@ -55,6 +47,7 @@ class Portions(NamedTuple):
     """Of ``correlate_blocks``. panels: elements; workspace: elements of a thread's."""
 
     place: Place
+    by_pixel: bool
     at_once: int
     layout: Layout
     panels: int
@@ -77,6 +70,7 @@ class WeightPortions(NamedTuple):
 
     place: Place
     runs_at_once: int
+    deep: int
     at_once: int
     splits: int
     panels: int
@@ -97,16 +91,12 @@ def forward_portions(
     """For y, of ``y_size`` pixels; summed: it stays in cache until its moments are taken."""
     channels_out, channels, taps = weight_shape[0] // groups, weight_shape[1], weight_shape[2] * weight_shape[3]
     whole = forward_planes(1, y_size, window)
-    gathered = channels_out >= GATHERED and _wastes(*y_size, whole.width)
-    if gathered:
-        whole = forward_patches(y_size, window)
     vectors = blocks_of(channels, itemsize) * planes_of(whole) * whole.width
     if summed:
         vectors = max(vectors, blocks_of(channels_out, itemsize) * y_size[1])
     rows = rows_at_once(x_shape[0] * groups, y_size[0], vectors)
     images = _images_at_once(x_shape[0], rows < y_size[0], whole, weight_shape, groups, channels, itemsize)
-    size = rows, y_size[1]
-    planes = forward_patches(size, window) if gathered else forward_planes(1, size, window)
+    planes = forward_planes(1, (rows, y_size[1]), window)
     layout = Layout(
         (channels_out * channels * taps, channels * taps, taps), np.arange(taps), taps, groups, channels_out, channels
     )
@@ -123,21 +113,14 @@ def backward_portions(
     strides = channels_out * channels * taps, taps, channels * taps
     parts = []
     for phase, offsets in zip(planes.phases, planes.offsets, strict=True):
-        gathered = channels >= GATHERED and _wastes(phase.height, phase.width, planes.width)
-        whole = planes
-        if gathered:
-            whole = backward_patches(planes, offsets, phase, (phase.height, phase.width))
-        vectors = blocks_of(channels_out, itemsize) * planes_of(whole) * whole.width
+        vectors = blocks_of(channels_out, itemsize) * planes_of(planes) * planes.width
         if summed:
             vectors = max(vectors, blocks_of(channels, itemsize) * phase.width)
         rows = rows_at_once(x_shape[0] * groups, phase.height, vectors)
-        images = _images_at_once(x_shape[0], rows < phase.height, whole, weight_shape, groups, channels_out, itemsize)
-        if gathered:
-            local = backward_patches(planes, offsets, phase, (rows, phase.width))
-        else:
-            plane_rows = rows + int(offsets.max()) // planes.width
-            plane = plane_rows * planes.width
-            local = Planes(planes.starts_h, planes.starts_w, (1, 1), plane_rows, planes.width, plane, (offsets,))
+        images = _images_at_once(x_shape[0], rows < phase.height, planes, weight_shape, groups, channels_out, itemsize)
+        plane_rows = rows + int(offsets.max()) // planes.width
+        plane = plane_rows * planes.width
+        local = Planes(planes.starts_h, planes.starts_w, (1, 1), plane_rows, planes.width, plane, (offsets,))
         used = (phase.rows[:, None] * weight_shape[3] + phase.columns).reshape(-1)
         places = np.full(taps, -1)
         places[used] = np.arange(used.size)
@@ -156,42 +139,53 @@ def weight_portions(dy_shape: Shape, weight_shape: Shape, window: Window, groups
     lanes, columns = block_lanes(itemsize), panel_columns(itemsize)
     depth, panel_count = blocks_of(channels, itemsize), -(-channels_out // columns)
     whole = forward_planes(1, size, window)
-    gathered = channels_out >= 2 * GATHERED and whole.width > WASTE * size[1]
-    if gathered:
-        whole = forward_patches(size, window)
     rows = rows_at_once(count * groups, size[0], depth * planes_of(whole) * whole.width)
     images = _images_at_once(count, rows < size[0], whole, weight_shape, groups, channels, itemsize)
-    planes = forward_patches((rows, size[1]), window) if gathered else forward_planes(1, (rows, size[1]), window)
-    place = _place(planes, images, rows, itemsize)
+    place = _place(forward_planes(1, (rows, size[1]), window), images, rows, size[1], itemsize)
     elements = groups * panel_count * taps * depth * lanes * columns
     runs = -(-count // images) * -(-size[0] // rows)
     # Few and small gradients are summed apart; where they are large, tasks share out their panels instead.
     runs_at_once = -(-runs // max(1, min(runs, TASKS, -(-TASKS * BLOCKS // (elements * itemsize)))))
     splits = -(-runs // runs_at_once)
-    at_once = -(-panel_count // min(panel_count, -(-TASKS // (splits * groups))))
-    workspace = depth * place.block + planes.width * lanes + at_once * columns * images * rows * planes.width
+    pixels = images * rows * size[1]
+    deep, at_once = _shared(depth, panel_count, place.block, columns * pixels, -(-TASKS // (splits * groups)))
+    workspace = deep * place.block + at_once * columns * pixels
     work = count * size[0] * size[1] * channels_out * groups * channels * taps // 16
-    return WeightPortions(place, runs_at_once, at_once, splits, splits * elements, workspace, work)
+    return WeightPortions(place, runs_at_once, deep, at_once, splits, splits * elements, workspace, work)
+
+
+def _shared(depth: int, panels: int, block: int, panel: int, tasks: int) -> tuple[int, int]:
+    """Blocks of x and panels of dy, of so many elements, for each of about ``tasks`` tasks: what fills the least."""
+
+    def filled(parts: int) -> int:
+        return parts * depth * block + min(depth, -(-tasks // parts)) * panels * panel
+
+    parts = min(range(1, min(panels, tasks) + 1), key=filled)
+    return -(-depth // min(depth, -(-tasks // parts))), -(-panels // parts)
 
 
 def _portions(planes: Planes, images: int, rows: int, size: Shape, layout: Layout, itemsize: int) -> Portions:
     """planes: of ``rows`` rows of an output of ``size`` (N, H, W)."""
     lanes, columns = block_lanes(itemsize), panel_columns(itemsize)
-    place = _place(planes, images, rows, itemsize)
+    place = _place(planes, images, rows, size[2], itemsize)
     depth, panel_count = blocks_of(layout.channels, itemsize), -(-layout.outputs // columns)
     tasks = -(-size[0] // images) * layout.groups * -(-size[1] // rows)
     at_once = -(-panel_count // min(panel_count, -(-TASKS // tasks)))
-    if size[2] <= TILE_ROWS // 2:  # two panels side by side
+    by_pixel = _wastes(rows, size[2], planes)
+    if by_pixel:
         at_once += at_once % 2
     panels = layout.groups * panel_count * columns * layout.taps * depth * lanes
     slack = (planes.width + TILE_ROWS) * lanes  # that tiles may read past the last plane, for rows that are dropped
     workspace = tile_elements(itemsize) + depth * place.block + slack
     work = size[0] * size[1] * size[2] * panels // (16 * layout.groups)
-    return Portions(place, at_once, layout, panels, workspace, work)
+    return Portions(place, by_pixel, at_once, layout, panels, workspace, work)
 
 
-def _place(planes: Planes, images: int, rows: int, itemsize: int) -> Place:
+def _place(planes: Planes, images: int, rows: int, length: int, itemsize: int) -> Place:
+    """planes: of one image; length: of a row of the output."""
     lanes, offsets, plane = block_lanes(itemsize), planes.offsets[0], planes.height * planes.width
+    row = np.arange(images)[:, None] * plane + np.arange(rows) * planes.width
+    places = (row.reshape(-1, 1) + np.arange(length)).reshape(-1)
     return Place(
         planes.starts_h,
         planes.starts_w,
@@ -202,6 +196,7 @@ def _place(planes: Planes, images: int, rows: int, itemsize: int) -> Place:
         planes.width,
         images * planes.channel_size * lanes,
         (offsets // plane * images * plane + offsets % plane) * lanes,
+        np.pad(places, (0, TILE_ROWS), mode="edge") * lanes,
     )
 
 
@@ -215,11 +210,12 @@ def planes_of(geometry: Planes) -> int:
     return len(geometry.starts_h) * len(geometry.starts_w)
 
 
-def _wastes(rows: int, length: int, columns: int) -> bool:
-    """Whether the tiles of an image in planes of ``columns`` hold too many pixels that are none of the output's."""
-    height = TILE_ROWS // 2 if length <= TILE_ROWS // 2 else TILE_ROWS
-    by_row, run_on = rows * -(-length // height), -(-((rows - 1) * columns + length) // height)
-    return height * min(by_row, run_on) > WASTE * rows * length
+def _wastes(rows: int, length: int, planes: Planes) -> bool:
+    """Whether the tiles of runs over ``rows`` rows hold too many pixels that are none of the output's."""
+    if planes.width == length and planes.height == rows:
+        return False
+    by_row, run_on = rows * -(-length // TILE_ROWS), -(-((rows - 1) * planes.width + length) // TILE_ROWS)
+    return TILE_ROWS * min(by_row, run_on) > WASTE * rows * length
 
 
 def rows_at_once(images: int, rows: int, vectors: int) -> int:
