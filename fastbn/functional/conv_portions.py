@@ -1,5 +1,6 @@
 """How ``kernels.conv_blocks`` goes about a convolution: places, portions and panels, from shapes alone."""
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -94,7 +95,8 @@ def forward_portions(
     vectors = blocks_of(channels, itemsize) * planes_of(whole) * whole.width
     if summed:
         vectors = max(vectors, blocks_of(channels_out, itemsize) * y_size[1])
-    rows = rows_at_once(x_shape[0] * groups, y_size[0], vectors)
+    weights, panels = math.prod(weight_shape) * itemsize, -(-channels_out // panel_columns(itemsize))
+    rows = rows_at_once(x_shape[0] * groups, y_size[0], vectors, weights // groups, panels)
     images = _images_at_once(x_shape[0], rows < y_size[0], whole, weight_shape, groups, channels, itemsize)
     planes = forward_planes(1, (rows, y_size[1]), window)
     layout = Layout(
@@ -111,12 +113,13 @@ def backward_portions(
     channels_out, channels, taps = weight_shape[0] // groups, weight_shape[1], weight_shape[2] * weight_shape[3]
     planes = backward_planes(1, dy_shape[2:], x_shape[2:], window)
     strides = channels_out * channels * taps, taps, channels * taps
+    weights, panels = math.prod(weight_shape) * itemsize, -(-channels // panel_columns(itemsize))
     parts = []
     for phase, offsets in zip(planes.phases, planes.offsets, strict=True):
         vectors = blocks_of(channels_out, itemsize) * planes_of(planes) * planes.width
         if summed:
             vectors = max(vectors, blocks_of(channels, itemsize) * phase.width)
-        rows = rows_at_once(x_shape[0] * groups, phase.height, vectors)
+        rows = rows_at_once(x_shape[0] * groups, phase.height, vectors, weights // groups, panels)
         images = _images_at_once(x_shape[0], rows < phase.height, planes, weight_shape, groups, channels_out, itemsize)
         plane_rows = rows + int(offsets.max()) // planes.width
         plane = plane_rows * planes.width
@@ -218,13 +221,20 @@ def _wastes(rows: int, length: int, planes: Planes) -> bool:
     return TILE_ROWS * min(by_row, run_on) > WASTE * rows * length
 
 
-def rows_at_once(images: int, rows: int, vectors: int) -> int:
+def rows_at_once(images: int, rows: int, vectors: int, weights: int = 0, panels: int = 1) -> int:
     """Rows of the output in one task: blocks of a good size, and tasks for all.
 
-    vectors: of the blocks that one row needs.
+    vectors: of the blocks that one row needs. Few images are cut into pieces, which read all ``weights`` (bytes) each,
+    or share out ``panels``, for each of which the blocks are filled anew: whatever moves less.
     """
     fit = max(1, BLOCKS // (vectors * VECTOR_BYTES))
-    wanted = -(-rows // -(-TASKS // images)) if images < TASKS else rows
+
+    def moved(pieces: int) -> float:
+        groups = min(panels, -(-TASKS // (images * pieces)))
+        idle = max(1.0, TASKS / (images * pieces * groups))
+        return idle * images * (pieces * weights + groups * rows * vectors * VECTOR_BYTES)
+
+    wanted = -(-rows // min(range(1, rows + 1), key=moved)) if images < TASKS else rows
     pieces = -(-rows // max(1, min(fit, wanted, rows)))
     return -(-rows // pieces)
 
@@ -236,7 +246,7 @@ def _images_at_once(
 
     in_rows: whether a task has not even one image. whole: the planes of one image, of ``channels`` channels.
     """
-    if in_rows or int(np.prod(weight_shape)) * itemsize <= BLOCKS:
+    if in_rows or math.prod(weight_shape) * itemsize <= BLOCKS:
         return 1
     vectors = blocks_of(channels, itemsize) * whole.channel_size
     pairs = -(-weight_shape[0] // (2 * groups * panel_columns(itemsize)))
