@@ -10,7 +10,7 @@ from numba import get_thread_id, int64, prange
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, block_tile, pixel_tile
 from fastbn.kernels._vector import at_least, lanes_of, load, splat, store
-from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums
+from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums, whole_vectors
 from fastbn.kernels.conv_fill import fill_blocks
 
 
@@ -47,6 +47,25 @@ def _store_part(tile, i, channels, bias, channel, residual, low, out, at, stride
 def _tiles_by_row(rows, length, columns, height):
     """Whether tiles that stay in one row of the output are no more than tiles that run on over the padding."""
     return rows * -(-length // height) <= -(-((rows - 1) * columns + length) // height)
+
+
+@inlined
+def sum_piece(out, begin, pixels, width, c, used, piece, shifts, source, source_relu, source_affine, partials):
+    """The sums of ``correlate_blocks`` over ``pixels`` of a piece that follow one another, ``used`` channels from c on.
+
+    begin: the offset of the first.
+    """
+    filled = whole_vectors(used, lanes_of(out))
+    if shifts is not None:
+        shift = shifts[piece, c : c + filled]
+        set_shift(out, begin, used, 1, shift)
+        sums, squares = partials[0, piece, c : c + filled], partials[1, piece, c : c + filled]
+        tile_sums(out, begin, pixels, width, used, shift, sums, squares)
+    if source is not None:
+        sums, products = partials[0, piece, c : c + filled], partials[1, piece, c : c + filled]
+        tile_products(
+            out, source, None, source_relu, begin, pixels, width, used, 0, source_affine, c, sums, products, None
+        )  # fmt: skip
 
 
 @body
@@ -127,17 +146,7 @@ def _correlate_task(
     pixels, width = (last_image - first_image) * count * length, out_shape[1]
     c = first_panel * breadth
     used = min(width, last_panel * breadth) - c
-    filled = -(-used // lanes) * lanes
-    if shifts is not None:
-        shift = shifts[piece, c : c + filled]
-        set_shift(out, begin + c, used, 1, shift)
-        sums, squares = partials[0, piece, c : c + filled], partials[1, piece, c : c + filled]
-        tile_sums(out, begin + c, pixels, width, used, shift, sums, squares)
-    if source is not None:
-        sums, products = partials[0, piece, c : c + filled], partials[1, piece, c : c + filled]
-        tile_products(
-            out, source, None, source_relu, begin + c, pixels, width, used, 0, source_affine, c, sums, products, None
-        )  # fmt: skip
+    sum_piece(out, begin + c, pixels, width, c, used, piece, shifts, source, source_relu, source_affine, partials)
 
 
 @driver

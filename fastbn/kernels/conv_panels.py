@@ -27,7 +27,7 @@ def tile_elements(itemsize: int) -> int:
 
 
 @body
-def _pack_task(task, weights, strides, places, taps, outputs, channels, panels, spare):
+def pack_task(task, weights, strides, places, taps, outputs, channels, panels, spare):
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
     block = -(-channels // lanes) * lanes  # rows of a tap
@@ -83,14 +83,14 @@ def pack_panels(weights, strides, places, taps, groups, outputs, channels, panel
     if parallel:
         for task in prange(tasks):
             spare = workspace[get_thread_id()]
-            _pack_task(int64(task), weights, strides, places, taps, outputs, channels, panels, spare)
+            pack_task(int64(task), weights, strides, places, taps, outputs, channels, panels, spare)
     else:
         for task in range(tasks):
-            _pack_task(task, weights, strides, places, taps, outputs, channels, panels, workspace[0])
+            pack_task(task, weights, strides, places, taps, outputs, channels, panels, workspace[0])
 
 
 @body
-def _add_task(task, panels, splits, taps, outputs, channels, weights, spare):
+def add_task(task, panels, splits, taps, outputs, channels, weights, spare):
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
     block = -(-channels // lanes) * lanes
@@ -135,7 +135,7 @@ def add_panels(panels, splits, taps, groups, outputs, channels, weights, workspa
     if parallel:
         for task in prange(tasks):
             spare = workspace[get_thread_id()]
-            _add_task(int64(task), panels, splits, taps, outputs, channels, weights, spare)
+            add_task(int64(task), panels, splits, taps, outputs, channels, weights, spare)
     else:
         for task in range(tasks):
-            _add_task(task, panels, splits, taps, outputs, channels, weights, workspace[0])
+            add_task(task, panels, splits, taps, outputs, channels, weights, workspace[0])

@@ -1,0 +1,69 @@
+"""Weights transformed for ``conv_winograd``: panels of ``conv_panels`` with Winograd's 16 positions as taps, and back."""
+
+from numba import get_thread_id, int64, prange
+
+from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._simd import TILE_VECTORS
+from fastbn.kernels._vector import lanes_of, load, splat, store
+from fastbn.kernels.conv_panels import add_task, pack_task
+from fastbn.kernels.winograd_tiles import POSITIONS
+
+TAPS = 9
+
+
+@inlined
+def _spread(g0, g1, g2, half):
+    """G g."""
+    sides, middle = (g0 + g2) * half, g1 * half
+    return g0, sides + middle, sides - middle, g2
+
+
+@inlined
+def _spread_column(plain, i, step, half):
+    return _spread(load(plain, i), load(plain, i + step), load(plain, i + 2 * step), half)
+
+
+@inlined
+def _store_row(panels, i, step, g0, g1, g2, half):
+    u0, u1, u2, u3 = _spread(g0, g1, g2, half)
+    store(panels, i, u0)
+    store(panels, i + step, u1)
+    store(panels, i + 2 * step, u2)
+    store(panels, i + 3 * step, u3)
+
+
+@body
+def _transform_task(task, weights, strides, places, outputs, channels, panels, work):
+    lanes = lanes_of(weights)
+    breadth = TILE_VECTORS * lanes
+    size = -(-channels // lanes) * lanes * breadth
+    first = task * breadth
+    plain, spare = work[: TAPS * size], work[TAPS * size :]
+    share = places, TAPS, min(breadth, outputs - first), channels
+    pack_task(0, weights[first * strides[1] :], strides, *share, plain, spare)
+    half = splat(weights, 0.5)
+    for i in range(0, size, lanes):
+        a0, a1, a2, a3 = _spread_column(plain, i, 3 * size, half)
+        b0, b1, b2, b3 = _spread_column(plain, i + size, 3 * size, half)
+        c0, c1, c2, c3 = _spread_column(plain, i + 2 * size, 3 * size, half)
+        at = task * POSITIONS * size + i
+        _store_row(panels, at, size, a0, b0, c0, half)
+        _store_row(panels, at + 4 * size, size, a1, b1, c1, half)
+        _store_row(panels, at + 8 * size, size, a2, b2, c2, half)
+        _store_row(panels, at + 12 * size, size, a3, b3, c3, half)
+
+
+@driver
+def transform_panels(weights, strides, places, outputs, channels, panels, workspace, parallel):
+    """panels (panels, 16, blocks, lanes, columns) = G g G^T of windows g of 3 x 3; see ``pack_panels``.
+
+    workspace: (threads, a panel of 9 taps and lanes * lanes).
+    """
+    tasks = -(-outputs // (TILE_VECTORS * lanes_of(weights)))
+    if parallel:
+        for task in prange(tasks):
+            work = workspace[get_thread_id()]
+            _transform_task(int64(task), weights, strides, places, outputs, channels, panels, work)
+    else:
+        for task in range(tasks):
+            _transform_task(task, weights, strides, places, outputs, channels, panels, workspace[0])
