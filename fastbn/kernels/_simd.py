@@ -74,6 +74,15 @@ class _Vectors:
         """Variables that LLVM keeps in registers."""
         return [cgutils.alloca_once(self.builder, self.type) for _ in range(count)]
 
+    def prefetch(self, pointer, offset):
+        """Have the cache line at ``offset`` read soon; it may lie beyond the array."""
+        integer = ir.IntType(32)
+        place = self.builder.bitcast(self.builder.gep(pointer, [offset]), ir.IntType(8).as_pointer())
+        function_type = ir.FunctionType(ir.VoidType(), [place.type, integer, integer, integer])
+        function = cgutils.get_or_insert_function(self.builder.module, function_type, "llvm.prefetch.p0")
+        # To read, into every level, data.
+        self.builder.call(function, [place, *(ir.Constant(integer, number) for number in (0, 3, 1))])
+
     def add_product(self, total, a, b):
         product = self.builder.fmul(a, b, flags=("contract",))
         self.builder.store(self.builder.fadd(self.builder.load(total), product, flags=("contract",)), total)
@@ -208,6 +217,7 @@ def _block_tile(
     vectors = _Vectors(context, builder, a_type.dtype)
     lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
     unrolled, rows = min(4, lanes), len(a_rows)
+    lines = -(-rows * unrolled // lanes) if panels == 1 else 0  # to be asked for, where pixels lie side by side
     places = [(panel, v) for panel in range(panels) for v in range(TILE_VECTORS)]
     b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
     sums = {(i, *place): cgutils.alloca_once(builder, vectors.type) for i in range(rows) for place in places}
@@ -223,7 +233,14 @@ def _block_tile(
                 column = builder.add(pixel, builder.mul(steps.index, _index(unrolled)))
                 b_row = builder.gep(b_rows, [builder.mul(steps.index, _index(unrolled * columns))])
                 b_panels = [builder.gep(b_row, [builder.mul(b_step, _index(panel))]) for panel in range(panels)]
+                # What the next block of channels will read: the hardware does not follow streams so short.
+                a_next = builder.gep(a_rows[0], [builder.add(pixel, a_step)])
+                a_next = builder.gep(a_next, [builder.mul(steps.index, _index(lines * lanes))])
+                for line in range(lines):
+                    vectors.prefetch(a_next, _index(line * lanes))
                 for k in range(unrolled):
+                    for panel, v in places:
+                        vectors.prefetch(b_panels[panel], _index((lanes + k) * columns + v * lanes))
                     right = {
                         (panel, v): vectors.load(b_panels[panel], _index(k * columns + v * lanes))
                         for panel, v in places
