@@ -12,7 +12,7 @@ from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, block_tile
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.conv_blocks import sum_piece
 from fastbn.kernels.conv_fill import fill_blocks
-from fastbn.kernels.winograd_tiles import POSITIONS, input_tiles, output_tiles
+from fastbn.kernels.winograd_tiles import POSITIONS, output_tiles, transform_tiles
 
 
 @body
@@ -44,7 +44,7 @@ def _winograd_task(
             blocks[image * plane :], block, plane,
         )  # fmt: skip
     tiles = image_count * down * across
-    input_tiles(blocks, block, depth, tiles, down, across, TILE_ROWS, values)
+    transform_tiles(blocks, block, 2, depth, tiles, down, across, TILE_ROWS, values)
     size, panel_size = depth * TILE_ROWS * lanes, depth * lanes * breadth
     strides = height * width * channels_out, width * channels_out, channels_out
     begin = first_image * strides[0] + first_row * strides[1]

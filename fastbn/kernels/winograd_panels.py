@@ -67,3 +67,61 @@ def transform_panels(weights, strides, places, outputs, channels, panels, worksp
     else:
         for task in range(tasks):
             _transform_task(task, weights, strides, places, outputs, channels, panels, workspace[0])
+
+
+@inlined
+def _gather(u0, u1, u2, u3, half):
+    """G^T u, where u3 has the other sign."""
+    middle = (u1 + u2) * half
+    return u0 + middle, (u1 - u2) * half, middle - u3
+
+
+@inlined
+def _gather_column(panels, i, step, half):
+    return _gather(
+        load(panels, i), load(panels, i + step), load(panels, i + 2 * step), load(panels, i + 3 * step), half
+    )
+
+
+@inlined
+def _store_taps(plain, i, step, u0, u1, u2, u3, half):
+    g0, g1, g2 = _gather(u0, u1, u2, u3, half)
+    store(plain, i, g0)
+    store(plain, i + step, g1)
+    store(plain, i + 2 * step, g2)
+
+
+@body
+def _gather_task(task, panels, outputs, channels, weights, work):
+    lanes = lanes_of(weights)
+    breadth = TILE_VECTORS * lanes
+    size = -(-channels // lanes) * lanes * breadth
+    first = task * breadth
+    plain, spare = work[: TAPS * size], work[TAPS * size :]
+    half = splat(weights, 0.5)
+    for i in range(0, size, lanes):
+        at = task * POSITIONS * size + i
+        a0, a1, a2 = _gather_column(panels, at, 4 * size, half)
+        b0, b1, b2 = _gather_column(panels, at + size, 4 * size, half)
+        c0, c1, c2 = _gather_column(panels, at + 2 * size, 4 * size, half)
+        d0, d1, d2 = _gather_column(panels, at + 3 * size, 4 * size, half)
+        _store_taps(plain, i, size, a0, b0, c0, d0, half)
+        _store_taps(plain, i + 3 * size, size, a1, b1, c1, d1, half)
+        _store_taps(plain, i + 6 * size, size, a2, b2, c2, d2, half)
+    target = weights[first * channels * TAPS :]
+    add_task(0, plain, 1, TAPS, min(breadth, outputs - first), channels, target, spare)
+
+
+@driver
+def gather_panels(panels, outputs, channels, weights, workspace, parallel):
+    """weights (outputs, channels, 9) = G^T u G of the sums u of ``correlate_weights_winograd``.
+
+    workspace: (threads, a panel of 9 taps and 2 * lanes * lanes).
+    """
+    tasks = -(-outputs // (TILE_VECTORS * lanes_of(weights)))
+    if parallel:
+        for task in prange(tasks):
+            _gather_task(int64(task), panels, outputs, channels, weights, workspace[get_thread_id()])
+    else:
+        for task in range(tasks):
+            _gather_task(task, panels, outputs, channels, weights, workspace[0])

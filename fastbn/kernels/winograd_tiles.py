@@ -44,38 +44,71 @@ def _output_column(m, i, step):
     return _outputs(load(m, i), load(m, i + step), load(m, i + 2 * step), load(m, i + 3 * step))
 
 
-@body
-def input_tiles(blocks, block, depth, count, rows, across, height, values):
-    """values[group, position, c, tile, lane] = B^T d B of ``count`` tiles of the planes, in groups of ``height``."""
+@inlined
+def _input_tile(blocks, i, line, values, at, step):
+    """B^T d B."""
     lanes = lanes_of(blocks)
-    columns = 2 * across + 2
+    a0, a1, a2, a3 = _input_column(blocks, i, line)
+    b0, b1, b2, b3 = _input_column(blocks, i + lanes, line)
+    c0, c1, c2, c3 = _input_column(blocks, i + 2 * lanes, line)
+    d0, d1, d2, d3 = _input_column(blocks, i + 3 * lanes, line)
+    _store_inputs(values, at, step, a0, b0, c0, d0)
+    _store_inputs(values, at + 4 * step, step, a1, b1, c1, d1)
+    _store_inputs(values, at + 8 * step, step, a2, b2, c2, d2)
+    _store_inputs(values, at + 12 * step, step, a3, b3, c3, d3)
+
+
+@inlined
+def _store_gradients(values, i, step, left, right):
+    store(values, i, left)
+    store(values, i + step, left + right)
+    store(values, i + 2 * step, left - right)
+    store(values, i + 3 * step, right)
+
+
+@inlined
+def _gradient_tile(blocks, i, line, values, at, step):
+    """A dy A^T, but for the sign of its last row and column."""
+    lanes = lanes_of(blocks)
+    left, right = load(blocks, i), load(blocks, i + lanes)
+    lower_left, lower_right = load(blocks, i + line), load(blocks, i + line + lanes)
+    _store_gradients(values, at, step, left, right)
+    _store_gradients(values, at + 4 * step, step, left + lower_left, right + lower_right)
+    _store_gradients(values, at + 8 * step, step, left - lower_left, right - lower_right)
+    _store_gradients(values, at + 12 * step, step, lower_left, lower_right)
+
+
+@body
+def transform_tiles(blocks, block, margin, depth, count, rows, across, height, values):
+    """values[group, position, c, tile, lane] of the first ``count`` tiles of the planes, in groups of ``height``.
+
+    margin: 2 for inputs, and 0 for gradients to outputs, whose planes end with the last tile.
+    """
+    lanes = lanes_of(blocks)
+    columns = 2 * across + margin
     line, step = columns * lanes, depth * height * lanes
     for top in range(0, count, height):
         image, rest = divmod(top, rows * across)
         first_row, first_column = divmod(rest, across)
-        pixel = (image * (2 * rows + 2) + 2 * first_row) * columns + 2 * first_column
+        pixel = (image * (2 * rows + margin) + 2 * first_row) * columns + 2 * first_column
         for c in range(depth):
             row, column = first_row, first_column
             i = c * block + pixel * lanes
             at = (top * POSITIONS * depth + c * height) * lanes
             for _ in range(min(height, count - top)):
-                a0, a1, a2, a3 = _input_column(blocks, i, line)
-                b0, b1, b2, b3 = _input_column(blocks, i + lanes, line)
-                c0, c1, c2, c3 = _input_column(blocks, i + 2 * lanes, line)
-                d0, d1, d2, d3 = _input_column(blocks, i + 3 * lanes, line)
-                _store_inputs(values, at, step, a0, b0, c0, d0)
-                _store_inputs(values, at + 4 * step, step, a1, b1, c1, d1)
-                _store_inputs(values, at + 8 * step, step, a2, b2, c2, d2)
-                _store_inputs(values, at + 12 * step, step, a3, b3, c3, d3)
+                if margin > 0:
+                    _input_tile(blocks, i, line, values, at, step)
+                else:
+                    _gradient_tile(blocks, i, line, values, at, step)
                 at += lanes
                 i += 2 * lanes
                 column += 1
                 if column == across:
                     column, row = 0, row + 1
-                    i += line + 2 * lanes
+                    i += line + margin * lanes
                     if row == rows:
                         row = 0
-                        i += 2 * line
+                        i += margin * line
 
 
 @inlined
