@@ -11,7 +11,7 @@ from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of, is_channels_last
 from fastbn.functional import conv_blocks
-from fastbn.functional.conv_blocks import TASKS, blocks_of
+from fastbn.functional.conv_blocks import BLOCKS, TASKS, blocks_of
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
@@ -24,6 +24,8 @@ from fastbn.kernels.winograd_panels import TAPS, gather_panels, transform_panels
 from fastbn.kernels.winograd_tiles import POSITIONS
 
 VALUES = 1 << 20  # bytes, about, of the transformed tiles of a task: with a panel they stay in the second cache
+RUN = 128  # tiles, about, of x and dy that are transformed together
+TRANSFORMED = 1 << 24  # bytes of them that wait in the last cache
 GROUPS = 4  # of tiles, at least: so often is a panel used
 NO_OFFSET = np.zeros(1, np.int64)
 
@@ -111,15 +113,14 @@ def backward_weight(
 ) -> np.ndarray:
     """As ``conv_blocks.backward_weight``."""
     outputs, channels = weight.shape[:2]
-    itemsize = x.itemsize
-    lanes, columns = conv_panels.block_lanes(itemsize), conv_panels.panel_columns(itemsize)
-    depth, dy_depth, panel_count = blocks_of(channels, itemsize), blocks_of(outputs, itemsize), -(-outputs // columns)
-    images, rows, runs_at_once, at_once = _weights_portion(dy.shape, channels, itemsize)
+    lanes, columns = conv_panels.block_lanes(x.itemsize), conv_panels.panel_columns(x.itemsize)
+    depth, dy_depth = blocks_of(channels, x.itemsize), blocks_of(outputs, x.itemsize)
+    images, rows, runs_at_once, splits = _weights_portion(dy.shape, channels, x.itemsize)
     down, across = -(-rows // 2), -(-dy.shape[3] // 2)
     most = images * down * across
-    run = POSITIONS * most * lanes
-    plane = (2 * down + 2) * (2 * across + 2)
-    panels = empty((panel_count * columns * POSITIONS * depth * lanes,), x.dtype)
+    run = (max_threads() if splits > 1 else runs_at_once) * POSITIONS * most * lanes
+    plane = images * (2 * down + 2) * (2 * across + 2)
+    panels = empty((splits * -(-outputs // columns) * columns * POSITIONS * depth * lanes,), x.dtype)
     launch(
         correlate_weights_winograd,
         as_flat(x),
@@ -137,17 +138,17 @@ def backward_weight(
         images,
         rows,
         runs_at_once,
+        splits > 1,
         most,
-        at_once,
-        empty((runs_at_once * depth * run,), x.dtype),
-        empty((runs_at_once * dy_depth * run + most * lanes,), x.dtype),
+        empty((run * depth,), x.dtype),
+        empty((run * dy_depth + most * lanes,), x.dtype),
         panels,
-        empty((max_threads(), images * plane * max(depth, dy_depth) * lanes), x.dtype),
+        empty((max_threads(), plane * max(depth, dy_depth) * lanes), x.dtype),
         work=dy.size * channels // 2,
     )
     dweight = empty(weight.shape, x.dtype)
     work = empty((max_threads(), (TAPS * depth * columns + 2 * lanes) * lanes), x.dtype)
-    launch(gather_panels, panels, outputs, channels, as_flat(dweight), work, work=panels.size)
+    launch(gather_panels, panels, splits, outputs, channels, as_flat(dweight), work, work=panels.size)
     return dweight
 
 
@@ -234,17 +235,19 @@ def _cost(images: int, rows: int, count: int, down: int, across: int, outputs: i
 
 @lru_cache(maxsize=256)
 def _weights_portion(dy_shape: tuple[int, ...], channels: int, itemsize: int) -> tuple[int, int, int, int]:
-    """Images and rows of a run, runs at once, panels of a task."""
+    """Images and rows of a run, runs at once, and sums apart."""
     count, outputs, height, width = dy_shape
     down, across = -(-height // 2), -(-width // 2)
-    tiles = 256
-    rows = max(1, min(down, tiles // across))
-    rows = -(-down // -(-down // rows))
-    images = max(1, min(count, tiles // (rows * across))) if rows == down else 1
+    rows = -(-down // -(-down // max(1, min(down, RUN // across))))
+    images = max(1, min(count, RUN // (rows * across))) if rows == down else 1
     runs = -(-count // images) * -(-down // rows)
-    size = POSITIONS * images * rows * across * (blocks_of(channels, itemsize) + blocks_of(outputs, itemsize)) * VECTOR_BYTES
-    at_once = max(1, min(runs, (16 << 20) // size))
-    return images, min(2 * rows, height), at_once, -(-outputs // conv_panels.panel_columns(itemsize))
+    depth, dy_depth = blocks_of(channels, itemsize), blocks_of(outputs, itemsize)
+    splits = min(runs, TASKS, TASKS * BLOCKS // (POSITIONS * depth * outputs * VECTOR_BYTES))
+    if splits < TASKS // 2:
+        tiles = POSITIONS * images * rows * across * (depth + dy_depth) * VECTOR_BYTES
+        return images, min(2 * rows, height), max(1, min(runs, TRANSFORMED // tiles)), 1
+    runs_at_once = -(-runs // splits)
+    return images, min(2 * rows, height), runs_at_once, -(-runs // runs_at_once)
 
 
 def _panels(

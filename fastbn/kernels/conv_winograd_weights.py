@@ -40,38 +40,40 @@ def _tiles_of_run(
 
 @body
 def _transform_task(
-    run, place, x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine,
-    slopes, starts_h, starts_w, nothing, images, rows, most, values, gradients, blocks,
+    run, place, side, x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu,
+    affine, slopes, starts_h, starts_w, nothing, images, rows, most, values, gradients, blocks,
 ):  # fmt: skip
+    """A run's tiles of x, side 0, or of dy, side 1."""
     lanes = lanes_of(x)
     size = POSITIONS * most * lanes
-    x_at, dy_at = place * size * -(-x_shape[1] // lanes), place * size * -(-dy_shape[1] // lanes)
     share = (dy_shape[2], dy_shape[3], images, rows, most)
-    _tiles_of_run(
-        run, x_shape, x_strides, x, None, x_ceiling, x_affine, None, x_floor, starts_h, starts_w, 2, *share,
-        values[x_at:], blocks,
-    )  # fmt: skip
-    _tiles_of_run(
-        run, dy_shape, dy_strides, dy, partner, relu, affine, slopes, -np.inf, nothing, nothing, 0, *share,
-        gradients[dy_at:], blocks,
-    )  # fmt: skip
+    if side == 0:
+        at = place * size * -(-x_shape[1] // lanes)
+        _tiles_of_run(
+            run, x_shape, x_strides, x, None, x_ceiling, x_affine, None, x_floor, starts_h, starts_w, 2, *share,
+            values[at:], blocks,
+        )  # fmt: skip
+    else:
+        at = place * size * -(-dy_shape[1] // lanes)
+        _tiles_of_run(
+            run, dy_shape, dy_strides, dy, partner, relu, affine, slopes, -np.inf, nothing, nothing, 0, *share,
+            gradients[at:], blocks,
+        )  # fmt: skip
 
 
 @body
 def _products_task(
-    task, first_run, last_run, x_shape, dy_shape, images, rows, most, at_once, values, gradients, panels
+    position, first_run, last_run, first_place, fresh, x_shape, dy_shape, images, rows, most, values, gradients, panels
 ):  # fmt: skip
-    """The products at one position and for some panels, added; before the first run, they are set to zero."""
+    """The products at one position, added to what is there unless that is ``fresh``."""
     lanes = lanes_of(panels)
     breadth, step, block = TILE_VECTORS * lanes, min(OUTER_ROWS, lanes), most * lanes
-    depth, dy_depth = -(-x_shape[1] // lanes), -(-dy_shape[1] // lanes)
+    depth, dy_depth, panel_count = -(-x_shape[1] // lanes), -(-dy_shape[1] // lanes), -(-dy_shape[1] // breadth)
     height, across = dy_shape[2], -(-dy_shape[3] // 2)
     row_blocks = -(-height // rows)
-    piece, position = divmod(task, POSITIONS)
-    first_panel, last_panel = piece * at_once, min(-(-dy_shape[1] // breadth), (piece + 1) * at_once)
     size = depth * lanes * breadth
-    if first_run == 0:
-        for panel in range(first_panel, last_panel):
+    if fresh:
+        for panel in range(panel_count):
             start = (panel * POSITIONS + position) * size
             for index in range(start, start + size):
                 panels[index] = 0
@@ -79,8 +81,8 @@ def _products_task(
         image_block, row_block = divmod(run, row_blocks)
         count = min(images, x_shape[0] - image_block * images)
         tiles = count * -(-min(rows, height - row_block * rows) // 2) * across
-        place = (run - first_run) * POSITIONS + position
-        for panel in range(first_panel, last_panel):
+        place = (first_place + run - first_run) * POSITIONS + position
+        for panel in range(panel_count):
             at = (panel * POSITIONS + position) * size
             b_start = (place * dy_depth + panel * TILE_VECTORS) * block
             for c in range(depth):
@@ -90,36 +92,59 @@ def _products_task(
                     at += step * breadth
 
 
+@body
+def _split_task(split, thread, runs, runs_at_once, operands, products, panels, blocks):
+    """Runs by themselves, one after the other, in the second cache."""
+    first = split * runs_at_once
+    for run in range(first, min(runs, first + runs_at_once)):
+        for side in range(2):
+            _transform_task(run, thread, side, *operands, blocks)
+        for position in range(POSITIONS):
+            _products_task(position, run, run + 1, thread, run == first, *products, panels)
+
+
 @driver
 def correlate_weights_winograd(
     x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
-    starts_h, starts_w, nothing, images, rows, runs_at_once, most, at_once, values, gradients, panels, workspace,
+    starts_h, starts_w, nothing, images, rows, runs_at_once, apart, most, values, gradients, panels, workspace,
     parallel,
 ):  # fmt: skip
     """panels = at every position the products of the tiles of x and of dy, summed; laid out as transformed weights.
 
-    A run has ``rows`` rows of dy, an even number or all, of ``images`` images, several only if all rows;
-    ``runs_at_once`` are transformed, then multiplied. most: tiles of a run. at_once: panels of a task. starts_h,
-    starts_w: where x's first window begins; nothing: one zero. values, gradients: flat, (runs_at_once, 16, blocks of x
-    or dy, most, lanes), and as much as a block behind. workspace: (threads, the planes of a run of x or of dy).
-    The prologues are those of ``correlate_weights_blocks``.
+    A run has ``rows`` rows of dy, an even number or all, of ``images`` images, several only if all rows; ``most`` tiles
+    at most. Where weights are few, ``runs_at_once`` are a task and have panels of their own, if ``apart``: panels
+    (tasks, ...), to be added up. Else so many runs are transformed, then multiplied, a position a task.
+    x_affine, x_ceiling, x_floor: the prologue of x; partner, relu, affine, slopes: that of dy. starts_h, starts_w:
+    where x's first window begins; nothing: one zero. values, gradients: flat, (threads if apart, else runs_at_once, 16,
+    blocks of x or dy, most, lanes), and a block's tiles behind. workspace: (threads, the planes of a run of x or dy).
     """
-    row_blocks = -(-dy_shape[2] // rows)
-    runs = -(-x_shape[0] // images) * row_blocks
-    tasks = POSITIONS * -(-dy_shape[1] // (TILE_VECTORS * lanes_of(x) * at_once))
-    operands = (x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine)
-    share = (slopes, starts_h, starts_w, nothing, images, rows, most, values, gradients)
-    products = (x_shape, dy_shape, images, rows, most, at_once, values, gradients, panels)
-    for first in range(0, runs, runs_at_once):
-        last = min(runs, first + runs_at_once)
-        if parallel:
-            for place in prange(last - first):
-                place = int64(place)
-                _transform_task(first + place, place, *operands, *share, workspace[get_thread_id()])
-            for task in prange(tasks):
-                _products_task(int64(task), first, last, *products)
-        else:
-            for place in range(last - first):
-                _transform_task(first + place, place, *operands, *share, workspace[0])
-            for task in range(tasks):
-                _products_task(task, first, last, *products)
+    runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
+    operands = (
+        x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
+        starts_h, starts_w, nothing, images, rows, most, values, gradients,
+    )  # fmt: skip
+    products = (x_shape, dy_shape, images, rows, most, values, gradients)
+    batches = -(-runs // runs_at_once)
+    size = panels.size // batches if apart else panels.size
+    if apart and parallel:
+        for split in prange(batches):
+            thread, own = get_thread_id(), panels[int64(split) * size :]
+            _split_task(int64(split), thread, runs, runs_at_once, operands, products, own, workspace[thread])
+    elif apart:
+        for split in range(batches):
+            _split_task(split, 0, runs, runs_at_once, operands, products, panels[split * size :], workspace[0])
+    else:
+        for first in range(0, runs, runs_at_once):
+            last = min(runs, first + runs_at_once)
+            if parallel:
+                for index in prange(2 * (last - first)):
+                    place, side = divmod(int64(index), 2)
+                    _transform_task(first + place, place, side, *operands, workspace[get_thread_id()])
+                for position in prange(POSITIONS):
+                    _products_task(int64(position), first, last, 0, first == 0, *products, panels)
+            else:
+                for index in range(2 * (last - first)):
+                    place, side = divmod(index, 2)
+                    _transform_task(first + place, place, side, *operands, workspace[0])
+                for position in range(POSITIONS):
+                    _products_task(position, first, last, 0, first == 0, *products, panels)

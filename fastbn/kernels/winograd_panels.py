@@ -92,15 +92,18 @@ def _store_taps(plain, i, step, u0, u1, u2, u3, half):
 
 
 @body
-def _gather_task(task, panels, outputs, channels, weights, work):
+def _gather_task(task, panels, splits, outputs, channels, weights, work):
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
-    size = -(-channels // lanes) * lanes * breadth
-    first = task * breadth
+    size, apart = -(-channels // lanes) * lanes * breadth, panels.size // splits
+    first, start = task * breadth, task * POSITIONS * size
+    for split in range(1, splits):
+        for i in range(start, start + POSITIONS * size):
+            panels[i] += panels[split * apart + i]
     plain, spare = work[: TAPS * size], work[TAPS * size :]
     half = splat(weights, 0.5)
     for i in range(0, size, lanes):
-        at = task * POSITIONS * size + i
+        at = start + i
         a0, a1, a2 = _gather_column(panels, at, 4 * size, half)
         b0, b1, b2 = _gather_column(panels, at + size, 4 * size, half)
         c0, c1, c2 = _gather_column(panels, at + 2 * size, 4 * size, half)
@@ -113,15 +116,15 @@ def _gather_task(task, panels, outputs, channels, weights, work):
 
 
 @driver
-def gather_panels(panels, outputs, channels, weights, workspace, parallel):
-    """weights (outputs, channels, 9) = G^T u G of the sums u of ``correlate_weights_winograd``.
+def gather_panels(panels, splits, outputs, channels, weights, workspace, parallel):
+    """weights (outputs, channels, 9) = G^T u G of the sums u of ``correlate_weights_winograd``, ``splits`` of them.
 
-    workspace: (threads, a panel of 9 taps and 2 * lanes * lanes).
+    The first is overwritten with the sum of all. workspace: (threads, a panel of 9 taps and 2 * lanes * lanes).
     """
     tasks = -(-outputs // (TILE_VECTORS * lanes_of(weights)))
     if parallel:
         for task in prange(tasks):
-            _gather_task(int64(task), panels, outputs, channels, weights, workspace[get_thread_id()])
+            _gather_task(int64(task), panels, splits, outputs, channels, weights, workspace[get_thread_id()])
     else:
         for task in range(tasks):
-            _gather_task(task, panels, outputs, channels, weights, workspace[0])
+            _gather_task(task, panels, splits, outputs, channels, weights, workspace[0])
