@@ -28,6 +28,7 @@ def tile_elements(itemsize: int) -> int:
 
 @body
 def pack_task(task, weights, strides, places, taps, outputs, channels, panels, spare):
+    """A panel of ``pack_panels``."""
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
     block = -(-channels // lanes) * lanes  # rows of a tap
@@ -91,6 +92,7 @@ def pack_panels(weights, strides, places, taps, groups, outputs, channels, panel
 
 @body
 def add_task(task, panels, splits, taps, outputs, channels, weights, spare):
+    """A panel of ``add_panels``."""
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
     block = -(-channels // lanes) * lanes

@@ -17,8 +17,9 @@ from fastbn.kernels.winograd_tiles import POSITIONS, output_tiles, transform_til
 
 @body
 def _winograd_task(
-    task, x_shape, x_strides, out_shape, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows,
-    nothing, panels, at_once, bias, residual, floor, out, shifts, source, source_relu, source_affine, partials, work,
+    task, x_shape, x_strides, out_shape, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, nothing,
+    images, rows, panels, at_once, bias, residual, floor, out, shifts, source, source_relu, source_affine, partials,
+    work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     breadth = TILE_VECTORS * lanes
@@ -72,7 +73,7 @@ def _winograd_task(
 
 @driver
 def correlate_winograd(
-    x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows, nothing, panels,
+    x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, nothing, images, rows, panels,
     at_once, bias, residual, floor, out, out_shape, shifts, source, source_relu, source_affine, partials, workspace,
     parallel,
 ):  # fmt: skip
@@ -85,7 +86,7 @@ def correlate_winograd(
     """
     panel_count = -(-out_shape[1] // (TILE_VECTORS * lanes_of(x)))
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * -(-panel_count // at_once)
-    operands = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows, nothing, panels, at_once)
+    operands = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, nothing, images, rows, panels, at_once)
     target = (bias, residual, floor, out, shifts, source, source_relu, source_affine, partials)
     if parallel:
         for task in prange(tasks):

@@ -1,4 +1,4 @@
-"""Weights transformed for ``conv_winograd``: panels of ``conv_panels`` with Winograd's 16 positions as taps, and back."""
+"""Weights transformed for ``conv_winograd``: panels as in ``conv_panels``, with 16 positions as taps, and back."""
 
 from numba import get_thread_id, int64, prange
 

@@ -82,9 +82,10 @@ def _gradient_tile(blocks, i, line, values, at, step):
 def transform_tiles(blocks, block, margin, depth, count, rows, across, height, values):
     """values[group, position, c, tile, lane] of the first ``count`` tiles of the planes, in groups of ``height``.
 
+    The last group is filled up with zeros: what lies there may be subnormal, and slow to multiply.
     margin: 2 for inputs, and 0 for gradients to outputs, whose planes end with the last tile.
     """
-    lanes = lanes_of(blocks)
+    lanes, zero = lanes_of(blocks), splat(blocks, 0.0)
     columns = 2 * across + margin
     line, step = columns * lanes, depth * height * lanes
     for top in range(0, count, height):
@@ -109,6 +110,10 @@ def transform_tiles(blocks, block, margin, depth, count, rows, across, height, v
                     if row == rows:
                         row = 0
                         i += margin * line
+            for _ in range(count - top, height):
+                for position in range(POSITIONS):
+                    store(values, at + position * step, zero)
+                at += lanes
 
 
 @inlined
