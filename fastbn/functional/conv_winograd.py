@@ -16,7 +16,7 @@ from fastbn.functional.packed_weights import packed
 from fastbn.functional.winograd_portions import Portions, portions, weight_portions
 from fastbn.kernels.conv_panels import block_lanes, panel_columns
 from fastbn.kernels.conv_winograd import correlate_winograd
-from fastbn.kernels.conv_winograd_weights import correlate_weights_winograd
+from fastbn.kernels.conv_winograd_weights import correlate_weights_apart, correlate_weights_together
 from fastbn.kernels.winograd_panels import TAPS, gather_panels, transform_panels
 
 
@@ -40,7 +40,7 @@ def forward(
         sums = sums_for(y.shape, y.itemsize, share.place.images, share.place.rows)
         sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
     layout = (0, channels * TAPS, TAPS), np.arange(TAPS), channels_out, channels
-    panels = packed(weight, lambda: _panels(weight, *layout, share.panels))
+    panels = packed(weight, lambda: _panels(weight, *layout, share.panels), "winograd")
     _correlate(x, prologue, share, panels, bias, residual, relu, y, sums)
     return sums
 
@@ -104,7 +104,7 @@ def backward_weight(
     runs = max_threads() if apart else share.runs_at_once
     panels = empty((share.panels,), x.dtype)
     launch(
-        correlate_weights_winograd,
+        correlate_weights_apart if apart else correlate_weights_together,
         *with_places(x),
         normed.affine,
         normed.operands()[1],
@@ -113,7 +113,6 @@ def backward_weight(
         *prologue.operands()[:-1],
         *share.place,
         share.runs_at_once,
-        apart,
         share.most,
         empty((runs * share.values,), x.dtype),
         empty((runs * share.gradients + share.spare,), x.dtype),

@@ -40,7 +40,7 @@ def _tiles_of_run(
 
 @body
 def _transform_task(
-    run, place, side, x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu,
+    run, place, side, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_ceiling, x_floor, dy, partner, relu,
     affine, slopes, starts_h, starts_w, nothing, images, rows, most, values, gradients, blocks,
 ):  # fmt: skip
     """A run's tiles of x, side 0, or of dy, side 1."""
@@ -93,58 +93,82 @@ def _products_task(
 
 
 @body
-def _split_task(split, thread, runs, runs_at_once, operands, products, panels, blocks):
+def _split_task(
+    split, thread, runs_at_once, panels, blocks, x_shape, x_strides, dy_shape, dy_strides, operands, images, rows, most,
+    values, gradients,
+):  # fmt: skip
     """Runs by themselves, one after the other, in the second cache."""
+    runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
     first = split * runs_at_once
+    share = (images, rows, most, values, gradients)
     for run in range(first, min(runs, first + runs_at_once)):
         for side in range(2):
-            _transform_task(run, thread, side, *operands, blocks)
+            _transform_task(
+                run, thread, side, x_shape, x_strides, dy_shape, dy_strides, *operands, *share, blocks
+            )  # fmt: skip
         for position in range(POSITIONS):
-            _products_task(position, run, run + 1, thread, run == first, *products, panels)
+            _products_task(position, run, run + 1, thread, run == first, x_shape, dy_shape, *share, panels)
 
 
 @driver
-def correlate_weights_winograd(
+def correlate_weights_apart(
     x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
-    starts_h, starts_w, nothing, images, rows, runs_at_once, apart, most, values, gradients, panels, workspace,
-    parallel,
+    starts_h, starts_w, nothing, images, rows, runs_at_once, most, values, gradients, panels, workspace, parallel,
 ):  # fmt: skip
-    """panels = at every position the products of the tiles of x and of dy, summed; laid out as transformed weights.
+    """panels[split] = at every position the products of the tiles of x and of dy, summed; as transformed weights.
 
-    A run has ``rows`` rows of dy, an even number or all, of ``images`` images, several only if all rows; ``most`` tiles
-    at most. Where weights are few, ``runs_at_once`` are a task and have panels of their own, if ``apart``: panels
-    (tasks, ...), to be added up. Else so many runs are transformed, then multiplied, a position a task.
-    x_affine, x_ceiling, x_floor: the prologue of x; partner, relu, affine, slopes: that of dy. starts_h, starts_w:
-    where x's first window begins; nothing: one zero. values, gradients: flat, (threads if apart, else runs_at_once, 16,
-    blocks of x or dy, most, lanes), and a block's tiles behind. workspace: (threads, the planes of a run of x or dy).
+    A run has ``rows`` rows of dy, an even number or all, of ``images`` images, several only if all rows; a split, which
+    is a task, has ``runs_at_once`` of them. most: tiles of a run. x_affine, x_ceiling, x_floor: the prologue of x;
+    partner, relu, affine, slopes: that of dy. starts_h, starts_w: where x's first window begins; nothing: one zero.
+    values, gradients: flat, (threads, 16, blocks of x or of dy, most, lanes), and the tiles of a block behind.
+    workspace: (threads, the planes of a run of x or of dy).
     """
     runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
-    operands = (
-        x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
-        starts_h, starts_w, nothing, images, rows, most, values, gradients,
-    )  # fmt: skip
-    products = (x_shape, dy_shape, images, rows, most, values, gradients)
-    batches = -(-runs // runs_at_once)
-    size = panels.size // batches if apart else panels.size
-    if apart and parallel:
-        for split in prange(batches):
+    splits = -(-runs // runs_at_once)
+    size = panels.size // splits
+    operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes, starts_h, starts_w, nothing)
+    share = (images, rows, most, values, gradients)
+    shapes = (x_shape, x_strides, dy_shape, dy_strides)
+    if parallel:
+        for split in prange(splits):
             thread, own = get_thread_id(), panels[int64(split) * size :]
-            _split_task(int64(split), thread, runs, runs_at_once, operands, products, own, workspace[thread])
-    elif apart:
-        for split in range(batches):
-            _split_task(split, 0, runs, runs_at_once, operands, products, panels[split * size :], workspace[0])
+            _split_task(
+                int64(split), thread, runs_at_once, own, workspace[thread], x_shape, x_strides, dy_shape, dy_strides,
+                operands, *share,
+            )  # fmt: skip
     else:
-        for first in range(0, runs, runs_at_once):
-            last = min(runs, first + runs_at_once)
-            if parallel:
-                for index in prange(2 * (last - first)):
-                    place, side = divmod(int64(index), 2)
-                    _transform_task(first + place, place, side, *operands, workspace[get_thread_id()])
-                for position in prange(POSITIONS):
-                    _products_task(int64(position), first, last, 0, first == 0, *products, panels)
-            else:
-                for index in range(2 * (last - first)):
-                    place, side = divmod(index, 2)
-                    _transform_task(first + place, place, side, *operands, workspace[0])
-                for position in range(POSITIONS):
-                    _products_task(position, first, last, 0, first == 0, *products, panels)
+        for split in range(splits):
+            own = panels[split * size :]
+            _split_task(split, 0, runs_at_once, own, workspace[0], *shapes, operands, *share)
+
+
+@driver
+def correlate_weights_together(
+    x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
+    starts_h, starts_w, nothing, images, rows, runs_at_once, most, values, gradients, panels, workspace, parallel,
+):  # fmt: skip
+    """As ``correlate_weights_apart``, all in one sum: ``runs_at_once`` are transformed, then multiplied by position.
+
+    values, gradients: (runs_at_once, ...).
+    """
+    runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
+    operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes, starts_h, starts_w, nothing)
+    share = (images, rows, most, values, gradients)
+    shapes = (x_shape, x_strides, dy_shape, dy_strides)
+    for first in range(0, runs, runs_at_once):
+        last = min(runs, first + runs_at_once)
+        if parallel:
+            for index in prange(2 * (last - first)):
+                place, side = divmod(int64(index), 2)
+                _transform_task(
+                    first + place, place, side, x_shape, x_strides, dy_shape, dy_strides, *operands, *share,
+                    workspace[get_thread_id()],
+                )  # fmt: skip
+            for position in prange(POSITIONS):
+                _products_task(int64(position), first, last, 0, first == 0, x_shape, dy_shape, *share, panels)
+        else:
+            for index in range(2 * (last - first)):
+                place, side = divmod(index, 2)
+                _transform_task(first + place, place, side, *shapes, *operands, *share, workspace[0])
+            for position in range(POSITIONS):
+                _products_task(position, first, last, 0, first == 0, x_shape, dy_shape, *share, panels)
