@@ -113,7 +113,7 @@ def backward_weight(
         *prologue.operands()[:-1],
         *share.place,
         share.runs_at_once,
-        share.most,
+        share.places,
         empty((runs * share.values,), x.dtype),
         empty((runs * share.gradients + share.spare,), x.dtype),
         panels,

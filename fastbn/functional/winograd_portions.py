@@ -27,7 +27,6 @@ class Place(NamedTuple):
 
     starts_h: np.ndarray
     starts_w: np.ndarray
-    nothing: np.ndarray
     images: int
     rows: int
 
@@ -48,7 +47,7 @@ class WeightPortions(NamedTuple):
     place: Place
     runs_at_once: int
     splits: int
-    most: int
+    places: np.ndarray
     panels: int
     values: int
     gradients: int
@@ -109,7 +108,7 @@ def weight_portions(dy_shape: Shape, channels: int, starts: tuple[int, int], ite
         _place(starts, images, min(2 * rows, height)),
         runs_at_once,
         splits,
-        most,
+        np.arange(most) * lanes,
         splits * panels,
         POSITIONS * depth * most * lanes,
         POSITIONS * dy_depth * most * lanes,
@@ -120,7 +119,7 @@ def weight_portions(dy_shape: Shape, channels: int, starts: tuple[int, int], ite
 
 
 def _place(starts: tuple[int, int], images: int, rows: int) -> Place:
-    return Place(np.array(starts[:1]), np.array(starts[1:]), np.zeros(1, np.int64), images, rows)
+    return Place(np.array(starts[:1]), np.array(starts[1:]), images, rows)
 
 
 def _evenly(count: int, most: int) -> int:

@@ -17,8 +17,8 @@ from fastbn.kernels.winograd_tiles import POSITIONS, output_tiles, transform_til
 
 @body
 def _winograd_task(
-    task, x_shape, x_strides, out_shape, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, nothing,
-    images, rows, panels, at_once, bias, residual, floor, out, shifts, source, source_relu, source_affine, partials,
+    task, x_shape, x_strides, out_shape, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images,
+    rows, panels, at_once, bias, residual, floor, out, shifts, source, source_relu, source_affine, partials,
     work,
 ):  # fmt: skip
     lanes = lanes_of(x)
@@ -44,7 +44,7 @@ def _winograd_task(
             x_shape[3], x_strides[1:], starts_h, starts_w, first_row, 1, 1, 2 * down + 2, 2 * across + 2,
             blocks[image * plane :], block, plane,
         )  # fmt: skip
-    tiles = image_count * down * across
+    tiles, at_start = image_count * down * across, starts_h * 0
     transform_tiles(blocks, block, 2, depth, tiles, down, across, TILE_ROWS, values)
     size, panel_size = depth * TILE_ROWS * lanes, depth * lanes * breadth
     strides = height * width * channels_out, width * channels_out, channels_out
@@ -58,7 +58,7 @@ def _winograd_task(
                 a_start = (tile // TILE_ROWS * POSITIONS + position) * size
                 b_start = (panel * POSITIONS + position) * panel_size
                 product = products[position * tile_size :]
-                block_tile(values, a_start, TILE_ROWS * lanes, panels, b_start, 0, nothing, depth, product)
+                block_tile(values, a_start, TILE_ROWS * lanes, panels, b_start, 0, at_start, depth, product)
             output_tiles(
                 products, tile, min(TILE_ROWS, tiles - tile), down, across, row_count, width, bias, channel, stored,
                 residual, floor, out, begin + channel, strides,
@@ -73,20 +73,20 @@ def _winograd_task(
 
 @driver
 def correlate_winograd(
-    x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, nothing, images, rows, panels,
+    x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows, panels,
     at_once, bias, residual, floor, out, out_shape, shifts, source, source_relu, source_affine, partials, workspace,
     parallel,
 ):  # fmt: skip
     """out = max(x convolved with panels + bias + residual, floor), out and residual channels-last.
 
     starts_h, starts_w: where the first window begins. A task has ``rows`` rows, an even number or all, of ``images``
-    images, several only if all rows, and ``at_once`` panels. nothing: one zero. workspace: (threads, the products of
+    images, several only if all rows, and ``at_once`` panels. workspace: (threads, the products of
     a register tile at every position, the planes of a task and its transformed tiles, whole groups of them).
     Everything else as in ``correlate_blocks``.
     """
     panel_count = -(-out_shape[1] // (TILE_VECTORS * lanes_of(x)))
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * -(-panel_count // at_once)
-    operands = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, nothing, images, rows, panels, at_once)
+    operands = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows, panels, at_once)
     target = (bias, residual, floor, out, shifts, source, source_relu, source_affine, partials)
     if parallel:
         for task in prange(tasks):
