@@ -64,7 +64,8 @@ def _transform_task(
 
 @body
 def _products_task(
-    position, first_run, last_run, first_place, fresh, x_shape, dy_shape, images, rows, places, values, gradients, panels
+    position, first_run, last_run, first_place, fresh, x_shape, dy_shape, images, rows, places, values, gradients,
+    panels,
 ):  # fmt: skip
     """The products at one position, added to what is there unless that is ``fresh``."""
     lanes = lanes_of(panels)
@@ -120,7 +121,8 @@ def correlate_weights_apart(
 
     A run has ``rows`` rows of dy, an even number or all, of ``images`` images, several only if all rows; a split, which
     is a task, has ``runs_at_once`` of them. x_affine, x_ceiling, x_floor: the prologue of x;
-    partner, relu, affine, slopes: that of dy. starts_h, starts_w: where x's first window begins; places: of a run's tiles in a block, in elements.
+    partner, relu, affine, slopes: that of dy. starts_h, starts_w: where x's first window begins.
+    places: of a run's tiles in a block, in elements.
     values, gradients: flat, (threads, 16, blocks of x or of dy, tiles, lanes), and those of a block behind.
     workspace: (threads, the planes of a run of x or of dy).
     """
