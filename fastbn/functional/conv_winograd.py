@@ -1,6 +1,7 @@
 """Convolution by ``kernels.conv_winograd``; arguments as in ``conv_blocks``, outputs channels-last.
 
-A NaN or an infinity in a pixel reaches all outputs of the tiles that read it: one or two pixels beyond its windows.
+A NaN in a pixel reaches the outputs whose windows hold it and no others, for what reaches the others of its tile has no
+term of it; so does an infinity, as a NaN it may be. In the gradient to the weights both reach all taps of a channel.
 """
 
 import numpy as np
