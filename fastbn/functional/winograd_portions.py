@@ -12,12 +12,13 @@ from fastbn.kernels.conv_panels import block_lanes, panel_columns, tile_elements
 from fastbn.kernels.winograd_panels import TAPS
 from fastbn.kernels.winograd_tiles import POSITIONS
 
-# Transforms cost as much as some products: channels for which those count little, tiles that are worth the weights'.
-CHANNELS, TILES = 64, 128
+# Transforms cost as much as some products: of pixels they count little from so many channels on, of weights where each
+# tile has its share of them, pairs of channels.
+CHANNELS, TILES, PAIRS = 64, 32, 1536
 # What is left of 2.25 times fewer products, at least, where tiles reach over the edge.
 GAIN = 1.5
 VALUES = 1 << 20  # bytes, about, of a task's transformed tiles: with a panel they stay in the second cache
-GROUPS = 4  # register tiles, at least, for which a panel is read once
+GROUPS = 5  # register tiles, at least, for which a panel is read once
 RUN = 128  # tiles, about, of x and dy that are transformed together for the gradient to the weights
 TRANSFORMED = 1 << 24  # bytes of them, about, that wait in the last cache
 
@@ -62,7 +63,8 @@ def pays(weight_shape: Shape, window: Window, groups: int, y_shape: Shape) -> bo
         return False
     count, _, height, width = y_shape
     tiles = count * -(-height // 2) * -(-width // 2)
-    return tiles >= TILES and TAPS * count * height * width >= GAIN * POSITIONS * tiles
+    enough = tiles >= TILES and tiles * PAIRS >= weight_shape[0] * weight_shape[1]
+    return enough and TAPS * count * height * width >= GAIN * POSITIONS * tiles
 
 
 @lru_cache(maxsize=512)
