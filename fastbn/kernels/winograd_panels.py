@@ -77,10 +77,19 @@ def _gather(u0, u1, u2, u3, half):
 
 
 @inlined
-def _gather_column(panels, i, step, half):
-    return _gather(
-        load(panels, i), load(panels, i + step), load(panels, i + 2 * step), load(panels, i + 3 * step), half
-    )
+def _sum_of_splits(panels, i, splits, apart):
+    value = load(panels, i)
+    for split in range(1, splits):
+        value = value + load(panels, i + split * apart)
+    return value
+
+
+@inlined
+def _gather_column(panels, i, step, splits, apart, half):
+    u0, u1 = _sum_of_splits(panels, i, splits, apart), _sum_of_splits(panels, i + step, splits, apart)
+    u2 = _sum_of_splits(panels, i + 2 * step, splits, apart)
+    u3 = _sum_of_splits(panels, i + 3 * step, splits, apart)
+    return _gather(u0, u1, u2, u3, half)
 
 
 @inlined
@@ -96,18 +105,15 @@ def _gather_task(task, panels, splits, outputs, channels, weights, work):
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
     size, apart = -(-channels // lanes) * lanes * breadth, panels.size // splits
-    first, start = task * breadth, task * POSITIONS * size
-    for split in range(1, splits):
-        for i in range(start, start + POSITIONS * size):
-            panels[i] += panels[split * apart + i]
+    first = task * breadth
     plain, spare = work[: TAPS * size], work[TAPS * size :]
     half = splat(weights, 0.5)
     for i in range(0, size, lanes):
-        at = start + i
-        a0, a1, a2 = _gather_column(panels, at, 4 * size, half)
-        b0, b1, b2 = _gather_column(panels, at + size, 4 * size, half)
-        c0, c1, c2 = _gather_column(panels, at + 2 * size, 4 * size, half)
-        d0, d1, d2 = _gather_column(panels, at + 3 * size, 4 * size, half)
+        at = task * POSITIONS * size + i
+        a0, a1, a2 = _gather_column(panels, at, 4 * size, splits, apart, half)
+        b0, b1, b2 = _gather_column(panels, at + size, 4 * size, splits, apart, half)
+        c0, c1, c2 = _gather_column(panels, at + 2 * size, 4 * size, splits, apart, half)
+        d0, d1, d2 = _gather_column(panels, at + 3 * size, 4 * size, splits, apart, half)
         _store_taps(plain, i, size, a0, b0, c0, d0, half)
         _store_taps(plain, i + 3 * size, size, a1, b1, c1, d1, half)
         _store_taps(plain, i + 6 * size, size, a2, b2, c2, d2, half)
@@ -117,9 +123,9 @@ def _gather_task(task, panels, splits, outputs, channels, weights, work):
 
 @driver
 def gather_panels(panels, splits, outputs, channels, weights, workspace, parallel):
-    """weights (outputs, channels, 9) = G^T u G of the sums u of ``correlate_weights_winograd``, ``splits`` of them.
+    """weights (outputs, channels, 9) = G^T u G, where u are the sums in ``conv_winograd_weights``, in ``splits`` parts.
 
-    The first is overwritten with the sum of all. workspace: (threads, a panel of 9 taps and 2 * lanes * lanes).
+    workspace: (threads, a panel of 9 taps and 2 * lanes * lanes).
     """
     tasks = -(-outputs // (TILE_VECTORS * lanes_of(weights)))
     if parallel:
