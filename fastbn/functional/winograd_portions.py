@@ -43,7 +43,7 @@ class Portions(NamedTuple):
 
 
 class WeightPortions(NamedTuple):
-    """Of ``correlate_weights_apart`` and ``correlate_weights_together``. values, gradients: elements for a run, ``spare`` more behind the latter."""
+    """Of ``kernels.conv_winograd_weights``. values, gradients: elements for a run, ``spare`` more behind the latter."""
 
     place: Place
     runs_at_once: int
