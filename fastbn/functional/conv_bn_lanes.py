@@ -14,7 +14,7 @@ from fastbn._checks import check_running_stats, check_same_dtype, check_shape
 from fastbn._memory import empty
 from fastbn._threads import launch
 from fastbn._views import as_flat, dense, dense_c, in_order_of, native
-from fastbn.functional import conv_lanes
+from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes
 from fastbn.functional.conv import Pair, engine_for
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
@@ -50,6 +50,12 @@ class LanesSaved:
     has_bias: bool
     bn_weight: Maybe
     has_bn_bias: bool
+
+
+def has_few_channels(weight: np.ndarray, groups: int) -> bool:
+    """Whether images of some size and number may suit."""
+    many = conv_blocks.suits(weight.shape, groups, weight.itemsize)
+    return not (many or conv_depthwise.suits(weight.shape, groups, weight.itemsize))
 
 
 def unit_forward(
@@ -183,10 +189,10 @@ def unit_backward(
         np.empty((2, blocks, channels)),
         gradients,
         groups,
-        (geometry.source, offsets, weight[0].size, dz_offsets),
+        (*geometry.source, offsets, weight[0].size, dz_offsets),
         blocks_at_once,
         as_flat(partials),
-        (back.source, distances, tiles, panels, back.sparse),
+        (*back.source, distances, tiles, panels, back.sparse),
         as_flat(dx),
         conv_lanes.workspace(max(image, channels * pixels, conv_lanes.whole_panels(x.shape) + vector), x),
         conv_lanes.workspace(x.shape[1] * geometry.channel_size, x),

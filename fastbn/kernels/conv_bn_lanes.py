@@ -177,26 +177,35 @@ def forward_unit_lanes(
     if negative >= 0:
         return negative
     blocks = z.shape[0]
-    convolution = x, x_shape, source, offsets, tiles, panels, groups, z_shape, training
     if parallel:
         for task in prange(blocks):
             thread = get_thread_id()
-            _convolve_task(int64(task), *convolution, z[task], partials, work[thread], planes[thread])
+            _convolve_task(
+                int64(task), x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z[task], partials,
+                work[thread], planes[thread],
+            )  # fmt: skip
     else:
         for task in range(blocks):
-            _convolve_task(task, *convolution, z[task], partials, work[0], planes[0])
+            _convolve_task(
+                task, x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z[task], partials,
+                work[0], planes[0],
+            )  # fmt: skip
     if training:
         _finish_moments(x_shape, z_shape, lanes_of(x), partials, parameters, momentum, eps, stats, affine)
     else:
         finish_inference(parameters[0], parameters[1], parameters[2], parameters[3], eps, stats, affine)
-    finish = x_shape, z_shape, activation, pool, affine
     if parallel:
         for task in prange(blocks):
             thread = get_thread_id()
-            _finish_task(int64(task), *finish, z[task], s[task], y, y_shape, work[thread], spare[thread])
+            _finish_task(
+                int64(task), x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, work[thread],
+                spare[thread],
+            )  # fmt: skip
     else:
         for task in range(blocks):
-            _finish_task(task, *finish, z[task], s[task], y, y_shape, work[0], spare[0])
+            _finish_task(
+                task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, work[0], spare[0]
+            )
     return negative
 
 
@@ -281,8 +290,9 @@ def _gradients_task(
     partials, data, dx, work, planes, dz, dz_planes, sums, spare,
 ):  # fmt: skip
     lanes, outputs, channels = lanes_of(x), z_shape[1] // groups, x_shape[1] // groups
-    source, offsets, depth, dz_offsets = weights
-    dz_source, distances, tiles, panels, sparse = data
+    source, dz_source = weights[:6], data[:6]
+    offsets, depth, dz_offsets = weights[6:]
+    distances, tiles, panels, sparse = data[6:]
     group_size = channels * channel_size(source) * lanes
     size, pixels = x_shape[1] * x_shape[2] * x_shape[3], x_shape[2] * x_shape[3]
     for index in range(sums.size):
@@ -311,21 +321,23 @@ def backward_unit_lanes(
 ):  # fmt: skip
     """Gradients of ``forward_unit_lanes``: of batch norm (2, C), of the weights by split as partials, and dx.
 
-    weights: source, offsets, depth and dy_offsets of ``correlate_weights_lanes``; data: source, offsets, tiles, panels
-    and sparse of the gradient to x in ``correlate_lanes``. dx: empty if it is not needed. slopes: written; products:
+    weights: the six of source, then offsets, depth and dy_offsets of ``correlate_weights_lanes``; data: the six of
+    source, then offsets, tiles, panels and sparse of the gradient to x in ``correlate_lanes``. dx: empty if it is not needed. slopes: written; products:
     (2, blocks, C) float64, room. work, planes, dz, dz_planes, sums, spare: (threads, elements).
     """
     blocks = z.shape[0]
     splits = -(-blocks // blocks_at_once)
-    shapes = z_shape, activation, pool, affine
     if parallel:
         for task in prange(blocks):
             _products_task(
-                int64(task), dy, y_shape, x_shape, *shapes, z[task], s[task], products, work[get_thread_id()]
-            )
+                int64(task), dy, y_shape, x_shape, z_shape, activation, pool, affine, z[task], s[task], products,
+                work[get_thread_id()],
+            )  # fmt: skip
     else:
         for task in range(blocks):
-            _products_task(task, dy, y_shape, x_shape, *shapes, z[task], s[task], products, work[0])
+            _products_task(
+                task, dy, y_shape, x_shape, z_shape, activation, pool, affine, z[task], s[task], products, work[0]
+            )
     count = x_shape[0] * z_shape[2] * z_shape[3]
     for c in range(z_shape[1]):
         sum_g = 0.0
@@ -334,14 +346,17 @@ def backward_unit_lanes(
             sum_g += products[0, block, c]
             product += products[1, block, c]
         finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
-    operands = dy, y_shape, x, x_shape, *shapes, slopes, z, s, groups, weights, blocks_at_once, partials, data, dx
     if parallel:
         for task in prange(splits):
             thread = get_thread_id()
             _gradients_task(
-                int64(task), *operands, work[thread], planes[thread], dz[thread], dz_planes[thread], sums[thread],
-                spare[thread],
+                int64(task), dy, y_shape, x, x_shape, z_shape, activation, pool, affine, slopes, z, s, groups, weights,
+                blocks_at_once, partials, data, dx, work[thread], planes[thread], dz[thread], dz_planes[thread],
+                sums[thread], spare[thread],
             )  # fmt: skip
     else:
         for task in range(splits):
-            _gradients_task(task, *operands, work[0], planes[0], dz[0], dz_planes[0], sums[0], spare[0])
+            _gradients_task(
+                task, dy, y_shape, x, x_shape, z_shape, activation, pool, affine, slopes, z, s, groups, weights,
+                blocks_at_once, partials, data, dx, work[0], planes[0], dz[0], dz_planes[0], sums[0], spare[0],
+            )  # fmt: skip
