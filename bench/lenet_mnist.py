@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(fastbn.get_num_threads())
 
     fastbn.manual_seed(0)
-    ours, theirs = fastbn.models.lenet(), torch_lenet()
+    ours, theirs = fastbn.fuse(fastbn.models.lenet()), torch_lenet()
     theirs.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in ours.state_dict().items()})
     images, labels = (torch.from_numpy(array) for array in dataset.train)
     test_images = torch.from_numpy(dataset.test.images)
