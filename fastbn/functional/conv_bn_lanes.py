@@ -7,16 +7,18 @@ one that takes the gradient through batch norm into both gradients of the convol
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._checks import check_running_stats, check_same_dtype, check_shape
+from fastbn._checks import check_float, check_rank, check_running_stats, check_same_dtype, check_shape
 from fastbn._memory import empty
-from fastbn._threads import launch
+from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense, dense_c, in_order_of, native
 from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes
 from fastbn.functional.conv import Pair, engine_for
-from fastbn.functional.conv_arguments import check_convolution, check_operands
+from fastbn.functional.conv_arguments import IMAGE_AXES, check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.norm import Statistics, as_parameters, check_parameters, check_statistics, keep_moved
 from fastbn.kernels._simd import VECTOR_BYTES
@@ -27,6 +29,29 @@ ACTIVATIONS = {None: NOTHING, "relu": RELU, "relu6": RELU6, "sigmoid": SIGMOID}
 Maybe = np.ndarray | None
 
 
+class Plan(NamedTuple):
+    """What follows from shapes: operands of the kernels, and the elements of their workspaces.
+
+    z_shape, y_shape: of the convolution's output and of the unit's. kept: shape of ``z`` and ``s``. convolution,
+    weights, data: see ``kernels.conv_bn_lanes``. splits: of the gradient to the weights, ``at_once`` blocks each.
+    """
+
+    groups: int
+    z_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    kept: tuple[int, int]
+    convolution: tuple[Any, ...]
+    index: np.ndarray
+    weights: tuple[Any, ...]
+    data: tuple[Any, ...]
+    splits: int
+    at_once: int
+    forward_cuts: tuple[int, ...]
+    backward_cuts: tuple[int, ...]
+    spare: int
+    work: int
+
+
 @dataclass(slots=True, eq=False)
 class LanesSaved:
     """What ``unit_backward`` needs: operands of the convolution, and its output and the activation's side by side.
@@ -34,16 +59,13 @@ class LanesSaved:
     z, s: see ``kernels.conv_bn_lanes``. stats, affine: see ``kernels.channels``.
     """
 
+    plan: Plan
     x: np.ndarray
     weight: np.ndarray
-    window: Window
-    groups: int
     activation: int
     pool: tuple[int, int]
     z: np.ndarray
     s: np.ndarray
-    z_shape: tuple[int, ...]
-    y_shape: tuple[int, ...]
     stats: np.ndarray
     affine: np.ndarray
     batch_stats: bool
@@ -81,50 +103,45 @@ def unit_forward(
     y: (N, C, H // pool[0], W // pool[1]), C-contiguous. Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv_bn"
-    sizes, z_shape = check_convolution(who, 2, x, weight, stride, padding, dilation, groups)
-    window, groups, x = Window(*sizes), int(groups), dense(x)
-    y_shape = (*z_shape[:2], z_shape[2] // pool[0], z_shape[3] // pool[1])
-    lanes = x.size and engine_for(x, weight.shape, window, groups, z_shape, follows=True) is conv_lanes
-    if not (lanes and y_shape[2] and y_shape[3]):
+    check_float(who, "x", x)
+    check_rank(who, "x", x, (4,), IMAGE_AXES)
+    check_same_dtype(who, "weight", weight, "x", x)
+    x, weight = dense(x), dense_c(weight)
+    plan = _plan(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, pool)
+    if plan is None or not x.flags.c_contiguous:
         return None
-    check_operands(who, x, weight, bias, None, None, z_shape)
+    channels = plan.z_shape[1]
+    check_operands(who, x, weight, bias, None, None, plan.z_shape)
     mean, var, momentum, eps = statistics
-    check_parameters(who, z_shape[1], bn_weight, bn_bias, *statistics)
+    check_parameters(who, channels, bn_weight, bn_bias, *statistics)
     check_statistics(who, mean, var, training)
-    weight = dense_c(weight)
     parameters = as_parameters(bn_weight, bn_bias, mean, var)
-    blocks, vector = conv_lanes.split(x)[0], VECTOR_BYTES // x.itemsize
-    elements = conv_lanes.whole_panels(z_shape) * vector
     saved = LanesSaved(
+        plan=plan,
         x=x,
         weight=weight,
-        window=window,
-        groups=groups,
         activation=ACTIVATIONS[activation],
         pool=pool,
-        z=empty((blocks, elements), x.dtype),
-        s=empty((blocks, elements), x.dtype),
-        z_shape=z_shape,
-        y_shape=y_shape,
-        stats=np.empty((3, z_shape[1])),
-        affine=np.empty((3, z_shape[1]), x.dtype),
+        z=empty(plan.kept, x.dtype),
+        s=empty(plan.kept, x.dtype),
+        stats=np.empty((3, channels)),
+        affine=np.empty((3, channels), x.dtype),
         batch_stats=training,
         has_bias=bias is not None,
         bn_weight=bn_weight,
         has_bn_bias=bn_bias is not None,
     )
-    geometry, offsets, tiles = conv_lanes.forward_tiles(weight.shape, x.shape[2:], z_shape[2:], window, x.itemsize)
-    y = empty(y_shape, x.dtype)
+    y, flat_weight = empty(plan.y_shape, x.dtype), as_flat(weight)
     negative = launch(
         forward_unit_lanes,
         as_flat(x),
         x.shape,
-        geometry.source,
-        offsets,
-        tiles,
-        conv_lanes.forward_panels(weight, bias, groups),
-        groups,
-        z_shape,
+        *plan.convolution,
+        flat_weight,
+        flat_weight[:0] if bias is None else as_flat(dense_c(bias)),
+        plan.index,
+        plan.groups,
+        plan.z_shape,
         parameters,
         float(momentum),
         float(eps),
@@ -133,18 +150,17 @@ def unit_forward(
         pool,
         saved.z,
         saved.s,
-        as_flat(y),
-        y_shape,
+        y.reshape(-1),
+        plan.y_shape,
         saved.stats,
         saved.affine,
-        np.empty((2, blocks, z_shape[1])),
-        conv_lanes.workspace(max(x[0].size, y[0].size + vector), x),
-        conv_lanes.workspace(x.shape[1] * geometry.channel_size, x),
-        conv_lanes.workspace(vector, x),
-        work=math.prod(z_shape) * weight[0].size // 16,
+        np.empty((2, plan.kept[0], channels)),
+        plan.forward_cuts,
+        _room(plan.forward_cuts, plan.spare, x.dtype),
+        work=plan.work,
     )
     if negative >= 0:
-        check_running_stats(who, mean, var, z_shape[1])
+        check_running_stats(who, mean, var, channels)
     if training:
         keep_moved(parameters, mean, var)
     return y, saved
@@ -158,26 +174,20 @@ def unit_backward(
     The bias of a convolution before batch statistics has no effect, and gradient 0. Raises ShapeError, DtypeError.
     """
     who = "conv_bn_backward"
-    x, weight, groups, shape = saved.x, saved.weight, saved.groups, saved.z_shape
+    x, weight, plan = saved.x, saved.weight, saved.plan
     check_same_dtype(who, "dy", dy, "x", x)
-    check_shape(who, "dy", dy, saved.y_shape, "as the output")
-    geometry, offsets, dz_offsets = conv_lanes.product_tiles(weight.shape, groups, shape[2:], saved.window, x.itemsize)
-    sizes = x.shape[2:], shape[2:]
-    back, distances, tiles = conv_lanes.backward_tiles(weight.shape, groups, *sizes, saved.window, x.itemsize)
-    panels = conv_lanes.backward_panels(weight, back, groups) if need_dx else np.empty(0, x.dtype)
-    blocks, blocks_at_once = conv_lanes.split(x)
-    channels, vector = shape[1], VECTOR_BYTES // x.itemsize
-    partials = np.empty((-(-blocks // blocks_at_once), *weight.shape), x.dtype)
+    check_shape(who, "dy", dy, plan.y_shape, "as the output")
+    channels = plan.z_shape[1]
+    partials = np.empty((plan.splits, weight.size), x.dtype)
     gradients = np.empty((2, channels), x.dtype if saved.bn_weight is None else native(saved.bn_weight))
     dx = empty(x.shape if need_dx else (0,), x.dtype)
-    image, pixels = x[0].size, shape[2] * shape[3]
     launch(
         backward_unit_lanes,
         as_flat(in_order_of(dy, x)),
-        saved.y_shape,
+        plan.y_shape,
         as_flat(x),
         x.shape,
-        shape,
+        plan.z_shape,
         saved.batch_stats,
         saved.activation,
         saved.pool,
@@ -186,25 +196,78 @@ def unit_backward(
         np.empty((4, channels), x.dtype),
         saved.z,
         saved.s,
-        np.empty((2, blocks, channels)),
+        np.empty((2, plan.kept[0], channels)),
         gradients,
-        groups,
-        (*geometry.source, offsets, weight[0].size, dz_offsets),
-        blocks_at_once,
-        as_flat(partials),
-        (*back.source, distances, tiles, panels, back.sparse),
-        as_flat(dx),
-        conv_lanes.workspace(max(image, channels * pixels, conv_lanes.whole_panels(x.shape) + vector), x),
-        conv_lanes.workspace(x.shape[1] * geometry.channel_size, x),
-        conv_lanes.workspace(channels * pixels, x),
-        conv_lanes.workspace(channels * back.channel_size if need_dx else 0, x),
-        conv_lanes.workspace(groups * offsets.size * dz_offsets.size, x),
-        conv_lanes.workspace(vector, x),
-        work=channels * pixels * len(x) * weight[0].size // 8,
+        plan.groups,
+        plan.weights,
+        plan.at_once,
+        partials.reshape(-1),
+        plan.data,
+        as_flat(weight),
+        dx.reshape(-1),
+        plan.backward_cuts,
+        _room(plan.backward_cuts, plan.spare, x.dtype),
+        work=2 * plan.work,
     )
     dbias = None
     if saved.has_bias:
         constant = np.zeros_like(gradients[1]) if saved.batch_stats else gradients[1] * saved.affine[SCALE]
         dbias = constant.astype(x.dtype)
+    dweight = partials.sum(axis=0).reshape(weight.shape)
     dbn_weight = None if saved.bn_weight is None else gradients[0]
-    return dx if need_dx else None, partials.sum(axis=0), dbias, dbn_weight, gradients[1] if saved.has_bn_bias else None
+    return dx if need_dx else None, dweight, dbias, dbn_weight, gradients[1] if saved.has_bn_bias else None
+
+
+def _room(cuts: tuple[int, ...], spare: int, dtype: np.dtype) -> np.ndarray:
+    return empty((max_threads(), cuts[-1] + spare), dtype)
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    dtype: np.dtype,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    pool: tuple[int, int],
+) -> Plan | None:
+    """None if such operands do not suit. Raises as ``conv2d``."""
+    x, weight = np.empty(x_shape, dtype), np.empty(weight_shape, dtype)
+    sizes, z_shape = check_convolution("conv_bn", 2, x, weight, stride, padding, dilation, groups)
+    window = Window(*sizes)
+    y_shape = (*z_shape[:2], z_shape[2] // pool[0], z_shape[3] // pool[1])
+    suits = x.size and engine_for(x, weight_shape, window, groups, z_shape, follows=True) is conv_lanes
+    if not (suits and y_shape[2] and y_shape[3]):
+        return None
+    shapes = weight_shape, groups, x_shape[2:], z_shape[2:], window, dtype.itemsize
+    geometry, offsets, tiles, index = conv_lanes.forward_tiles(*shapes)
+    back, distances, back_tiles, back_index = conv_lanes.backward_tiles(*shapes)
+    _, products, dz_offsets = conv_lanes.product_tiles(weight_shape, groups, z_shape[2:], window, dtype.itemsize)
+    lanes, (blocks, at_once) = VECTOR_BYTES // dtype.itemsize, conv_lanes.split(x)
+    image, pixels, depth = math.prod(x_shape[1:]), math.prod(z_shape[1:]), math.prod(weight_shape[1:])
+    planes = x_shape[1] * geometry.channel_size
+    forward = max(image, math.prod(y_shape[1:]) + lanes), planes
+    backward = max(pixels, conv_lanes.whole_panels(x_shape) + lanes), planes, pixels, z_shape[1] * back.channel_size
+    return Plan(
+        groups=groups,
+        z_shape=z_shape,
+        y_shape=y_shape,
+        kept=(blocks, conv_lanes.whole_panels(z_shape) * lanes),
+        convolution=(geometry.source, offsets, tiles),
+        index=index,
+        weights=(*geometry.source, products, depth, dz_offsets),
+        data=(*back.source, distances, back_tiles, back_index, back.sparse),
+        splits=-(-blocks // at_once),
+        at_once=at_once,
+        forward_cuts=_ends(forward, lanes),
+        backward_cuts=_ends((*backward, groups * products.size * dz_offsets.size), lanes),
+        spare=lanes * lanes,
+        work=len(x) * pixels * depth // 16,
+    )
+
+
+def _ends(vectors: tuple[int, ...], lanes: int) -> tuple[int, ...]:
+    """Where runs of so many vectors end, one after the other."""
+    return tuple(lanes * int(end) for end in np.cumsum(vectors))

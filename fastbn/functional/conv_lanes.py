@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, in_order_of
+from fastbn._views import as_flat, dense_c, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv_lanes as kernels
 from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, VECTOR_BYTES
@@ -17,6 +17,9 @@ from fastbn.kernels.lanes import TILE_FIELDS
 SPLITS = 8  # partial gradients of the weights, about
 WORKSPACE = 1 << 21  # bytes, about, of a thread: the second cache holds them
 WASTE = 1.25  # times as many images as there are
+
+# Planes, and offsets, tiles and index as ``correlate_lanes`` has them.
+Operands = tuple[Planes, np.ndarray, np.ndarray, np.ndarray]
 
 
 def suits(x: np.ndarray, weight_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> bool:
@@ -39,8 +42,8 @@ def forward(
     y: np.ndarray,
 ) -> None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it."""
-    geometry, offsets, tiles = forward_tiles(weight.shape, x.shape[2:], y.shape[2:], window, x.itemsize)
-    _correlate(x, geometry, offsets, tiles, forward_panels(weight, bias, groups), groups, residual, relu, y)
+    operands = forward_tiles(weight.shape, groups, x.shape[2:], y.shape[2:], window, x.itemsize)
+    _correlate(x, *operands, weight, bias, groups, residual, relu, y)
 
 
 def backward(
@@ -55,10 +58,9 @@ def backward_data(
     dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int
 ) -> tuple[np.ndarray, None]:
     """dx like ``x``; it makes no sums of it."""
-    sizes = x.shape[2:], dy.shape[2:]
-    geometry, offsets, tiles = backward_tiles(weight.shape, groups, *sizes, window, x.itemsize)
+    operands = backward_tiles(weight.shape, groups, x.shape[2:], dy.shape[2:], window, x.itemsize)
     dx = empty(x.shape, x.dtype)
-    _correlate(dy, geometry, offsets, tiles, backward_panels(weight, geometry, groups), groups, None, False, dx)
+    _correlate(dy, *operands, weight, None, groups, None, False, dx)
     return dx, None
 
 
@@ -99,7 +101,9 @@ def _correlate(
     geometry: Planes,
     offsets: np.ndarray,
     tiles: np.ndarray,
-    panels: np.ndarray,
+    index: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
     groups: int,
     residual: np.ndarray | None,
     relu: bool,
@@ -112,7 +116,9 @@ def _correlate(
         geometry.source,
         offsets,
         tiles,
-        panels,
+        as_flat(weight),
+        as_flat(weight)[:0] if bias is None else as_flat(dense_c(bias)),
+        index,
         groups,
         geometry.sparse,
         np.empty(0, x.dtype) if residual is None else as_flat(in_order_of(residual, out)),
@@ -122,7 +128,7 @@ def _correlate(
         workspace(max(x[0].size, whole_panels(out.shape) + VECTOR_BYTES // x.itemsize), x),
         workspace(x.shape[1] * geometry.channel_size, x),
         workspace(VECTOR_BYTES // x.itemsize, x),
-        work=out.size * panels.size // 128,
+        work=out.size * index.size // 128,
     )
 
 
@@ -136,19 +142,6 @@ def workspace(vectors: int, like: np.ndarray) -> np.ndarray:
     return empty((max_threads(), vectors * (VECTOR_BYTES // like.itemsize)), like.dtype)
 
 
-def forward_panels(weight: np.ndarray, bias: np.ndarray | None, groups: int) -> np.ndarray:
-    """The weights as ``correlate_lanes`` reads them for the output."""
-    taps = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 2, 4)
-    return _panels(taps, None if bias is None else bias.reshape(groups, -1))
-
-
-def backward_panels(weight: np.ndarray, geometry: Planes, groups: int) -> np.ndarray:
-    """The weights as ``correlate_lanes`` reads them for the gradient to x."""
-    by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 2, 3, 1, 4)
-    panels = [_panels(by_group[:, :, phase.rows][..., phase.columns], None) for phase in geometry.phases]
-    return panels[0] if len(panels) == 1 else np.concatenate(panels)
-
-
 def _panels(taps: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """Weights (groups, rows, ...) as flat panels (groups, row panels, 1 + K, LANE_ROWS), the bias before them."""
     groups, rows = taps.shape[:2]
@@ -158,6 +151,12 @@ def _panels(taps: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         padded[:, :rows, 0] = bias
     padded[:, :rows, 1:] = taps.reshape(groups, rows, -1)
     return np.ascontiguousarray(padded.reshape(groups, count, LANE_ROWS, -1).swapaxes(2, 3)).reshape(-1)
+
+
+def _numbered(weight_shape: tuple[int, ...], groups: int) -> np.ndarray:
+    """The places of weights from 1 on, by group."""
+    numbers = np.arange(1, 1 + math.prod(weight_shape)).reshape(weight_shape)
+    return numbers.reshape(groups, -1, *weight_shape[1:])
 
 
 @lru_cache(maxsize=256)
@@ -174,12 +173,13 @@ def product_tiles(
 @lru_cache(maxsize=256)
 def forward_tiles(
     weight_shape: tuple[int, ...],
+    groups: int,
     in_size: tuple[int, int],
     out_size: tuple[int, int],
     window: Window,
     itemsize: int,
-) -> tuple[Planes, np.ndarray, np.ndarray]:
-    """Planes, offsets in elements, by kernel row, and tiles of the forward pass."""
+) -> Operands:
+    """The operands of the forward pass, whose weights k go by kernel row."""
     lanes = VECTOR_BYTES // itemsize
     geometry = forward_planes(weight_shape[1], out_size, window)
     taps = geometry.offsets[0].reshape(weight_shape[1:]).swapaxes(0, 1)
@@ -188,7 +188,9 @@ def forward_tiles(
     inside = (rows >= 0) & (rows < in_size[0])
     pixels = np.arange(out_size[0])[:, None] * geometry.width + np.arange(out_size[1])
     tiles = _tiles(pixels, np.arange(pixels.size), inside, taps.size, (0, 0), lanes)
-    return geometry, taps.reshape(-1) * lanes, tiles.reshape(-1)
+    numbers = _numbered(weight_shape, groups).transpose(0, 1, 3, 2, 4)
+    index = _panels(numbers, -1 - np.arange(weight_shape[0]).reshape(groups, -1))
+    return geometry, taps.reshape(-1) * lanes, tiles.reshape(-1), index
 
 
 @lru_cache(maxsize=256)
@@ -199,12 +201,13 @@ def backward_tiles(
     out_size: tuple[int, int],
     window: Window,
     itemsize: int,
-) -> tuple[Planes, np.ndarray, np.ndarray]:
-    """Planes, offsets and tiles of the gradient to x, one phase after the other."""
+) -> Operands:
+    """The operands of the gradient to x, one phase after the other."""
     lanes = VECTOR_BYTES // itemsize
-    outputs, channels = weight_shape[0] // groups, weight_shape[1]
+    outputs = weight_shape[0] // groups
     geometry = backward_planes(outputs, out_size, in_size, window)
-    offsets, tiles, place, base = [], [], 0, 0
+    numbers = _numbered(weight_shape, groups).transpose(0, 2, 3, 1, 4)
+    offsets, tiles, index, place, base = [], [], [], 0, 0
     for phase, distances in zip(geometry.phases, geometry.offsets, strict=True):
         rows, columns = np.arange(phase.height)[:, None], np.arange(phase.width)
         shifts = (phase.first_row + window.padding[0] - phase.rows * window.dilation[0]) // window.stride[0]
@@ -213,9 +216,10 @@ def backward_tiles(
         targets = targets + phase.first_column + columns * window.stride[1]
         tiles.append(_tiles(rows * geometry.width + columns, targets, inside, distances.size, (base, place), lanes))
         offsets.append(distances.reshape(outputs, len(phase.rows), -1).swapaxes(0, 1).reshape(-1) * lanes)
+        index.append(_panels(numbers[:, :, phase.rows][..., phase.columns], None))
         place += distances.size
-        base += groups * -(-channels // LANE_ROWS) * (1 + distances.size) * LANE_ROWS
-    return geometry, np.concatenate(offsets), np.concatenate(tiles).reshape(-1)
+        base += index[-1].size
+    return geometry, np.concatenate(offsets), np.concatenate(tiles).reshape(-1), np.concatenate(index)
 
 
 def _tiles(

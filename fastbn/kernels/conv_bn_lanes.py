@@ -50,6 +50,7 @@ from fastbn.kernels.lanes import (
     correlate_planes,
     fill_planes,
     first_image,
+    gather_panels,
     read_images,
     read_planes,
     store_products,
@@ -86,8 +87,9 @@ def _plane_moments(z, start, pixels, skipped):
 
 @body
 def _convolve_task(
-    block, x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z, partials, work, planes
+    block, x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z, partials, cuts, room
 ):
+    work, planes = room[: cuts[0]], room[cuts[0] : cuts[1]]
     lanes, channels, pixels = lanes_of(x), z_shape[1], z_shape[2] * z_shape[3]
     group_size = x_shape[1] // groups * channel_size(source) * lanes
     first, skipped = first_image(block, lanes, x_shape[0])
@@ -152,7 +154,8 @@ def _pool_plane(s, start, height, width, pool, out, at):
 
 
 @body
-def _finish_task(block, x_shape, z_shape, activation, pool, affine, z, s, y, y_shape, work, spare):
+def _finish_task(block, x_shape, z_shape, activation, pool, affine, z, s, y, y_shape, cuts, room):
+    work, spare = room[: cuts[0]], room[cuts[1] :]
     lanes, channels, pixels = lanes_of(z), z_shape[1], z_shape[2] * z_shape[3]
     plane, size = pixels * lanes, y_shape[2] * y_shape[3]
     first, skipped = first_image(block, lanes, x_shape[0])
@@ -165,30 +168,31 @@ def _finish_task(block, x_shape, z_shape, activation, pool, affine, z, s, y, y_s
 
 @driver
 def forward_unit_lanes(
-    x, x_shape, source, offsets, tiles, panels, groups, z_shape, parameters, momentum, eps, training, activation, pool,
-    z, s, y, y_shape, stats, affine, partials, work, planes, spare, parallel,
+    x, x_shape, source, offsets, tiles, weight, bias, index, groups, z_shape, parameters, momentum, eps, training,
+    activation, pool, z, s, y, y_shape, stats, affine, partials, cuts, room, parallel,
 ):  # fmt: skip
     """y = the pooled activation of the batch norm of a convolution; z, s, stats and affine are for the backward pass.
 
     The convolution's operands: see ``correlate_lanes``; parameters, stats, affine: see ``channels``. training: by the
-    batch's statistics. partials: (2, blocks, C), float64, room for theirs. work, planes, spare: (threads, elements).
+    batch's statistics. partials: (2, blocks, C), float64, room for theirs. room: (threads, elements), of which ``cuts``
+    are the ends of images and planes; a square of vectors is left.
     """
     negative = first_negative(parameters[3])
     if negative >= 0:
         return negative
     blocks = z.shape[0]
+    panels = gather_panels(weight, bias, index)
     if parallel:
         for task in prange(blocks):
-            thread = get_thread_id()
             _convolve_task(
                 int64(task), x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z[task], partials,
-                work[thread], planes[thread],
+                cuts, room[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(blocks):
             _convolve_task(
                 task, x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z[task], partials,
-                work[0], planes[0],
+                cuts, room[0],
             )  # fmt: skip
     if training:
         _finish_moments(x_shape, z_shape, lanes_of(x), partials, parameters, momentum, eps, stats, affine)
@@ -196,15 +200,14 @@ def forward_unit_lanes(
         finish_inference(parameters[0], parameters[1], parameters[2], parameters[3], eps, stats, affine)
     if parallel:
         for task in prange(blocks):
-            thread = get_thread_id()
             _finish_task(
-                int64(task), x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, work[thread],
-                spare[thread],
+                int64(task), x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts,
+                room[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(blocks):
             _finish_task(
-                task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, work[0], spare[0]
+                task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts, room[0]
             )
     return negative
 
@@ -287,12 +290,14 @@ def _block_gradient(
 @body
 def _gradients_task(
     task, dy, y_shape, x, x_shape, z_shape, activation, pool, affine, slopes, z, s, groups, weights, blocks_at_once,
-    partials, data, dx, work, planes, dz, dz_planes, sums, spare,
+    partials, data, panels, dx, cuts, room,
 ):  # fmt: skip
+    work, planes, dz = room[: cuts[0]], room[cuts[0] : cuts[1]], room[cuts[1] : cuts[2]]
+    dz_planes, sums, spare = room[cuts[2] : cuts[3]], room[cuts[3] : cuts[4]], room[cuts[4] :]
     lanes, outputs, channels = lanes_of(x), z_shape[1] // groups, x_shape[1] // groups
     source, dz_source = weights[:6], data[:6]
     offsets, depth, dz_offsets = weights[6:]
-    distances, tiles, panels, sparse = data[6:]
+    distances, tiles, _, sparse = data[6:]
     group_size = channels * channel_size(source) * lanes
     size, pixels = x_shape[1] * x_shape[2] * x_shape[3], x_shape[2] * x_shape[3]
     for index in range(sums.size):
@@ -317,13 +322,14 @@ def _gradients_task(
 @driver
 def backward_unit_lanes(
     dy, y_shape, x, x_shape, z_shape, batch_stats, activation, pool, stats, affine, slopes, z, s, products, gradients,
-    groups, weights, blocks_at_once, partials, data, dx, work, planes, dz, dz_planes, sums, spare, parallel,
+    groups, weights, blocks_at_once, partials, data, weight, dx, cuts, room, parallel,
 ):  # fmt: skip
     """Gradients of ``forward_unit_lanes``: of batch norm (2, C), of the weights by split as partials, and dx.
 
     weights: the six of source, then offsets, depth and dy_offsets of ``correlate_weights_lanes``; data: the six of
-    source, then offsets, tiles, panels and sparse of the gradient to x in ``correlate_lanes``. dx: empty if it is not needed. slopes: written; products:
-    (2, blocks, C) float64, room. work, planes, dz, dz_planes, sums, spare: (threads, elements).
+    source, then offsets, tiles, index and sparse of the gradient to x in ``correlate_lanes``. dx: empty if it is not
+    needed. slopes: written; products: (2, blocks, C) float64, room. room: (threads, elements), of which ``cuts`` are
+    the ends of images, planes, the gradient to z, its planes and sums; a square of vectors is left.
     """
     blocks = z.shape[0]
     splits = -(-blocks // blocks_at_once)
@@ -331,12 +337,12 @@ def backward_unit_lanes(
         for task in prange(blocks):
             _products_task(
                 int64(task), dy, y_shape, x_shape, z_shape, activation, pool, affine, z[task], s[task], products,
-                work[get_thread_id()],
+                room[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(blocks):
             _products_task(
-                task, dy, y_shape, x_shape, z_shape, activation, pool, affine, z[task], s[task], products, work[0]
+                task, dy, y_shape, x_shape, z_shape, activation, pool, affine, z[task], s[task], products, room[0]
             )
     count = x_shape[0] * z_shape[2] * z_shape[3]
     for c in range(z_shape[1]):
@@ -346,17 +352,16 @@ def backward_unit_lanes(
             sum_g += products[0, block, c]
             product += products[1, block, c]
         finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
+    panels = gather_panels(weight, weight[:0], data[8][: data[8].size if dx.size else 0])
     if parallel:
         for task in prange(splits):
-            thread = get_thread_id()
             _gradients_task(
                 int64(task), dy, y_shape, x, x_shape, z_shape, activation, pool, affine, slopes, z, s, groups, weights,
-                blocks_at_once, partials, data, dx, work[thread], planes[thread], dz[thread], dz_planes[thread],
-                sums[thread], spare[thread],
+                blocks_at_once, partials, data, panels, dx, cuts, room[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(splits):
             _gradients_task(
                 task, dy, y_shape, x, x_shape, z_shape, activation, pool, affine, slopes, z, s, groups, weights,
-                blocks_at_once, partials, data, dx, work[0], planes[0], dz[0], dz_planes[0], sums[0], spare[0],
+                blocks_at_once, partials, data, panels, dx, cuts, room[0],
             )  # fmt: skip

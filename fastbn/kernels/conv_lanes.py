@@ -9,6 +9,7 @@ from fastbn.kernels.lanes import (
     channel_size,
     correlate_planes,
     first_image,
+    gather_panels,
     read_images,
     read_planes,
     store_products,
@@ -34,19 +35,21 @@ def _correlate_task(
 
 @driver
 def correlate_lanes(
-    x, x_shape, source, offsets, tiles, panels, groups, sparse, residual, floor, out, out_shape, work, planes, spare,
-    parallel,
+    x, x_shape, source, offsets, tiles, weight, bias, index, groups, sparse, residual, floor, out, out_shape, work,
+    planes, spare, parallel,
 ):  # fmt: skip
     """out = max(sum over k of panels * planes + bias + residual, floor), all (N, C, H, W) and flat; N fills a block.
 
     offsets: of the weights k, in elements. tiles: TILE_FIELDS each: where its panels start, their depth, where its
     offsets start, the first k and the number of them, and of LANE_VECTORS pixels the offset in the planes and that in
-    the output. panels: flat (phases, groups, row panels, 1 + depth, LANE_ROWS), the bias first.
+    the output. index: what panels (phases, groups, row panels, 1 + depth, LANE_ROWS), the bias first, hold of the
+    flat weight and bias, which may be empty; see ``gather_panels``.
     sparse: there are pixels that no tile has. residual: may be empty.
     work, planes, spare: (threads, elements): images before and after, with LANE_ROWS - 1 channels more; planes; a
     vector a lane.
     """
     blocks = -(-x_shape[0] // lanes_of(x))
+    panels = gather_panels(weight, bias, index)
     if parallel:
         for task in prange(blocks):
             thread = get_thread_id()

@@ -8,6 +8,8 @@ earlier, with images that the block before it has too: its first lanes are skipp
 source: what ``functional.conv_lanes`` says of planes: starts_h, starts_w, stride_h, stride_w, rows, columns.
 """
 
+import numpy as np
+
 from fastbn.kernels._jit import body
 from fastbn.kernels._simd import (
     DOT_COLUMNS,
@@ -108,6 +110,19 @@ def write_images(images, size, skipped, residual, low, out, start, spare):
             if residual.size:
                 value = value + load_part(residual, at, count, zero)
             store_part(out, at, at_least(value, low), count)
+
+
+@body
+def gather_panels(weight, bias, index):
+    """Panels as ``correlate_lanes`` has them: weight[i - 1] for i above 0, bias[-i - 1] below it if there is one, 0."""
+    panels = np.zeros(index.size, weight.dtype)
+    for at in range(index.size):
+        i = index[at]
+        if i > 0:
+            panels[at] = weight[i - 1]
+        elif i < 0 and bias.size:
+            panels[at] = bias[-i - 1]
+    return panels
 
 
 @body
