@@ -7,7 +7,9 @@ from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
-from fastbn.kernels.gemm import gemm, gemm_workspace
+from fastbn.kernels.gemm import gemm, gemm_workspace, packed_elements, packed_gemm
+
+PACKED = 1 << 19  # elements of both operands, at most, to be packed whole: the second cache holds them
 
 
 def linear(
@@ -87,21 +89,13 @@ def _multiply(
             np.maximum(out, 0, out=out)
         return
     (a, a_row, a_depth), (b, b_depth, b_column) = left, right
-    workspace = empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
-    launch(
-        gemm,
-        rows,
-        columns,
-        depth,
-        as_flat(dense_c(a)),
-        a_row,
-        a_depth,
-        as_flat(dense_c(b)),
-        b_depth,
-        b_column,
-        bias,
-        bool(relu),
-        as_flat(out),
-        workspace,
-        work=rows * columns * depth // 16,
-    )
+    sizes = rows, columns, depth
+    operands = as_flat(dense_c(a)), a_row, a_depth, as_flat(dense_c(b)), b_depth, b_column, bias, bool(relu)
+    panels, room = packed_elements(*sizes, out.itemsize)
+    work = rows * columns * depth // 16
+    if panels <= PACKED:
+        share = empty((panels,), out.dtype), empty((max_threads(), room), out.dtype)
+        launch(packed_gemm, *sizes, *operands, out.reshape(-1), *share, work=work)
+    else:
+        workspace = empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
+        launch(gemm, *sizes, *operands, out.reshape(-1), workspace, work=work)

@@ -7,7 +7,7 @@ are zero, so ``tile_product`` needs no case for them. All arrays are flat and ad
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, transpose
 from fastbn.kernels._vector import lanes_of, load, load_first, load_part, splat, store, store_part
 
@@ -26,6 +26,13 @@ def gemm_workspace(itemsize: int) -> int:
     columns = tile_columns(itemsize)
     panels = DEPTH_BLOCK * (ROW_TILES * TILE_ROWS + COLUMN_TILES * columns)
     return TILE_ROWS * columns + panels + (VECTOR_BYTES // itemsize) ** 2
+
+
+def packed_elements(rows: int, columns: int, depth: int, itemsize: int) -> tuple[int, int]:
+    """Elements of the panels of ``packed_gemm``, and of the room that one thread of it needs."""
+    width = tile_columns(itemsize)
+    lanes = -(-rows // TILE_ROWS) * TILE_ROWS + -(-columns // width) * width
+    return lanes * depth, TILE_ROWS * width + (VECTOR_BYTES // itemsize) ** 2
 
 
 @body
@@ -154,6 +161,63 @@ def _blocks(rows, columns, width):
         else:
             column_tiles //= 2
     return row_tiles * TILE_ROWS, column_tiles * width
+
+
+@inlined
+def _panel(task, rows, columns, depth, width):
+    """Whether a panel is of the left operand, its first lane, and where it lies among all panels."""
+    row_panels = -(-rows // TILE_ROWS)
+    if task < row_panels:
+        return True, task * TILE_ROWS, task * TILE_ROWS * depth
+    column = (task - row_panels) * width
+    return False, column, (row_panels * TILE_ROWS + column) * depth
+
+
+@body
+def _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare):
+    width = TILE_BYTES // panels.itemsize
+    left, first, at = _panel(task, rows, columns, depth, width)
+    if left:
+        pack(a, first * a_row, a_row, a_depth, min(TILE_ROWS, rows - first), depth, TILE_ROWS, panels, at, spare)
+    else:
+        pack(b, first * b_column, b_column, b_depth, min(width, columns - first), depth, width, panels, at, spare)
+
+
+@body
+def _row_task(task, rows, columns, depth, panels, bias, relu, out, tile):
+    width = TILE_BYTES // panels.itemsize
+    row_panels = -(-rows // TILE_ROWS)
+    row, start = task * TILE_ROWS, task * TILE_ROWS * columns
+    height = min(TILE_ROWS, rows - row)
+    _block_product(
+        panels[row * depth :], panels[row_panels * TILE_ROWS * depth :], depth, height, columns, tile, out, start,
+        columns, True,
+    )  # fmt: skip
+    if bias.size or relu:
+        _epilogue(height, columns, bias, 0, relu, out, start, columns)
+
+
+@driver
+def packed_gemm(rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, bias, relu, out, panels, room, parallel):
+    """As ``gemm``, of operands that are packed whole before they are multiplied: small ones, packed once.
+
+    panels: flat, room for both; room: (threads, elements), a tile and a square of vectors. See ``packed_elements``.
+    """
+    width = TILE_BYTES // panels.itemsize
+    row_panels = -(-rows // TILE_ROWS)
+    packs = row_panels - (-columns // width)
+    tile = TILE_ROWS * width
+    if parallel:
+        for task in prange(packs):
+            spare = room[get_thread_id()][tile:]
+            _pack_task(int64(task), rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare)
+        for task in prange(row_panels):
+            _row_task(int64(task), rows, columns, depth, panels, bias, relu, out, room[get_thread_id()][:tile])
+    else:
+        for task in range(packs):
+            _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, room[0][tile:])
+        for task in range(row_panels):
+            _row_task(task, rows, columns, depth, panels, bias, relu, out, room[0][:tile])
 
 
 @driver
