@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._exp import exp_nonpositive_like
+from fastbn.kernels._exp import logistic
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._vector import (
     add_to,
@@ -21,6 +21,7 @@ from fastbn.kernels._vector import (
     fma,
     lanes_of,
     load,
+    prefetch,
     quotient,
     splat,
     store,
@@ -57,6 +58,7 @@ from fastbn.kernels.lanes import (
     write_images,
 )
 
+AHEAD = 32  # vectors
 NOTHING, RELU, RELU6, SIGMOID = range(4)
 
 
@@ -118,15 +120,12 @@ def _finish_moments(x_shape, z_shape, lanes, partials, parameters, momentum, eps
 @body
 def _activate(z, affine, c, activation, s):
     """s = the activation of the normalised channel ``z``."""
+    near, scale, shift = splat(z, affine[NEAR_MEAN, c]), splat(z, affine[SCALE, c]), splat(z, affine[SHIFT, c])
+    low, high = splat(z, -math.inf if activation == NOTHING else 0.0), _ceiling(activation)
     if activation == SIGMOID:
-        near, scale, shift, one = affine[NEAR_MEAN, c], affine[SCALE, c], affine[SHIFT, c], z.dtype.type(1)
-        for i in range(z.size):
-            value = (z[i] - near) * scale + shift
-            e = exp_nonpositive_like(-abs(value))
-            s[i] = (one if value >= 0 else e) / (one + e)
+        for i in range(0, z.size, lanes_of(z)):
+            store(s, i, logistic(fma(load(z, i) - near, scale, shift)))
     else:
-        near, scale, shift = splat(z, affine[NEAR_MEAN, c]), splat(z, affine[SCALE, c]), splat(z, affine[SHIFT, c])
-        low, high = splat(z, -math.inf if activation == NOTHING else 0.0), _ceiling(activation)
         for i in range(0, z.size, lanes_of(z)):
             store(s, i, at_most(at_least(fma(load(z, i) - near, scale, shift), low), high))
 
@@ -206,9 +205,7 @@ def forward_unit_lanes(
             )  # fmt: skip
     else:
         for task in range(blocks):
-            _finish_task(
-                task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts, room[0]
-            )
+            _finish_task(task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts, room[0])
     return negative
 
 
@@ -235,6 +232,8 @@ def _plane_products(dy, at, s, z, start, height, width, pool, activation, near):
             for i in range(pool[0]):
                 for j in range(pool[1]):
                     pixel = start + ((row + i) * width + column + j) * lanes
+                    prefetch(s, pixel + AHEAD * lanes)
+                    prefetch(z, pixel + AHEAD * lanes)
                     g = widen(_passed(share, load(s, pixel), activation, one, high))
                     gs, products = gs + g, fma(g, widen(load(z, pixel)) - about, products)
     return total(gs), total(products)
@@ -273,9 +272,7 @@ def _plane_gradient(dy, at, s, z, start, height, width, pool, activation, affine
 
 
 @body
-def _block_gradient(
-    first, skipped, dy, y_shape, z_shape, activation, pool, affine, slopes, z, s, work, dz
-):
+def _block_gradient(first, skipped, dy, y_shape, z_shape, activation, pool, affine, slopes, z, s, work, dz):
     """dz of a block, zero in the lanes that are skipped."""
     lanes, channels, size, pixels = lanes_of(z), z_shape[1], y_shape[2] * y_shape[3], z_shape[2] * z_shape[3]
     read_images(dy, first * channels * size, channels * size, skipped, work)

@@ -185,7 +185,6 @@ def _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_colu
 
 @body
 def _row_task(task, rows, columns, depth, panels, bias, relu, out, tile):
-    width = TILE_BYTES // panels.itemsize
     row_panels = -(-rows // TILE_ROWS)
     row, start = task * TILE_ROWS, task * TILE_ROWS * columns
     height = min(TILE_ROWS, rows - row)

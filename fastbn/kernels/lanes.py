@@ -129,7 +129,7 @@ def gather_panels(weight, bias, index):
 def correlate_planes(planes, group_size, offsets, tiles, panels, groups, outputs, plane, sparse, out):
     """out[group, output, pixel] = sum over k of panels * planes + bias, from its start; LANE_ROWS - 1 outputs more.
 
-    group_size: elements of a group's planes. outputs: of a group. plane: elements of an output. See ``correlate_lanes``.
+    group_size: elements of a group's planes. outputs: of a group. plane: elements of one. See ``correlate_lanes``.
     """
     group_panels = -(-outputs // LANE_ROWS)
     if sparse:
