@@ -33,7 +33,8 @@ class Plan(NamedTuple):
     """What follows from shapes: operands of the kernels, and the elements of their workspaces.
 
     z_shape, y_shape: of the convolution's output and of the unit's. kept: shape of ``z`` and ``s``. convolution,
-    weights, data: see ``kernels.conv_bn_lanes``. splits: of the gradient to the weights, ``at_once`` blocks each.
+    weights, data: see ``kernels.conv_bn_lanes``. panels: what they hold. splits: of the gradient to the weights,
+    ``at_once`` blocks each. cuts, spare: see there, too.
     """
 
     groups: int
@@ -41,7 +42,7 @@ class Plan(NamedTuple):
     y_shape: tuple[int, ...]
     kept: tuple[int, int]
     convolution: tuple[Any, ...]
-    index: np.ndarray
+    panels: np.ndarray
     weights: tuple[Any, ...]
     data: tuple[Any, ...]
     splits: int
@@ -78,6 +79,13 @@ def has_few_channels(weight: np.ndarray, groups: int) -> bool:
     """Whether images of some size and number may suit."""
     many = conv_blocks.suits(weight.shape, groups, weight.itemsize)
     return not (many or conv_depthwise.suits(weight.shape, groups, weight.itemsize))
+
+
+def suits(x: np.ndarray, weight: np.ndarray, stride: Pair, padding: Pair | str, dilation: Pair, groups: int) -> bool:
+    """Whether ``conv_lanes`` is the engine of such a convolution. Raises as ``conv2d``."""
+    if not (has_few_channels(weight, groups) and x.ndim == 4 and x.dtype == weight.dtype and x.flags.c_contiguous):
+        return False
+    return _plan(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, (1, 1)) is not None
 
 
 def unit_forward(
@@ -139,7 +147,7 @@ def unit_forward(
         *plan.convolution,
         flat_weight,
         flat_weight[:0] if bias is None else as_flat(dense_c(bias)),
-        plan.index,
+        plan.panels,
         plan.groups,
         plan.z_shape,
         parameters,
@@ -256,7 +264,7 @@ def _plan(
         y_shape=y_shape,
         kept=(blocks, conv_lanes.whole_panels(z_shape) * lanes),
         convolution=(geometry.source, offsets, tiles),
-        index=index,
+        panels=index,
         weights=(*geometry.source, products, depth, dz_offsets),
         data=(*back.source, distances, back_tiles, back_index, back.sparse),
         splits=-(-blocks // at_once),

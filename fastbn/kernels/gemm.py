@@ -30,9 +30,9 @@ def gemm_workspace(itemsize: int) -> int:
 
 def packed_elements(rows: int, columns: int, depth: int, itemsize: int) -> tuple[int, int]:
     """Elements of the panels of ``packed_gemm``, and of the room that one thread of it needs."""
-    width = tile_columns(itemsize)
-    lanes = -(-rows // TILE_ROWS) * TILE_ROWS + -(-columns // width) * width
-    return lanes * depth, TILE_ROWS * width + (VECTOR_BYTES // itemsize) ** 2
+    width, lanes = tile_columns(itemsize), VECTOR_BYTES // itemsize
+    panels = -(-rows // TILE_ROWS) * (TILE_ROWS * depth + lanes) - (-columns // width) * (width * depth + lanes)
+    return panels, TILE_ROWS * width + lanes**2
 
 
 @body
@@ -164,34 +164,31 @@ def _blocks(rows, columns, width):
 
 
 @inlined
-def _panel(task, rows, columns, depth, width):
-    """Whether a panel is of the left operand, its first lane, and where it lies among all panels."""
-    row_panels = -(-rows // TILE_ROWS)
-    if task < row_panels:
-        return True, task * TILE_ROWS, task * TILE_ROWS * depth
-    column = (task - row_panels) * width
-    return False, column, (row_panels * TILE_ROWS + column) * depth
+def _panel_at(row_panels, column_panels, depth, width, lanes):
+    """Where a panel lies, after so many others; a vector is left between two, which one thread may write into."""
+    return row_panels * (TILE_ROWS * depth + lanes) + column_panels * (width * depth + lanes)
 
 
 @body
 def _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare):
-    width = TILE_BYTES // panels.itemsize
-    left, first, at = _panel(task, rows, columns, depth, width)
-    if left:
-        pack(a, first * a_row, a_row, a_depth, min(TILE_ROWS, rows - first), depth, TILE_ROWS, panels, at, spare)
+    lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
+    if task < row_panels:
+        row, at = task * TILE_ROWS, _panel_at(task, 0, depth, width, lanes)
+        pack(a, row * a_row, a_row, a_depth, min(TILE_ROWS, rows - row), depth, TILE_ROWS, panels, at, spare)
     else:
-        pack(b, first * b_column, b_column, b_depth, min(width, columns - first), depth, width, panels, at, spare)
+        column, at = (task - row_panels) * width, _panel_at(row_panels, task - row_panels, depth, width, lanes)
+        pack(b, column * b_column, b_column, b_depth, min(width, columns - column), depth, width, panels, at, spare)
 
 
 @body
 def _row_task(task, rows, columns, depth, panels, bias, relu, out, tile):
-    row_panels = -(-rows // TILE_ROWS)
-    row, start = task * TILE_ROWS, task * TILE_ROWS * columns
-    height = min(TILE_ROWS, rows - row)
-    _block_product(
-        panels[row * depth :], panels[row_panels * TILE_ROWS * depth :], depth, height, columns, tile, out, start,
-        columns, True,
-    )  # fmt: skip
+    lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
+    height, start = min(TILE_ROWS, rows - task * TILE_ROWS), task * TILE_ROWS * columns
+    left = _panel_at(task, 0, depth, width, lanes)
+    for j in range(0, columns, width):
+        right = _panel_at(row_panels, j // width, depth, width, lanes)
+        tile_product(panels, left, panels, right, depth, tile)
+        _store_tile(tile, width, height, min(width, columns - j), out, start + j, columns, True)
     if bias.size or relu:
         _epilogue(height, columns, bias, 0, relu, out, start, columns)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastbn.functional.conv import conv2d_channels_last
+from fastbn.functional.conv import conv2d, conv2d_channels_last
 from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
-from fastbn.functional.conv_bn_lanes import has_few_channels
+from fastbn.functional.conv_bn_lanes import has_few_channels, suits
 from fastbn.functional.conv_gram import GramSaved
 from fastbn.nn.activation import ReLU, ReLU6
 from fastbn.nn.batchnorm import BatchNorm2d
@@ -127,14 +127,13 @@ def infer(
             cut = position < len(modules) and absorbs_relu(modules[position])
             position += cut
             joined = residual is not None and not cut and position == len(modules)
-            x = conv2d_channels_last(
+            sizes = module.stride, module.padding, module.dilation, module.groups
+            convolve = conv2d if suits(x, module.weight.data, *sizes) else conv2d_channels_last
+            x = convolve(
                 x,
                 module.weight.data,
                 None if module.bias is None else module.bias.data,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
+                *sizes,
                 residual=residual if joined else None,
                 relu=cut or (joined and relu),
             )
