@@ -22,7 +22,6 @@ from fastbn.kernels._vector import (
     lanes_of,
     load,
     prefetch,
-    quotient,
     splat,
     store,
     total,
@@ -138,18 +137,16 @@ def _ceiling(activation):
 @body
 def _pool_plane(s, start, height, width, pool, out, at):
     """The means of a plane's windows, from ``at`` on."""
-    lanes = lanes_of(s)
+    lanes, part = lanes_of(s), splat(s, 1.0 / (pool[0] * pool[1]))
+    columns = width // pool[1]
     for row in range(0, height - pool[0] + 1, pool[0]):
-        for column in range(0, width - pool[1] + 1, pool[1]):
-            corner = start + (row * width + column) * lanes
-            added = load(s, corner)
-            for j in range(1, pool[1]):
-                added = added + load(s, corner + j * lanes)
-            for i in range(1, pool[0]):
-                for j in range(pool[1]):
-                    added = added + load(s, corner + (i * width + j) * lanes)
-            store(out, at, quotient(added, pool[0] * pool[1]))
-            at += lanes
+        for i in range(pool[0]):
+            for j in range(pool[1]):
+                line = start + ((row + i) * width + j) * lanes
+                for column in range(columns):
+                    value = load(s, line + column * pool[1] * lanes) * part
+                    store(out, at + column * lanes, load(out, at + column * lanes) + value if i + j else value)
+        at += columns * lanes
 
 
 @body
@@ -222,20 +219,22 @@ def _passed(share, value, activation, one, high):
 @body
 def _plane_products(dy, at, s, z, start, height, width, pool, activation, near):
     """Sums of g and of g (z - near) over a plane, g being the gradient to what the activation read."""
-    lanes, one, high = lanes_of(z), splat(z, 1.0), _ceiling(activation)
+    lanes, one, high, part = lanes_of(z), splat(z, 1.0), _ceiling(activation), splat(z, 1.0 / (pool[0] * pool[1]))
     about = widen(splat(z, near))
     gs = products = widen(splat(z, 0.0))
+    columns = width // pool[1]
     for row in range(0, height - pool[0] + 1, pool[0]):
-        for column in range(0, width - pool[1] + 1, pool[1]):
-            share = quotient(load(dy, at), pool[0] * pool[1])
-            at += lanes
-            for i in range(pool[0]):
-                for j in range(pool[1]):
-                    pixel = start + ((row + i) * width + column + j) * lanes
+        for i in range(pool[0]):
+            for j in range(pool[1]):
+                line = start + ((row + i) * width + j) * lanes
+                for column in range(columns):
+                    pixel = line + column * pool[1] * lanes
                     prefetch(s, pixel + AHEAD * lanes)
                     prefetch(z, pixel + AHEAD * lanes)
+                    share = load(dy, at + column * lanes) * part
                     g = widen(_passed(share, load(s, pixel), activation, one, high))
                     gs, products = gs + g, fma(g, widen(load(z, pixel)) - about, products)
+        at += columns * lanes
     return total(gs), total(products)
 
 
@@ -254,21 +253,23 @@ def _products_task(block, dy, y_shape, x_shape, z_shape, activation, pool, affin
 @body
 def _plane_gradient(dy, at, s, z, start, height, width, pool, activation, affine, slopes, c, dz):
     """dz = a g + b (z - mean) inv_std + k in the plane from ``start`` on."""
-    lanes, one, high = lanes_of(z), splat(z, 1.0), _ceiling(activation)
+    lanes, one, high, part = lanes_of(z), splat(z, 1.0), _ceiling(activation), splat(z, 1.0 / (pool[0] * pool[1]))
     near, inv_std = splat(z, affine[NEAR_MEAN, c]), splat(z, slopes[NEAR_INV_STD, c])
     a, b, k = splat(z, slopes[A, c]), splat(z, slopes[B, c]), splat(z, slopes[K, c])
     if height % pool[0] or width % pool[1]:
         for pixel in range(start, start + height * width * lanes, lanes):
             store(dz, pixel, fma((load(z, pixel) - near) * inv_std, b, k))
+    columns = width // pool[1]
     for row in range(0, height - pool[0] + 1, pool[0]):
-        for column in range(0, width - pool[1] + 1, pool[1]):
-            share = quotient(load(dy, at), pool[0] * pool[1])
-            at += lanes
-            for i in range(pool[0]):
-                for j in range(pool[1]):
-                    pixel = start + ((row + i) * width + column + j) * lanes
+        for i in range(pool[0]):
+            for j in range(pool[1]):
+                line = start + ((row + i) * width + j) * lanes
+                for column in range(columns):
+                    pixel = line + column * pool[1] * lanes
+                    share = load(dy, at + column * lanes) * part
                     g = _passed(share, load(s, pixel), activation, one, high)
                     store(dz, pixel, fma(g, a, fma((load(z, pixel) - near) * inv_std, b, k)))
+        at += columns * lanes
 
 
 @body
