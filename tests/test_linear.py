@@ -184,3 +184,10 @@ def test_panels_that_threads_pack_side_by_side_are_apart(rng, threads):
     for _ in range(20):
         for got, expected in zip(F.linear_backward(dy, x, weight), want, strict=True):
             assert_close(got, expected, np.float64, scale=10)
+
+
+def test_gradients_that_are_not_needed_are_left_out(rng):
+    x, weight, _, dy = operands(rng, (6, 5), 4, np.float32)
+    dx, dweight, dbias = F.linear_backward(dy, x, weight, need_dx=False, need_dbias=False)
+    assert dx is dbias is None
+    np.testing.assert_array_equal(dweight, F.linear_backward(dy, x, weight)[1])
