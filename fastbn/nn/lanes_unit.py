@@ -1,5 +1,6 @@
 """A convolution of few channels, its batch norm, activation and average pooling, trained as one unit."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,12 @@ from fastbn.nn.pooling import AvgPool2d
 if TYPE_CHECKING:
     from fastbn.nn.block import Block
 
-ACTIVATIONS: dict[type[Module], str] = {ReLU: "relu", ReLU6: "relu6", Sigmoid: "sigmoid"}
+# What ``unit_forward`` calls an activation, and above what a block's ReLU cuts, if it is one.
+ACTIVATIONS: dict[type[Module], tuple[str, float | None]] = {
+    ReLU: ("relu", math.inf),
+    ReLU6: ("relu6", 6.0),
+    Sigmoid: ("sigmoid", None),
+}
 
 
 def is_plain(module: Module, kind: type[Module]) -> bool:
@@ -30,26 +36,27 @@ class LanesUnit:
 
     def __init__(self, block: "Block") -> None:
         self.block = block
-        self.activation: Module | None = None
-        self.name: str | None = None
-        self.pool: AvgPool2d | None = None
-        self.window = (1, 1)
+        self.further: list[Module] = []  # what the block does not do
+        self.activation: str | None = None
+        self.window: tuple[int, int] | None = None
         self.saved: LanesSaved | None = None
 
     def absorb(self, module: Module) -> bool:
         """Take on ``module`` as the next one, if that is possible."""
-        if self.pool is not None:
+        if self.window is not None:
             return False
         kind = next((kind for kind in ACTIVATIONS if is_plain(module, kind)), None)
         if self.activation is None and kind is not None:
-            self.activation, self.name = module, ACTIVATIONS[kind]
+            self.activation, ceiling = ACTIVATIONS[kind]
+            if ceiling is None:
+                self.further.append(module)
+            else:
+                self.block.relu, self.block.ceiling = True, ceiling
             return True
         if isinstance(module, AvgPool2d) and is_plain(module, AvgPool2d):
-            window = _meeting_windows(module)
-            if window is not None:
-                self.pool, self.window = module, window
-                return True
-        return False
+            self.window = _meeting_windows(module)
+            self.further += [module] if self.window else []
+        return self.window is not None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         conv, norm = self.block.conv, self.block.norm
@@ -65,8 +72,8 @@ class LanesUnit:
             *norm.affine_arrays(),
             (mean, var, momentum, norm.eps),
             training,
-            self.name,
-            self.window,
+            self.activation,
+            self.window or (1, 1),
         )
         if found is None:
             return self._forward_apart(x)
@@ -77,16 +84,16 @@ class LanesUnit:
 
     def _forward_apart(self, x: np.ndarray) -> np.ndarray:
         y: Any = self.block.forward(x)
-        for module in (self.activation, self.pool):
-            y = y if module is None else module(y)
+        for module in self.further:
+            y = module(y)
         return y
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> Any:
         """The gradient to x; adds to parameters' grad."""
         saved, self.saved = self.saved, None
         if saved is None:
-            for module in (self.pool, self.activation):
-                dy = dy if module is None else module.backward(dy)
+            for module in reversed(self.further):
+                dy = module.backward(dy)
             return self.block.backward(dy, need_dx)[0]
         dx, *gradients = unit_backward(dy, saved, need_dx)
         conv, norm = self.block.conv, self.block.norm
