@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._checks import check_float, check_rank, check_running_stats, check_same_dtype, check_shape
+from fastbn._checks import check_running_stats, check_same_dtype, check_shape
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense, dense_c, in_order_of, native
 from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes
 from fastbn.functional.conv import Pair, engine_for
-from fastbn.functional.conv_arguments import IMAGE_AXES, check_convolution, check_operands
+from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.norm import Statistics, as_parameters, check_parameters, check_statistics, keep_moved
 from fastbn.kernels._simd import VECTOR_BYTES
@@ -83,9 +83,10 @@ def has_few_channels(weight: np.ndarray, groups: int) -> bool:
 
 def suits(x: np.ndarray, weight: np.ndarray, stride: Pair, padding: Pair | str, dilation: Pair, groups: int) -> bool:
     """Whether ``conv_lanes`` is the engine of such a convolution. Raises as ``conv2d``."""
-    if not (has_few_channels(weight, groups) and x.ndim == 4 and x.dtype == weight.dtype and x.flags.c_contiguous):
+    if not (has_few_channels(weight, groups) and x.flags.c_contiguous):
         return False
-    return _plan(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, (1, 1)) is not None
+    sizes, y_shape = check_convolution("conv2d", 2, x, weight, stride, padding, dilation, groups)
+    return _plan(x.shape, weight.shape, y_shape, sizes, int(groups), (1, 1), x.dtype) is not None
 
 
 def unit_forward(
@@ -111,12 +112,10 @@ def unit_forward(
     y: (N, C, H // pool[0], W // pool[1]), C-contiguous. Raises ShapeError, DtypeError, ArgumentError.
     """
     who = "conv_bn"
-    check_float(who, "x", x)
-    check_rank(who, "x", x, (4,), IMAGE_AXES)
-    check_same_dtype(who, "weight", weight, "x", x)
+    sizes, z_shape = check_convolution(who, 2, x, weight, stride, padding, dilation, groups)
     x, weight = dense(x), dense_c(weight)
-    plan = _plan(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, pool)
-    if plan is None or not x.flags.c_contiguous:
+    plan = _plan(x.shape, weight.shape, z_shape, sizes, int(groups), pool, x.dtype) if x.flags.c_contiguous else None
+    if plan is None:
         return None
     channels = plan.z_shape[1]
     check_operands(who, x, weight, bias, None, None, plan.z_shape)
@@ -234,17 +233,14 @@ def _room(cuts: tuple[int, ...], spare: int, dtype: np.dtype) -> np.ndarray:
 def _plan(
     x_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
-    dtype: np.dtype,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
+    z_shape: tuple[int, ...],
+    sizes: tuple[Any, ...],
     groups: int,
     pool: tuple[int, int],
+    dtype: np.dtype,
 ) -> Plan | None:
-    """None if such operands do not suit. Raises as ``conv2d``."""
-    x, weight = np.empty(x_shape, dtype), np.empty(weight_shape, dtype)
-    sizes, z_shape = check_convolution("conv_bn", 2, x, weight, stride, padding, dilation, groups)
-    window = Window(*sizes)
+    """None if such operands do not suit; sizes: of the window."""
+    x, window = np.empty(x_shape, dtype), Window(*sizes)
     y_shape = (*z_shape[:2], z_shape[2] // pool[0], z_shape[3] // pool[1])
     suits = x.size and engine_for(x, weight_shape, window, groups, z_shape, follows=True) is conv_lanes
     if not (suits and y_shape[2] and y_shape[3]):

@@ -5,8 +5,8 @@ import numpy as np
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
-from fastbn.functional.conv_blocks import blocks_of, planes_of, rows_at_once
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.functional.conv_portions import blocks_of, planes_of, rows_at_once
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
 from fastbn.kernels._simd import TILE_ROWS
@@ -40,7 +40,7 @@ def forward(
     geometry = forward_planes(1, (rows, y.shape[3]), window)
     sums = None
     if moments:
-        sums = sums_for(y, 1, rows)
+        sums = sums_for(y.shape, y.itemsize, 1, rows)
         sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
     taps = np.arange(weight[0].size)
     place = 0, y.shape, element_strides(y)
@@ -89,7 +89,7 @@ def backward_data(
     for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
         rows = rows_at_once(x.shape[0], phase.height, blocks_of(groups, x.itemsize) * whole.width)
         if normed is not None and len(whole.phases) == 1 and not whole.sparse:
-            sums = sums_for(dx, 1, rows)._replace(
+            sums = sums_for(dx.shape, dx.itemsize, 1, rows)._replace(
                 source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
             )
         taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
