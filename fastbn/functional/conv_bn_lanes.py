@@ -23,7 +23,8 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.norm import Statistics, as_parameters, check_parameters, check_statistics, keep_moved
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.channels import SCALE
-from fastbn.kernels.conv_bn_lanes import NOTHING, RELU, RELU6, SIGMOID, backward_unit_lanes, forward_unit_lanes
+from fastbn.kernels.conv_bn_lanes import NOTHING, RELU, RELU6, SIGMOID, forward_unit_lanes
+from fastbn.kernels.conv_bn_lanes_backward import backward_unit_lanes
 
 ACTIVATIONS = {None: NOTHING, "relu": RELU, "relu6": RELU6, "sigmoid": SIGMOID}
 Maybe = np.ndarray | None
