@@ -68,7 +68,7 @@ def dense_c(array: np.ndarray) -> np.ndarray:
 
 def native(array: np.ndarray) -> np.dtype:
     """The dtype of ``array`` in native byte order."""
-    return array.dtype.newbyteorder("=")
+    return array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:

@@ -1,11 +1,14 @@
 """The linear layer, forward and backward: against the float64 twin and torch, then memory and corners."""
 
+import importlib
+
 import numpy as np
 import pytest
 import reference
 from helpers import assert_close
 from layouts import LAYOUTS, strided, unaligned
 
+import fastbn
 import fastbn.functional as F
 from fastbn.errors import ArgumentError
 
@@ -32,6 +35,13 @@ def operands(rng, x_shape, outputs, dtype):
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 
 
+@pytest.fixture(params=["packed whole", "packed block by block"])
+def packing(request, monkeypatch):
+    if request.param != "packed whole":
+        monkeypatch.setattr(importlib.import_module("fastbn.functional.linear"), "PACKED", 0)
+
+
+@pytest.mark.usefixtures("packing")
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("x_shape", "outputs"), CASES, ids=str)
@@ -44,6 +54,7 @@ def test_forward(rng, dtype, x_shape, outputs, biased, relu):
     assert_close(y, reference.linear(x, weight, bias, relu=relu), dtype, scale=10)
 
 
+@pytest.mark.usefixtures("packing")
 @pytest.mark.parametrize(("x_shape", "outputs"), CASES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_backward(rng, dtype, x_shape, outputs):
@@ -163,3 +174,20 @@ def test_nan_and_inf_reach_their_row_only(rng, bad, relu):
     assert not np.isfinite(y[3]).any()
     assert np.isfinite(np.delete(y, 3, axis=0)).all()
     assert want.shape == y.shape
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_panels_that_threads_pack_side_by_side_are_apart(rng, threads):
+    fastbn.set_num_threads(threads)
+    x, weight, _, dy = operands(rng, (24, 256), 120, np.float64)
+    want = reference.linear_backward(dy, x, weight)
+    for _ in range(20):
+        for got, expected in zip(F.linear_backward(dy, x, weight), want, strict=True):
+            assert_close(got, expected, np.float64, scale=10)
+
+
+def test_gradients_that_are_not_needed_are_left_out(rng):
+    x, weight, _, dy = operands(rng, (6, 5), 4, np.float32)
+    dx, dweight, dbias = F.linear_backward(dy, x, weight, need_dx=False, need_dbias=False)
+    assert dx is dbias is None
+    np.testing.assert_array_equal(dweight, F.linear_backward(dy, x, weight)[1])

@@ -186,11 +186,11 @@ COMPILE = """
 import numpy as np
 import fastbn.functional as F
 from fastbn.kernels.conv_lanes import correlate_lanes
-from fastbn.kernels.gemm import gemm
+from fastbn.kernels.gemm import packed_gemm
 
 F.linear(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
 F.conv2d(np.ones((32, 1, 4, 4), np.float32), np.ones((2, 1, 2, 2), np.float32))
-for kernel in gemm, correlate_lanes:
+for kernel in packed_gemm, correlate_lanes:
     print(kernel.serial.inspect_asm(kernel.serial.signatures[0]), end="\f")
 """
 REGISTERS = {"avx512f": "zmm", "avx2": "ymm"}

@@ -50,6 +50,11 @@ class Planes:
     phases: tuple[Phase, ...] = ()
     sparse: bool = False
 
+    @property
+    def source(self) -> tuple[np.ndarray, np.ndarray, int, int, int, int]:
+        """Where planes are read from, as ``kernels.lanes`` takes it."""
+        return self.starts_h, self.starts_w, *self.stride, self.height, self.width
+
     @classmethod
     def plain(cls, height: int, width: int, channel_size: int) -> Self:
         """The image itself, with zeros on the right and at the end."""

@@ -7,15 +7,19 @@ import numpy as np
 
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, in_order_of
+from fastbn._views import as_flat, dense_c, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels import conv_lanes as kernels
 from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, VECTOR_BYTES
 from fastbn.kernels.conv import whole_tiles
+from fastbn.kernels.lanes import TILE_FIELDS
 
 SPLITS = 8  # partial gradients of the weights, about
 WORKSPACE = 1 << 21  # bytes, about, of a thread: the second cache holds them
 WASTE = 1.25  # times as many images as there are
+
+# Planes, and offsets, tiles and index as ``correlate_lanes`` has them.
+Operands = tuple[Planes, np.ndarray, np.ndarray, np.ndarray]
 
 
 def suits(x: np.ndarray, weight_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> bool:
@@ -38,10 +42,8 @@ def forward(
     y: np.ndarray,
 ) -> None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it."""
-    geometry, offsets, tiles = _forward_tiles(weight.shape, x.shape[2:], y.shape[2:], window, x.itemsize)
-    taps = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 2, 4)
-    panels = _panels(taps, None if bias is None else bias.reshape(groups, -1))
-    _correlate(x, geometry, offsets, tiles, panels, groups, residual, relu, y)
+    operands = forward_tiles(weight.shape, groups, x.shape[2:], y.shape[2:], window, x.itemsize)
+    _correlate(x, *operands, weight, bias, groups, residual, relu, y)
 
 
 def backward(
@@ -56,48 +58,42 @@ def backward_data(
     dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int
 ) -> tuple[np.ndarray, None]:
     """dx like ``x``; it makes no sums of it."""
-    sizes = x.shape[2:], dy.shape[2:]
-    geometry, offsets, tiles = _backward_tiles(weight.shape, groups, *sizes, window, x.itemsize)
-    by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 2, 3, 1, 4)
-    panels = [_panels(by_group[:, :, phase.rows][..., phase.columns], None) for phase in geometry.phases]
+    operands = backward_tiles(weight.shape, groups, x.shape[2:], dy.shape[2:], window, x.itemsize)
     dx = empty(x.shape, x.dtype)
-    _correlate(dy, geometry, offsets, tiles, np.concatenate(panels), groups, None, False, dx)
+    _correlate(dy, *operands, weight, None, groups, None, False, dx)
     return dx, None
 
 
 def backward_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, window: Window, groups: int) -> np.ndarray:
     """dweight (C_out, C_in / groups, kh, kw). What is summed together follows from the shape alone."""
-    lanes = VECTOR_BYTES // x.itemsize
-    geometry = forward_planes(weight.shape[1], dy.shape[2:], window)
-    outputs, depth, pixels = len(weight) // groups, weight[0].size, dy.shape[2] * dy.shape[3]
-    dy_offsets = whole_tiles(np.arange(outputs) * pixels * lanes, DOT_COLUMNS)
-    offsets = whole_tiles(geometry.offsets[0] * lanes, DOT_ROWS)
-    blocks = -(-x.shape[0] // lanes)
-    blocks_at_once = -(-blocks // SPLITS)
+    geometry, offsets, dy_offsets = product_tiles(weight.shape, groups, dy.shape[2:], window, x.itemsize)
+    blocks, blocks_at_once = split(x)
     partials = np.empty((-(-blocks // blocks_at_once), *weight.shape), x.dtype)
     launch(
         kernels.correlate_weights_lanes,
         as_flat(x),
         x.shape,
-        geometry.starts_h,
-        geometry.starts_w,
-        *geometry.stride,
-        geometry.height,
-        geometry.width,
+        geometry.source,
         offsets,
-        depth,
+        weight[0].size,
         as_flat(dy),
         dy.shape,
         dy_offsets,
         groups,
         blocks_at_once,
         as_flat(partials),
-        _workspace(max(x[0].size, dy[0].size), x),
-        _workspace(x.shape[1] * geometry.channel_size, x),
-        _workspace(groups * offsets.size * dy_offsets.size, x),
-        work=dy.size * depth // 16,
+        workspace(max(x[0].size, dy[0].size), x),
+        workspace(x.shape[1] * geometry.channel_size, x),
+        workspace(groups * offsets.size * dy_offsets.size, x),
+        work=dy.size * weight[0].size // 16,
     )
     return partials.sum(axis=0)
+
+
+def split(x: np.ndarray) -> tuple[int, int]:
+    """Blocks of images, and how many of them are summed together."""
+    blocks = -(-x.shape[0] // (VECTOR_BYTES // x.itemsize))
+    return blocks, -(-blocks // SPLITS)
 
 
 def _correlate(
@@ -105,39 +101,44 @@ def _correlate(
     geometry: Planes,
     offsets: np.ndarray,
     tiles: np.ndarray,
-    panels: np.ndarray,
+    index: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
     groups: int,
     residual: np.ndarray | None,
     relu: bool,
     out: np.ndarray,
 ) -> None:
-    out_elements = (out.shape[1] + LANE_ROWS) * out.shape[2] * out.shape[3]
     launch(
         kernels.correlate_lanes,
         as_flat(x),
         x.shape,
-        geometry.starts_h,
-        geometry.starts_w,
-        *geometry.stride,
-        geometry.height,
-        geometry.width,
+        geometry.source,
         offsets,
         tiles,
-        panels,
+        as_flat(weight),
+        as_flat(weight)[:0] if bias is None else as_flat(dense_c(bias)),
+        index,
         groups,
         geometry.sparse,
         np.empty(0, x.dtype) if residual is None else as_flat(in_order_of(residual, out)),
         0.0 if relu else -np.inf,
         as_flat(out),
         out.shape,
-        _workspace(max(x[0].size, out_elements + VECTOR_BYTES // x.itemsize), x),
-        _workspace(x.shape[1] * geometry.channel_size, x),
-        _workspace(VECTOR_BYTES // x.itemsize, x),
-        work=out.size * panels.size // 128,
+        workspace(max(x[0].size, whole_panels(out.shape) + VECTOR_BYTES // x.itemsize), x),
+        workspace(x.shape[1] * geometry.channel_size, x),
+        workspace(VECTOR_BYTES // x.itemsize, x),
+        work=out.size * index.size // 128,
     )
 
 
-def _workspace(vectors: int, like: np.ndarray) -> np.ndarray:
+def whole_panels(shape: tuple[int, ...]) -> int:
+    """Pixels of an output (N, C, H, W)'s image, with as many channels more as the last panel may have."""
+    return (shape[1] + LANE_ROWS - 1) * shape[2] * shape[3]
+
+
+def workspace(vectors: int, like: np.ndarray) -> np.ndarray:
+    """Room for every thread, uninitialised."""
     return empty((max_threads(), vectors * (VECTOR_BYTES // like.itemsize)), like.dtype)
 
 
@@ -152,15 +153,33 @@ def _panels(taps: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(groups, count, LANE_ROWS, -1).swapaxes(2, 3)).reshape(-1)
 
 
+def _numbered(weight_shape: tuple[int, ...], groups: int) -> np.ndarray:
+    """The places of weights from 1 on, by group."""
+    numbers = np.arange(1, 1 + math.prod(weight_shape)).reshape(weight_shape)
+    return numbers.reshape(groups, -1, *weight_shape[1:])
+
+
 @lru_cache(maxsize=256)
-def _forward_tiles(
+def product_tiles(
+    weight_shape: tuple[int, ...], groups: int, out_size: tuple[int, int], window: Window, itemsize: int
+) -> tuple[Planes, np.ndarray, np.ndarray]:
+    """Planes, and offsets of weights and of a group's outputs in whole tiles, of the gradient to the weights."""
+    lanes = VECTOR_BYTES // itemsize
+    geometry = forward_planes(weight_shape[1], out_size, window)
+    dy_offsets = np.arange(weight_shape[0] // groups) * (out_size[0] * out_size[1] * lanes)
+    return geometry, whole_tiles(geometry.offsets[0] * lanes, DOT_ROWS), whole_tiles(dy_offsets, DOT_COLUMNS)
+
+
+@lru_cache(maxsize=256)
+def forward_tiles(
     weight_shape: tuple[int, ...],
+    groups: int,
     in_size: tuple[int, int],
     out_size: tuple[int, int],
     window: Window,
     itemsize: int,
-) -> tuple[Planes, np.ndarray, np.ndarray]:
-    """Planes, offsets in elements, by kernel row, and tiles of the forward pass."""
+) -> Operands:
+    """The operands of the forward pass, whose weights k go by kernel row."""
     lanes = VECTOR_BYTES // itemsize
     geometry = forward_planes(weight_shape[1], out_size, window)
     taps = geometry.offsets[0].reshape(weight_shape[1:]).swapaxes(0, 1)
@@ -169,23 +188,26 @@ def _forward_tiles(
     inside = (rows >= 0) & (rows < in_size[0])
     pixels = np.arange(out_size[0])[:, None] * geometry.width + np.arange(out_size[1])
     tiles = _tiles(pixels, np.arange(pixels.size), inside, taps.size, (0, 0), lanes)
-    return geometry, taps.reshape(-1) * lanes, tiles.reshape(-1)
+    numbers = _numbered(weight_shape, groups).transpose(0, 1, 3, 2, 4)
+    index = _panels(numbers, -1 - np.arange(weight_shape[0]).reshape(groups, -1))
+    return geometry, taps.reshape(-1) * lanes, tiles.reshape(-1), index
 
 
 @lru_cache(maxsize=256)
-def _backward_tiles(
+def backward_tiles(
     weight_shape: tuple[int, ...],
     groups: int,
     in_size: tuple[int, int],
     out_size: tuple[int, int],
     window: Window,
     itemsize: int,
-) -> tuple[Planes, np.ndarray, np.ndarray]:
-    """Planes, offsets and tiles of the gradient to x, one phase after the other."""
+) -> Operands:
+    """The operands of the gradient to x, one phase after the other."""
     lanes = VECTOR_BYTES // itemsize
-    outputs, channels = weight_shape[0] // groups, weight_shape[1]
+    outputs = weight_shape[0] // groups
     geometry = backward_planes(outputs, out_size, in_size, window)
-    offsets, tiles, place, base = [], [], 0, 0
+    numbers = _numbered(weight_shape, groups).transpose(0, 2, 3, 1, 4)
+    offsets, tiles, index, place, base = [], [], [], 0, 0
     for phase, distances in zip(geometry.phases, geometry.offsets, strict=True):
         rows, columns = np.arange(phase.height)[:, None], np.arange(phase.width)
         shifts = (phase.first_row + window.padding[0] - phase.rows * window.dilation[0]) // window.stride[0]
@@ -194,9 +216,10 @@ def _backward_tiles(
         targets = targets + phase.first_column + columns * window.stride[1]
         tiles.append(_tiles(rows * geometry.width + columns, targets, inside, distances.size, (base, place), lanes))
         offsets.append(distances.reshape(outputs, len(phase.rows), -1).swapaxes(0, 1).reshape(-1) * lanes)
+        index.append(_panels(numbers[:, :, phase.rows][..., phase.columns], None))
         place += distances.size
-        base += groups * -(-channels // LANE_ROWS) * (1 + distances.size) * LANE_ROWS
-    return geometry, np.concatenate(offsets), np.concatenate(tiles).reshape(-1)
+        base += index[-1].size
+    return geometry, np.concatenate(offsets), np.concatenate(tiles).reshape(-1), np.concatenate(index)
 
 
 def _tiles(
@@ -213,7 +236,7 @@ def _tiles(
     rows = pixels // sources.shape[1]
     first, last = low[rows].min(axis=1), high[rows].max(axis=1)
     share = depth // inside.shape[1]
-    tiles = np.empty((count, kernels.TILE_FIELDS), np.int64)
+    tiles = np.empty((count, TILE_FIELDS), np.int64)
     tiles[:, :3] = starts[0], depth, starts[1]
     tiles[:, 3], tiles[:, 4] = first * share, (last - first) * share
     tiles[:, 5:] = np.hstack([sources.reshape(-1)[pixels], targets.reshape(-1)[pixels]]) * lanes

@@ -1,5 +1,7 @@
 """The linear layer: ``y = x W^T + b``."""
 
+import math
+
 import numpy as np
 
 from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
@@ -7,7 +9,9 @@ from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
-from fastbn.kernels.gemm import gemm, gemm_workspace
+from fastbn.kernels.gemm import gemm, gemm_workspace, packed_elements, packed_gemm
+
+PACKED = 1 << 19  # elements of both operands, at most, to be packed whole: the second cache holds them
 
 
 def linear(
@@ -35,27 +39,32 @@ def linear(
     else:
         check_out("linear", out, shape, np.empty((0, 0), x.dtype), apart_from={"x": x, "weight": weight, "bias": bias})
     shift = np.empty(0, native(x)) if bias is None else as_flat(dense_c(bias))
-    rows = x.size // features_in if features_in else int(np.prod(shape[:-1]))
+    rows = x.size // features_in if features_in else math.prod(shape[:-1])
     _multiply(rows, features_out, features_in, (x, features_in, 1), (weight, 1, features_in), shift, relu, out)
     return out
 
 
-def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def linear_backward(
+    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, *, need_dx: bool = True, need_dbias: bool = True
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
     """Gradients of ``linear`` without its ReLU: (dx, dweight, dbias), dbias summed in float64.
 
-    dy: (*, out), x: (*, in), weight: (out, in). Raises ShapeError, DtypeError.
+    dy: (*, out), x: (*, in), weight: (out, in). need_dx=False leaves dx out (None), as for a network's first layer,
+    need_dbias=False dbias. Raises ShapeError, DtypeError.
     """
     who = "linear_backward"
     _check(who, x, weight)
     features_out, features_in = weight.shape
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, (*x.shape[:-1], features_out))
-    rows = int(np.prod(x.shape[:-1]))
-    none = np.empty(0, native(x))
-    dx, dweight = np.empty(x.shape, native(x)), np.empty(weight.shape, native(x))
-    _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
+    rows, none, dx, dbias = math.prod(x.shape[:-1]), np.empty(0, native(x)), None, None
+    if need_dx:
+        dx = np.empty(x.shape, native(x))
+        _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
+    dweight = np.empty(weight.shape, native(x))
     _multiply(features_out, features_in, rows, (dy, 1, features_out), (x, features_in, 1), none, False, dweight)
-    dbias = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64).astype(native(x))
+    if need_dbias:
+        dbias = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64).astype(native(x))
     return dx, dweight, dbias
 
 
@@ -87,21 +96,13 @@ def _multiply(
             np.maximum(out, 0, out=out)
         return
     (a, a_row, a_depth), (b, b_depth, b_column) = left, right
-    workspace = empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
-    launch(
-        gemm,
-        rows,
-        columns,
-        depth,
-        as_flat(dense_c(a)),
-        a_row,
-        a_depth,
-        as_flat(dense_c(b)),
-        b_depth,
-        b_column,
-        bias,
-        bool(relu),
-        as_flat(out),
-        workspace,
-        work=rows * columns * depth // 16,
-    )
+    sizes = rows, columns, depth
+    operands = as_flat(dense_c(a)), a_row, a_depth, as_flat(dense_c(b)), b_depth, b_column, bias, bool(relu)
+    panels, room = packed_elements(*sizes, out.itemsize)
+    work = rows * columns * depth // 16
+    if panels <= PACKED:
+        share = empty((panels,), out.dtype), empty((max_threads(), room), out.dtype)
+        launch(packed_gemm, *sizes, *operands, out.reshape(-1), *share, work=work)
+    else:
+        workspace = empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
+        launch(gemm, *sizes, *operands, out.reshape(-1), workspace, work=work)

@@ -1,13 +1,14 @@
-"""exp for arguments of at most 0, in plain arithmetic: LLVM can put it into vectors, which it cannot a call of libm."""
+"""exp for arguments of at most 0, in plain arithmetic, which LLVM can put into vectors as it cannot a call of libm."""
 
 import math
 
 import numpy as np
 from llvmlite import ir
-from numba import float32, float64, int32
-from numba.extending import intrinsic, overload
+from numba import float64, int32
+from numba.extending import intrinsic
 
 from fastbn.kernels._jit import body
+from fastbn.kernels._vector import DOUBLE, FLOAT, I32, I64, constant, fused
 
 LOWEST = -708.0  # exp of less is not a normal float64, and counts as 0
 LOG2_E = 1.4426950408889634
@@ -16,27 +17,17 @@ LN_2_LOW = 1.4286068203094172e-06
 # The same in float32, for arguments whose exp is above 0 there.
 LOWEST_SINGLE, LOG2_E_SINGLE = np.float32(-104.0), np.float32(LOG2_E)
 LN_2_HIGH_SINGLE, LN_2_LOW_SINGLE = np.float32(0.693359375), np.float32(-2.12194440e-4)  # 10 bits, and the rest
-ZERO, HALF = np.float32(0.0), np.float32(0.5)
-TAYLOR = tuple(np.float32(1 / math.factorial(k)) for k in range(8))
 
 
-def _power_of_two(number, bits, digits):
-    """2 ** n as ``number``, of ``bits``, ``digits`` of them the fraction's; for the exponents of normal numbers."""
+@intrinsic
+def _power_of_two(typingctx, n):
+    """2 ** n in float64, for the exponents of normal numbers."""
 
-    @intrinsic
-    def power(typingctx, n):
-        def codegen(context, builder, signature, arguments):
-            integer = ir.IntType(bits)
-            n = builder.sext(arguments[0], integer) if bits > 32 else arguments[0]
-            exponent = builder.add(n, ir.Constant(integer, (1 << bits - digits - 2) - 1))
-            return builder.bitcast(builder.shl(exponent, ir.Constant(integer, digits)), context.get_value_type(number))
+    def codegen(context, builder, signature, arguments):
+        exponent = builder.add(builder.sext(arguments[0], I64), ir.Constant(I64, 1023))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(I64, 52)), DOUBLE)
 
-        return number(int32), codegen
-
-    return power
-
-
-_double_power, _single_power = _power_of_two(float64, 64, 52), _power_of_two(float32, 32, 23)
+    return float64(int32), codegen
 
 
 @body
@@ -62,38 +53,58 @@ def exp_nonpositive(x):
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    value = p * _double_power(n)
+    value = p * _power_of_two(n)
     return value if x >= LOWEST else 0.0 if x < LOWEST else float64(x)
 
 
-@body
-def exp_nonpositive_single(x):
-    """exp(x) in float32 for x <= 0, to 1 unit in the last place; NaN for NaN: the Taylor polynomial of degree 7."""
-    clipped = x if x >= LOWEST_SINGLE else LOWEST_SINGLE
-    n = int32(clipped * LOG2_E_SINGLE - HALF)
-    r = (clipped - float32(n) * LN_2_HIGH_SINGLE) - float32(n) * LN_2_LOW_SINGLE
-    p = TAYLOR[7]
-    p = p * r + TAYLOR[6]
-    p = p * r + TAYLOR[5]
-    p = p * r + TAYLOR[4]
-    p = p * r + TAYLOR[3]
-    p = p * r + TAYLOR[2]
-    p = p * r + TAYLOR[1]
-    p = p * r + TAYLOR[0]
-    half = n >> 1  # two factors: the power itself may be subnormal
-    value = p * _single_power(half) * _single_power(n - half)
-    return value if x >= LOWEST_SINGLE else ZERO if x < LOWEST_SINGLE else x
+def _exp_of(builder, value):
+    """exp of every lane of at most 0; NaN for NaN.
+
+    As ``exp_nonpositive``; in float32 by the Taylor polynomial of degree 7, to 1 unit in the last place.
+    """
+    single = value.type.element == FLOAT
+    lowest, log2_e, high, low = (
+        (LOWEST_SINGLE, LOG2_E_SINGLE, LN_2_HIGH_SINGLE, LN_2_LOW_SINGLE)
+        if single
+        else (LOWEST, LOG2_E, LN_2_HIGH, LN_2_LOW)
+    )
+    integers = ir.VectorType(I32, value.type.count)
+    inside = builder.fcmp_ordered(">=", value, constant(value.type, lowest))
+    clipped = builder.select(inside, value, constant(value.type, lowest))
+    scaled = builder.fmul(clipped, constant(value.type, log2_e))
+    n = builder.fptosi(builder.fsub(scaled, constant(value.type, 0.5)), integers)
+    negated = builder.fneg(builder.sitofp(n, value.type))
+    r = fused(builder, negated, constant(value.type, high), clipped)
+    r = fused(builder, negated, constant(value.type, low), r)
+    p = constant(value.type, 1 / math.factorial(7 if single else 13))
+    for k in reversed(range(7 if single else 13)):
+        p = fused(builder, p, r, constant(value.type, 1 / math.factorial(k)))
+    half = builder.ashr(n, constant(integers, 1))
+    for exponent in (half, builder.sub(n, half)):
+        p = builder.fmul(p, _powers_of_two(builder, exponent, value.type))
+    below = builder.fcmp_ordered("<", value, constant(value.type, lowest))
+    return builder.select(inside, p, builder.select(below, constant(value.type, 0.0), value))
 
 
-def exp_nonpositive_like(x):
-    """exp(x) for x <= 0 in the dtype of x, for kernels to call."""
+def _powers_of_two(builder, n, vector):
+    """``_power_of_two`` of every lane, as ``vector``."""
+    bits, digits = (32, 23) if vector.element == FLOAT else (64, 52)
+    integers = ir.VectorType(ir.IntType(bits), vector.count)
+    exponent = builder.add(
+        n if bits == 32 else builder.sext(n, integers), constant(integers, (1 << bits - digits - 2) - 1)
+    )
+    return builder.bitcast(builder.shl(exponent, constant(integers, digits)), vector)
 
 
-@overload(exp_nonpositive_like, inline="always")
-def _by_dtype(x):
-    chosen = exp_nonpositive_single if x == float32 else exp_nonpositive
+@intrinsic
+def logistic(typingctx, value):
+    """1 / (1 + exp(-x)) of every lane of a vector, by exp(-|x|)."""
 
-    def call(x):
-        return chosen(x)
+    def codegen(context, builder, signature, arguments):
+        x = arguments[0]
+        zero, one = constant(x.type, 0.0), constant(x.type, 1.0)
+        positive = builder.fcmp_ordered(">=", x, zero)
+        e = _exp_of(builder, builder.select(positive, builder.fneg(x), x))
+        return builder.fdiv(builder.select(positive, one, e), builder.fadd(one, e))
 
-    return call
+    return value(value), codegen

@@ -79,7 +79,8 @@ def _splat(builder, scalar, count):
     return builder.shuffle_vector(first, undefined, ir.Constant(_integers(count), [0] * count))
 
 
-def _constant(vector_type, value):
+def constant(vector_type, value):
+    """One number in every lane, for code that makes intrinsics."""
     return ir.Constant(vector_type, [value] * vector_type.count)
 
 
@@ -114,7 +115,7 @@ class _Memory:
         if self.dtype == types.uint16:
             return builder.fpext(builder.bitcast(stored, ir.VectorType(HALF, lanes)), self.vector)
         if self.dtype == types.int16:
-            wide = builder.shl(builder.zext(stored, _integers(lanes)), _constant(_integers(lanes), 16))
+            wide = builder.shl(builder.zext(stored, _integers(lanes)), constant(_integers(lanes), 16))
             return builder.bitcast(wide, self.vector)
         return stored
 
@@ -126,11 +127,11 @@ class _Memory:
         if self.dtype == types.int16:
             wide = _integers(lanes)
             bits = builder.bitcast(value, wide)
-            odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
-            carried = builder.add(builder.add(bits, _constant(wide, 0x7FFF)), odd)
-            quiet = builder.or_(bits, _constant(wide, 0x400000))  # a NaN must not be carried into infinity
+            odd = builder.and_(builder.lshr(bits, constant(wide, 16)), constant(wide, 1))
+            carried = builder.add(builder.add(bits, constant(wide, 0x7FFF)), odd)
+            quiet = builder.or_(bits, constant(wide, 0x400000))  # a NaN must not be carried into infinity
             kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, carried)
-            return builder.trunc(builder.lshr(kept, _constant(wide, 16)), self.stored)
+            return builder.trunc(builder.lshr(kept, constant(wide, 16)), self.stored)
         return value
 
 
@@ -337,15 +338,20 @@ def fence(typingctx):
     return types.void(), codegen
 
 
+def fused(builder, a, b, c):
+    """``fma``, for code that makes intrinsics."""
+    if not HAS_FMA:
+        return builder.fadd(builder.fmul(a, b), c)
+    kind = "f32" if a.type.element == FLOAT else "f64"
+    return _call(builder, f"llvm.fma.v{a.type.count}{kind}", a.type, [a, b, c])
+
+
 @intrinsic
 def fma(typingctx, a, b, c):
     """a * b + c, rounded once (twice on a CPU without the instruction)."""
 
     def codegen(context, builder, signature, arguments):
-        if not HAS_FMA:
-            return builder.fadd(builder.fmul(*arguments[:2]), arguments[2])
-        kind = "f32" if a.dtype == types.float32 else "f64"
-        return _call(builder, f"llvm.fma.v{a.lanes}{kind}", arguments[0].type, arguments)
+        return fused(builder, *arguments)
 
     return a(a, a, a), codegen
 
@@ -355,7 +361,7 @@ def finite_or_zero(typingctx, value):
     """``value`` with 0 in the lanes that hold a NaN or an infinity."""
 
     def codegen(context, builder, signature, arguments):
-        zero = _constant(arguments[0].type, 0.0)
+        zero = constant(arguments[0].type, 0.0)
         nothing = builder.fsub(arguments[0], arguments[0])
         return builder.select(builder.fcmp_ordered("==", nothing, zero), arguments[0], zero)
 
@@ -374,7 +380,7 @@ def at_least(typingctx, value, low):
 
 def _positive(builder, value):
     """The mask of what a ReLU lets pass: above 0, or NaN."""
-    return builder.fcmp_unordered(">", value, _constant(value.type, 0.0))
+    return builder.fcmp_unordered(">", value, constant(value.type, 0.0))
 
 
 @intrinsic
@@ -382,7 +388,7 @@ def where_positive(typingctx, sign, value):
     """``value`` where ``sign`` is above 0 or NaN, else 0."""
 
     def codegen(context, builder, signature, arguments):
-        return builder.select(_positive(builder, arguments[0]), arguments[1], _constant(arguments[1].type, 0.0))
+        return builder.select(_positive(builder, arguments[0]), arguments[1], constant(arguments[1].type, 0.0))
 
     return value(value, value), codegen
 
@@ -396,7 +402,7 @@ def where_passed(typingctx, sign, value, relu):
         mask = _positive(builder, sign)
         if isinstance(signature.args[2], types.Float):
             mask = builder.and_(mask, builder.fcmp_unordered("<", sign, _ceiling(builder, sign, relu)))
-        return builder.select(mask, value, _constant(value.type, 0.0))
+        return builder.select(mask, value, constant(value.type, 0.0))
 
     return value(value, value, relu), codegen
 
@@ -503,7 +509,7 @@ def where_bits(typingctx, bits, position, value):
         mask = builder.load(pointer)
         mask = builder.trunc(mask, narrow) if word != narrow else mask
         mask = builder.bitcast(mask, ir.VectorType(ir.IntType(1), value.lanes))
-        return builder.select(mask, arguments[2], _constant(arguments[2].type, 0.0))
+        return builder.select(mask, arguments[2], constant(arguments[2].type, 0.0))
 
     return value(bits, types.int64, value), codegen
 
@@ -537,7 +543,7 @@ def mean(typingctx, value):
     """The mean of the lanes of a wide vector; exact where they are equal."""
 
     def codegen(context, builder, signature, arguments):
-        shares = builder.fmul(arguments[0], _constant(arguments[0].type, 1.0 / value.lanes))
+        shares = builder.fmul(arguments[0], constant(arguments[0].type, 1.0 / value.lanes))
         return _sum_lanes(builder, shares)
 
     return types.float64(value), codegen

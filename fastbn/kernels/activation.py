@@ -6,7 +6,7 @@ and falls back to branches, taken at random, where they are one array or neighbo
 
 from numba import int64, prange
 
-from fastbn.kernels._exp import exp_nonpositive_like
+from fastbn.kernels._exp import logistic
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._vector import (
     at_least,
@@ -106,12 +106,10 @@ def relu6_backward(dy, y, dx, parallel):
 
 @body
 def _sigmoid_task(block, x, out):
-    values, results = x[block * BLOCK : (block + 1) * BLOCK], out[block * BLOCK : (block + 1) * BLOCK]
-    one = x.dtype.type(1)
-    for i in range(values.size):
-        value = values[i]
-        e = exp_nonpositive_like(-abs(value))
-        results[i] = (one if value >= 0 else e) / (one + e)
+    lanes, zero, last = lanes_of(x), splat(x, 0.0), min(x.size, (block + 1) * BLOCK)
+    for i in range(block * BLOCK, last, lanes):
+        count = min(lanes, last - i)
+        store_part(out, i, logistic(load_part(x, i, count, zero)), count)
 
 
 @driver

@@ -7,7 +7,7 @@ are zero, so ``tile_product`` needs no case for them. All arrays are flat and ad
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, transpose
 from fastbn.kernels._vector import lanes_of, load, load_first, load_part, splat, store, store_part
 
@@ -26,6 +26,13 @@ def gemm_workspace(itemsize: int) -> int:
     columns = tile_columns(itemsize)
     panels = DEPTH_BLOCK * (ROW_TILES * TILE_ROWS + COLUMN_TILES * columns)
     return TILE_ROWS * columns + panels + (VECTOR_BYTES // itemsize) ** 2
+
+
+def packed_elements(rows: int, columns: int, depth: int, itemsize: int) -> tuple[int, int]:
+    """Elements of the panels of ``packed_gemm``, and of the room that one thread of it needs."""
+    width, lanes = tile_columns(itemsize), VECTOR_BYTES // itemsize
+    panels = -(-rows // TILE_ROWS) * (TILE_ROWS * depth + lanes) - (-columns // width) * (width * depth + lanes)
+    return panels, TILE_ROWS * width + lanes**2
 
 
 @body
@@ -154,6 +161,59 @@ def _blocks(rows, columns, width):
         else:
             column_tiles //= 2
     return row_tiles * TILE_ROWS, column_tiles * width
+
+
+@inlined
+def _panel_at(row_panels, column_panels, depth, width, lanes):
+    """Where a panel lies, after so many others; a vector is left between two, which one thread may write into."""
+    return row_panels * (TILE_ROWS * depth + lanes) + column_panels * (width * depth + lanes)
+
+
+@body
+def _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare):
+    lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
+    if task < row_panels:
+        row, at = task * TILE_ROWS, _panel_at(task, 0, depth, width, lanes)
+        pack(a, row * a_row, a_row, a_depth, min(TILE_ROWS, rows - row), depth, TILE_ROWS, panels, at, spare)
+    else:
+        column, at = (task - row_panels) * width, _panel_at(row_panels, task - row_panels, depth, width, lanes)
+        pack(b, column * b_column, b_column, b_depth, min(width, columns - column), depth, width, panels, at, spare)
+
+
+@body
+def _row_task(task, rows, columns, depth, panels, bias, relu, out, tile):
+    lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
+    height, start = min(TILE_ROWS, rows - task * TILE_ROWS), task * TILE_ROWS * columns
+    left = _panel_at(task, 0, depth, width, lanes)
+    for j in range(0, columns, width):
+        right = _panel_at(row_panels, j // width, depth, width, lanes)
+        tile_product(panels, left, panels, right, depth, tile)
+        _store_tile(tile, width, height, min(width, columns - j), out, start + j, columns, True)
+    if bias.size or relu:
+        _epilogue(height, columns, bias, 0, relu, out, start, columns)
+
+
+@driver
+def packed_gemm(rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, bias, relu, out, panels, room, parallel):
+    """As ``gemm``, of operands that are packed whole before they are multiplied: small ones, packed once.
+
+    panels: flat, room for both; room: (threads, elements), a tile and a square of vectors. See ``packed_elements``.
+    """
+    width = TILE_BYTES // panels.itemsize
+    row_panels = -(-rows // TILE_ROWS)
+    packs = row_panels - (-columns // width)
+    tile = TILE_ROWS * width
+    if parallel:
+        for task in prange(packs):
+            spare = room[get_thread_id()][tile:]
+            _pack_task(int64(task), rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare)
+        for task in prange(row_panels):
+            _row_task(int64(task), rows, columns, depth, panels, bias, relu, out, room[get_thread_id()][:tile])
+    else:
+        for task in range(packs):
+            _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, room[0][tile:])
+        for task in range(row_panels):
+            _row_task(task, rows, columns, depth, panels, bias, relu, out, room[0][:tile])
 
 
 @driver

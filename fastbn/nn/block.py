@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fastbn.functional.conv import conv2d_channels_last
+from fastbn.functional.conv import conv2d, conv2d_channels_last
 from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
+from fastbn.functional.conv_bn_lanes import has_few_channels, suits
 from fastbn.functional.conv_gram import GramSaved
 from fastbn.nn.activation import ReLU, ReLU6
 from fastbn.nn.batchnorm import BatchNorm2d
 from fastbn.nn.conv import Conv2d
+from fastbn.nn.lanes_unit import LanesUnit, is_plain
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 from fastbn.nn.parametrization import Parametrization
@@ -75,7 +77,7 @@ class Block:
         return dx, dresidual
 
 
-Step = Block | Module
+Step = Block | LanesUnit | Module
 
 
 def as_blocks(modules: Iterable[Module]) -> list[Step]:
@@ -84,8 +86,10 @@ def as_blocks(modules: Iterable[Module]) -> list[Step]:
     for module in modules:
         last = steps[-1] if steps else None
         if isinstance(module, BatchNorm2d) and isinstance(last, Conv2d) and _match(last, module):
-            steps[-1] = Block(last, module)
-        elif isinstance(last, Block) and not last.relu and (absorbs_relu(module) or _is(module, ReLU6)):
+            steps[-1] = _unit(last, module)
+        elif isinstance(last, LanesUnit) and last.absorb(module):
+            continue
+        elif isinstance(last, Block) and not last.relu and (absorbs_relu(module) or is_plain(module, ReLU6)):
             last.relu, last.ceiling = True, 6.0 if isinstance(module, ReLU6) else math.inf
         else:
             steps.append(module)
@@ -93,16 +97,17 @@ def as_blocks(modules: Iterable[Module]) -> list[Step]:
 
 
 def _match(conv: Conv2d, norm: BatchNorm2d) -> bool:
-    return _is(conv, Conv2d) and _is(norm, BatchNorm2d) and conv.out_channels == norm.num_features
+    return is_plain(conv, Conv2d) and is_plain(norm, BatchNorm2d) and conv.out_channels == norm.num_features
 
 
-def _is(module: Module, kind: type[Module]) -> bool:
-    return isinstance(module, kind) and type(module).forward is kind.forward and not module._forward_hooks
+def _unit(conv: Conv2d, norm: BatchNorm2d) -> Block | LanesUnit:
+    block = Block(conv, norm)
+    return LanesUnit(block) if has_few_channels(conv.weight.data, conv.groups) else block
 
 
 def absorbs_relu(module: Module) -> bool:
     """Whether a block may do what ``module`` does at its end."""
-    return _is(module, ReLU)
+    return is_plain(module, ReLU)
 
 
 def infer(
@@ -118,18 +123,17 @@ def infer(
     while position < len(modules):
         module = modules[position]
         position += 1
-        if isinstance(module, Conv2d) and _is(module, Conv2d):
+        if isinstance(module, Conv2d) and is_plain(module, Conv2d):
             cut = position < len(modules) and absorbs_relu(modules[position])
             position += cut
             joined = residual is not None and not cut and position == len(modules)
-            x = conv2d_channels_last(
+            sizes = module.stride, module.padding, module.dilation, module.groups
+            convolve = conv2d if suits(x, module.weight.data, *sizes) else conv2d_channels_last
+            x = convolve(
                 x,
                 module.weight.data,
                 None if module.bias is None else module.bias.data,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
+                *sizes,
                 residual=residual if joined else None,
                 relu=cut or (joined and relu),
             )

@@ -48,10 +48,10 @@ class Linear(Module):
         self._keep((x, weight))
         return linear(x, weight, None if self.bias is None else self.bias.data)
 
-    def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray:
-        """dx like x."""
-        dx, dweight, dbias = linear_backward(dy, *self._take())
+    def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
+        """dx like x, or None unless it is needed."""
+        dx, dweight, dbias = linear_backward(dy, *self._take(), need_dx=need_dx, need_dbias=self.bias is not None)
         self.weight.accumulate(dweight)
-        if self.bias is not None:
+        if dbias is not None:
             self.bias.accumulate(dbias)
         return dx

@@ -1,0 +1,194 @@
+"""Convolution, batch norm, activation and average pooling of small images side by side, trained as one unit: forward.
+
+See ``lanes``. Between the passes images stay side by side: ``z`` (blocks, elements), what the convolution made, and
+``s``, what the activation made of it; both (channels, pixels, lanes) in a row, with LANE_ROWS - 1 channels more.
+activation: NOTHING and so on. pool: height and width of the windows, which meet and begin in the corner; 1 and 1 for
+none. Their sums are taken in the dtype of the images.
+"""
+
+import math
+
+import numpy as np
+from numba import get_thread_id, int64, prange
+
+from fastbn.kernels._exp import logistic
+from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._vector import (
+    add_to,
+    at_least,
+    at_most,
+    element,
+    fma,
+    lanes_of,
+    load,
+    splat,
+    store,
+    total,
+    widen,
+)
+from fastbn.kernels.channels import (
+    NEAR_MEAN,
+    SCALE,
+    SHIFT,
+    finish_inference,
+    finish_training,
+    first_negative,
+    merge,
+    run_moments,
+)
+from fastbn.kernels.lanes import (
+    channel_size,
+    correlate_planes,
+    first_image,
+    gather_panels,
+    read_planes,
+    write_images,
+)
+
+NOTHING, RELU, RELU6, SIGMOID = range(4)
+
+
+@body
+def _plane_moments(z, start, pixels, skipped):
+    """Mean of a plane and sum of squares about it, but for the first ``skipped`` lanes."""
+    lanes = lanes_of(z)
+    about = element(z, start + skipped)
+    about = about if np.isfinite(about) else 0.0
+    shift = widen(splat(z, about))
+    d0 = d1 = q0 = q1 = widen(splat(z, 0.0))
+    last = start + pixels * lanes
+    even = last - pixels % 2 * lanes
+    for i in range(start, even, 2 * lanes):
+        a, b = widen(load(z, i)) - shift, widen(load(z, i + lanes)) - shift
+        d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
+    if even < last:
+        a = widen(load(z, even)) - shift
+        d0, q0 = d0 + a, fma(a, a, q0)
+    if skipped == 0:
+        return run_moments(about, total(d0 + d1), total(q0 + q1), pixels * lanes)
+    by_lane = np.zeros(2 * lanes)
+    add_to(by_lane, 0, d0 + d1)
+    add_to(by_lane, lanes, q0 + q1)
+    sum_d, squares = by_lane[skipped:lanes].sum(), by_lane[lanes + skipped :].sum()
+    return run_moments(about, sum_d, squares, pixels * (lanes - skipped))
+
+
+@body
+def _convolve_task(
+    block, x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z, partials, cuts, room
+):
+    work, planes = room[: cuts[0]], room[cuts[0] : cuts[1]]
+    lanes, channels, pixels = lanes_of(x), z_shape[1], z_shape[2] * z_shape[3]
+    group_size = x_shape[1] // groups * channel_size(source) * lanes
+    first, skipped = first_image(block, lanes, x_shape[0])
+    read_planes(x, x_shape, first, 0, source, work, planes)
+    correlate_planes(planes, group_size, offsets, tiles, panels, groups, channels // groups, pixels * lanes, False, z)
+    for c in range(channels if training else 0):
+        partials[0, block, c], partials[1, block, c] = _plane_moments(z, c * pixels * lanes, pixels, skipped)
+
+
+@inlined
+def _finish_moments(x_shape, z_shape, lanes, partials, parameters, momentum, eps, stats, affine):
+    """Statistics of every channel from those of its blocks, in order."""
+    weight, bias, running_mean, running_var = parameters
+    for c in range(z_shape[1]):
+        count = 0
+        mean = 0.0
+        squares = 0.0
+        for block in range(partials.shape[1]):
+            _, skipped = first_image(block, lanes, x_shape[0])
+            k = (lanes - skipped) * z_shape[2] * z_shape[3]
+            mean, squares = merge(count, mean, squares, k, partials[0, block, c], partials[1, block, c])
+            count += k
+        finish_training(c, count, mean, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+
+
+@body
+def _activate(z, affine, c, activation, s):
+    """s = the activation of the normalised channel ``z``."""
+    near, scale, shift = splat(z, affine[NEAR_MEAN, c]), splat(z, affine[SCALE, c]), splat(z, affine[SHIFT, c])
+    low, high = splat(z, -math.inf if activation == NOTHING else 0.0), ceiling_of(activation)
+    if activation == SIGMOID:
+        for i in range(0, z.size, lanes_of(z)):
+            store(s, i, logistic(fma(load(z, i) - near, scale, shift)))
+    else:
+        for i in range(0, z.size, lanes_of(z)):
+            store(s, i, at_most(at_least(fma(load(z, i) - near, scale, shift), low), high))
+
+
+@inlined
+def ceiling_of(activation):
+    """What a ReLU cuts above."""
+    return 6.0 if activation == RELU6 else math.inf
+
+
+@body
+def _pool_plane(s, start, height, width, pool, out, at):
+    """The means of a plane's windows, from ``at`` on."""
+    lanes, part = lanes_of(s), splat(s, 1.0 / (pool[0] * pool[1]))
+    columns = width // pool[1]
+    for row in range(0, height - pool[0] + 1, pool[0]):
+        for i in range(pool[0]):
+            for j in range(pool[1]):
+                line = start + ((row + i) * width + j) * lanes
+                for column in range(columns):
+                    value = load(s, line + column * pool[1] * lanes) * part
+                    store(out, at + column * lanes, load(out, at + column * lanes) + value if i + j else value)
+        at += columns * lanes
+
+
+@body
+def _finish_task(block, x_shape, z_shape, activation, pool, affine, z, s, y, y_shape, cuts, room):
+    work, spare = room[: cuts[0]], room[cuts[1] :]
+    lanes, channels, pixels = lanes_of(z), z_shape[1], z_shape[2] * z_shape[3]
+    plane, size = pixels * lanes, y_shape[2] * y_shape[3]
+    first, skipped = first_image(block, lanes, x_shape[0])
+    for c in range(channels):
+        _activate(z[c * plane : (c + 1) * plane], affine, c, activation, s[c * plane : (c + 1) * plane])
+        _pool_plane(s, c * plane, z_shape[2], z_shape[3], pool, work, c * size * lanes)
+    start = first * channels * size
+    write_images(work, channels * size, skipped, y[:0], splat(y, -math.inf), y, start, spare)
+
+
+@driver
+def forward_unit_lanes(
+    x, x_shape, source, offsets, tiles, weight, bias, index, groups, z_shape, parameters, momentum, eps, training,
+    activation, pool, z, s, y, y_shape, stats, affine, partials, cuts, room, parallel,
+):  # fmt: skip
+    """y = the pooled activation of the batch norm of a convolution; z, s, stats and affine are for the backward pass.
+
+    The convolution's operands: see ``correlate_lanes``; parameters, stats, affine: see ``channels``. training: by the
+    batch's statistics. partials: (2, blocks, C), float64, room for theirs. room: (threads, elements), of which ``cuts``
+    are the ends of images and planes; a square of vectors is left.
+    """
+    negative = first_negative(parameters[3])
+    if negative >= 0:
+        return negative
+    blocks = z.shape[0]
+    panels = gather_panels(weight, bias, index)
+    if parallel:
+        for task in prange(blocks):
+            _convolve_task(
+                int64(task), x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z[task], partials,
+                cuts, room[get_thread_id()],
+            )  # fmt: skip
+    else:
+        for task in range(blocks):
+            _convolve_task(
+                task, x, x_shape, source, offsets, tiles, panels, groups, z_shape, training, z[task], partials,
+                cuts, room[0],
+            )  # fmt: skip
+    if training:
+        _finish_moments(x_shape, z_shape, lanes_of(x), partials, parameters, momentum, eps, stats, affine)
+    else:
+        finish_inference(parameters[0], parameters[1], parameters[2], parameters[3], eps, stats, affine)
+    if parallel:
+        for task in prange(blocks):
+            _finish_task(
+                int64(task), x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts,
+                room[get_thread_id()],
+            )  # fmt: skip
+    else:
+        for task in range(blocks):
+            _finish_task(task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts, room[0])
+    return negative
