@@ -68,7 +68,7 @@ def forward(
         y.shape,
         element_strides(y),
         rows,
-        AT_ONCE,
+        AT_ONCE * lanes,
         group * lanes,
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
@@ -129,12 +129,12 @@ def backward(
         None if residual is None else as_flat(in_order_of(residual, dx)),
         as_flat(dx),
         rows,
-        AT_ONCE,
+        AT_ONCE * lanes,
         group * lanes,
         runs_at_once,
         None if sums is None else sums.partials,
         partials,
-        empty((max_threads(), (2 * line + group * taps) * lanes + group * kept), x.dtype),
+        empty((max_threads(), ((1 + AT_ONCE) * line + group * taps) * lanes + group * kept), x.dtype),
         work=x.size,
     )
     dweight = np.zeros((groups, weight[0].size), x.dtype)

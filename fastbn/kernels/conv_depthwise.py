@@ -23,7 +23,7 @@ from fastbn.kernels._vector import (
     widen,
 )
 from fastbn.kernels.batch_norm_tiles import whole_vectors
-from fastbn.kernels.conv_rows import affine_of, fill_row
+from fastbn.kernels.conv_rows import fill_row
 
 RUN = 64  # values summed in the dtype of the output, before they are added to sums in float64
 
@@ -76,7 +76,7 @@ def _correlate_task(
     bias, residual, floor, out, out_shape, out_strides, rows, at_once, group, shifts, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
-    zero, low, x_low = splat(x, 0.0), splat(x, floor), splat(x, x_floor)
+    zero, low = splat(x, 0.0), splat(x, floor)
     channels, height, width = x_shape[1], x_shape[2], x_shape[3]
     window, taps = offsets.shape
     row_size = starts_w.size * columns * lanes
@@ -88,35 +88,34 @@ def _correlate_task(
     first_row = block * rows
     last_row = min(out_shape[2], first_row + rows)
     first_channel, last_channel = part * group, min(channels, (part + 1) * group)
-    ahead = at_once * stride_h * x_strides[2]
     if shifts is not None:
         partials[:, piece, first_channel : whole_vectors(last_channel, lanes)] = 0.0
-    for begin in range(first_row, last_row, at_once):
-        for c in range(first_channel, last_channel, lanes):
-            count = min(lanes, channels - c)
-            constants = affine_of(affine, c, count, zero)
-            start = zero if bias is None else load_first(bias, c, count, zero)
-            kept = (c - first_channel) // lanes * window * row_size
-            for row in range(begin, min(last_row, begin + at_once)):
-                reached = row * stride_h
-                known = reached if row == first_row else max(reached, reached - stride_h + window)
-                for v in range(known, reached + window):
-                    h = v - top
-                    inside = 0 <= h < height
-                    place = kept + v % window * row_size
-                    origin = image * x_strides[0] + c * x_strides[1] + h * x_strides[2]
-                    for start_w in starts_w:
-                        # Columns whose pixel start_w + column * stride_w lies in the image.
-                        left = min(columns, max(0, -(start_w // stride_w))) if inside else columns
-                        right = max(left, min(columns, (width - 1 - start_w) // stride_w + 1)) if inside else columns
-                        at = origin + (start_w + left * stride_w) * x_strides[3]
-                        fill_row(
-                            x, None, relu, affine, None, x_low, constants, None, at, x_strides[1],
-                            stride_w * x_strides[3], count, left, right, columns, ring, place, ahead,
-                        )  # fmt: skip
-                        place += columns * lanes
+    for row in range(first_row, last_row):
+        reached = row * stride_h
+        known = reached if row == first_row else max(reached, reached - stride_h + window)
+        for begin in range(first_channel, last_channel, at_once):
+            end = min(last_channel, begin + at_once)
+            for v in range(known, reached + window):
+                h = v - top
+                inside = 0 <= h < height
+                place = (begin - first_channel) // lanes * window * row_size + v % window * row_size
+                origin = image * x_strides[0] + begin * x_strides[1] + h * x_strides[2]
+                for start_w in starts_w:
+                    # Columns whose pixel start_w + column * stride_w lies in the image.
+                    left = min(columns, max(0, -(start_w // stride_w))) if inside else columns
+                    right = max(left, min(columns, (width - 1 - start_w) // stride_w + 1)) if inside else columns
+                    at = origin + (start_w + left * stride_w) * x_strides[3]
+                    fill_row(
+                        x, None, relu, affine, None, x_floor, at, x_strides[1], stride_w * x_strides[3], begin, end,
+                        left, right, columns, ring, place, window * row_size,
+                    )  # fmt: skip
+                    place += columns * lanes
+            for c in range(begin, end, lanes):
+                count = min(lanes, channels - c)
+                start = zero if bias is None else load_first(bias, c, count, zero)
                 row_products(
-                    ring, kept, offsets, reached % window * taps, taps, weights, c, weights.shape[1], length, line, 0
+                    ring, (c - first_channel) // lanes * window * row_size, offsets, reached % window * taps, taps,
+                    weights, c, weights.shape[1], length, line, 0,
                 )  # fmt: skip
                 at = image * out_strides[0] + c * out_strides[1] + row * out_strides[2]
                 if out_strides[1] == 1:

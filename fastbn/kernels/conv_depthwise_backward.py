@@ -14,7 +14,7 @@ from fastbn.kernels._vector import add_to, fma, lanes_of, load, load_part, splat
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.batch_norm_vectors import passed
 from fastbn.kernels.conv_depthwise import RUN
-from fastbn.kernels.conv_rows import affine_of, fill_row, slopes_of
+from fastbn.kernels.conv_rows import affine_of, fill_row
 
 
 @inlined
@@ -69,12 +69,13 @@ def _gradients_task(
     runs_at_once, sums, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
-    zero, x_low = splat(x, 0.0), splat(x, x_floor)
+    zero = splat(x, 0.0)
     channels, height, width = x_shape[1], x_shape[2], x_shape[3]
     window, taps = offsets.shape
     row_size, weights_width = columns * lanes, weights.shape[1]
     room, kept_vectors = (-(-width // stride_w) + PIXELS) * lanes, group // lanes
-    lines, rest = work[: 2 * room], work[2 * room :]
+    line_room = (1 + at_once // lanes) * room
+    lines, rest = work[:line_room], work[line_room:]
     totals, ring = rest[: kept_vectors * taps * lanes], rest[kept_vectors * taps * lanes :]
     split, part = divmod(task, -(-channels // group))
     first_channel, last_channel = part * group, min(channels, (part + 1) * group)
@@ -83,7 +84,6 @@ def _gradients_task(
     row_blocks = -(-steps // rows)
     partials[split, :, first_channel:filled] = 0.0
     totals[:] = 0.0
-    ahead = at_once * dy_strides[2]
     summed = 0
     last_run = min(x_shape[0] * row_blocks, (split + 1) * runs_at_once)
     for run in range(split * runs_at_once, last_run):
@@ -92,56 +92,58 @@ def _gradients_task(
         last_row = min(steps, first_row + rows)
         if sums is not None:
             sums[:, run, first_channel:filled] = 0.0
-        for begin in range(first_row, last_row, at_once):
-            end = min(last_row, begin + at_once)
-            summed += (end - begin) * stride_h * width
-            flush = summed >= 512 or (run + 1 == last_run and end == last_row)
+        for row in range(first_row, last_row):
+            summed += stride_h * width
+            flush = summed >= 512 or (run + 1 == last_run and row + 1 == last_row)
             if flush:
                 summed = 0
-            for c in range(first_channel, last_channel, lanes):
-                count, vector = min(lanes, channels - c), (c - first_channel) // lanes
-                constants, slope = affine_of(affine, c, count, zero), slopes_of(slopes, c, count, zero)
-                x_constants = affine_of(x_affine, c, count, zero)
-                kept = vector * window * row_size
-                for row in range(begin, end):
-                    known = row if row == first_row else row - 1 + window
-                    for v in range(known, row + window):
-                        h = v - top
-                        inside = 0 <= h < dy_shape[2]
-                        at = image * dy_strides[0] + c * dy_strides[1] + h * dy_strides[2]
-                        left = lead if inside else columns
-                        right = min(columns, lead + dy_shape[3]) if inside else columns
+            for begin in range(first_channel, last_channel, at_once):
+                end = min(last_channel, begin + at_once)
+                kept = (begin - first_channel) * window * columns
+                known = row if row == first_row else row - 1 + window
+                for v in range(known, row + window):
+                    h = v - top
+                    inside = 0 <= h < dy_shape[2]
+                    at = image * dy_strides[0] + begin * dy_strides[1] + h * dy_strides[2]
+                    left = lead if inside else columns
+                    right = min(columns, lead + dy_shape[3]) if inside else columns
+                    fill_row(
+                        dy, partner, relu, affine, slopes, -np.inf, at, dy_strides[1], dy_strides[3], begin, end, left,
+                        right, columns, ring, kept + v % window * row_size, window * row_size,
+                    )  # fmt: skip
+                for h in range(row * stride_h, min(height, (row + 1) * stride_h)):
+                    for j in range(min(stride_w, width)):
+                        phase = (h - row * stride_h) * stride_w + j
+                        length = -(-(width - j) // stride_w)
+                        origin = image * x_strides[0] + begin * x_strides[1] + h * x_strides[2] + j * x_strides[3]
+                        step = stride_w * x_strides[3]
                         fill_row(
-                            dy, partner, relu, affine, slopes, zero, constants, slope, at, dy_strides[1],
-                            dy_strides[3], count, left, right, columns, ring, kept + v % window * row_size, ahead,
+                            x, None, x_ceiling, x_affine, None, x_floor, origin, x_strides[1], step, begin, end, 0,
+                            length, length + PIXELS, lines, room, room,
                         )  # fmt: skip
-                    for h in range(row * stride_h, min(height, (row + 1) * stride_h)):
-                        for j in range(min(stride_w, width)):
-                            phase = (h - row * stride_h) * stride_w + j
-                            length = -(-(width - j) // stride_w)
-                            at = image * x_strides[0] + c * x_strides[1] + h * x_strides[2] + j * x_strides[3]
-                            step = stride_w * x_strides[3]
-                            fill_row(
-                                x, None, x_ceiling, x_affine, None, x_low, x_constants, None, at, x_strides[1], step,
-                                count, 0, length, length + PIXELS, lines, 0, at_once * stride_h * x_strides[2],
-                            )  # fmt: skip
-                            first = phases[phase]
+                        first = phases[phase]
+                        for c in range(begin, end, lanes):
+                            count, vector = min(lanes, channels - c), (c - first_channel) // lanes
+                            x_constants = affine_of(x_affine, c, count, zero)
+                            at = origin + (c - begin) * x_strides[1]
                             row_gradients(
-                                ring, kept, offsets, row % window * taps + first, phases[phase + 1] - first, weights,
-                                first * weights_width + c, weights_width, length, lines, 0, room, totals,
-                                (vector * taps + first) * lanes,
+                                ring, vector * window * row_size, offsets, row % window * taps + first,
+                                phases[phase + 1] - first, weights, first * weights_width + c, weights_width, length,
+                                lines, (1 + (c - begin) // lanes) * room, 0, totals, (vector * taps + first) * lanes,
                             )  # fmt: skip
                             if x_strides[1] == 1:
                                 place = 0 if sums is None else run * sums.shape[2] + c
                                 products = 0 if sums is None else sums[0].size
                                 _store_row(
-                                    lines, room, length, count, residual, dx, x, x_relu, x_constants, at, step, sums,
+                                    lines, 0, length, count, residual, dx, x, x_relu, x_constants, at, step, sums,
                                     place, products,
                                 )  # fmt: skip
                             else:
-                                _scatter_row(lines, room, length, count, residual, dx, at, x_strides[1], step)
+                                _scatter_row(lines, 0, length, count, residual, dx, at, x_strides[1], step)
                 if flush:
-                    _flush(totals, vector * taps * lanes, taps, partials, split * taps * weights_width + c)
+                    for c in range(begin, end, lanes):
+                        vector = (c - first_channel) // lanes
+                        _flush(totals, vector * taps * lanes, taps, partials, split * taps * weights_width + c)
 
 
 @driver

@@ -4,15 +4,15 @@ A convolution that walks down an image keeps the last rows that its window needs
 those of ``conv_fill``; their constants stay in registers along a row.
 """
 
-from fastbn.kernels._jit import inlined
-from fastbn.kernels._vector import at_most, lanes_of, load_first, load_part, prefetch, splat, store
+from fastbn.kernels._jit import body, inlined
+from fastbn.kernels._vector import at_most, lanes_of, load_part, splat, store
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
 
 
 @inlined
 def _of(values, row, c, count, zero):
-    return zero if values is None else load_first(values, row * values.shape[1] + c, count, zero)
+    return zero if values is None else load_part(values, row * values.shape[1] + c, count, zero)
 
 
 @inlined
@@ -30,12 +30,12 @@ def slopes_of(slopes, c, count, zero):
 
 
 @inlined
-def _value(x, partner, relu, affine, slopes, low, i, count, line, slope):
-    """The first ``count`` elements of the vector at i, as the prologue makes them."""
+def _value(x, partner, relu, affine, slopes, low, i, c, count, zero):
+    """The first ``count`` elements of the vector at i, whose channels begin with c, as the prologue makes them."""
     if affine is None:
-        value = load_part(x, i, count, splat(x, 0.0))
+        value = load_part(x, i, count, zero)
     else:
-        near, scale, shift = line
+        near, scale, shift = affine_of(affine, c, count, zero)
         whole = count == lanes_of(x)
         if slopes is None:
             if whole:
@@ -43,7 +43,7 @@ def _value(x, partner, relu, affine, slopes, low, i, count, line, slope):
             else:
                 value = at_most(normalized_first(x, None, None, i, count, 0, near, scale, shift, low), relu)
         else:
-            a, b, k, inv_std = slope
+            a, b, k, inv_std = slopes_of(slopes, c, count, zero)
             if whole:
                 value = gradient(x, partner, None, relu, i, 0, False, near, scale, shift, a, b, k, inv_std, None)
             else:
@@ -51,33 +51,38 @@ def _value(x, partner, relu, affine, slopes, low, i, count, line, slope):
     return value
 
 
-@inlined
+@body
 def fill_row(
-    x, partner, relu, affine, slopes, low, line, slope, at, stride, step, count, left, right, columns, rows, target,
-    ahead,
+    x, partner, relu, affine, slopes, floor, at, stride, step, first, last, left, right, columns, rows, target, block
 ):  # fmt: skip
-    """rows[target + column * lanes + lane] = the prologue of x[at + (column - left) * step + lane * stride].
+    """rows[target + c * block + column * lanes + lane] = the prologue of x, of channel first + c * lanes + lane.
 
-    For columns from ``left`` up to ``right`` and lanes below ``count``; zeros in the others, up to ``columns``.
-    line, slope: ``affine_of`` and ``slopes_of`` these channels. ahead: how far on to read for the cache, 0 for not.
+    That of column ``left`` lies at ``at``, those of the next ``step`` further, the next channels' ``stride``. Zeros in
+    columns outside ``left`` to ``right``, up to ``columns``, and in lanes of channels from ``last`` on.
     """
-    lanes, zero = lanes_of(x), splat(x, 0.0)
-    for column in range(left):
-        store(rows, target + column * lanes, zero)
-    for column in range(right, columns):
-        store(rows, target + column * lanes, zero)
+    lanes, zero, low = lanes_of(x), splat(x, 0.0), splat(x, floor)
+    vectors, whole = -(-(last - first) // lanes), (last - first) // lanes
+    for vector in range(vectors):
+        place = target + vector * block
+        for column in range(left):
+            store(rows, place + column * lanes, zero)
+        for column in range(right, columns):
+            store(rows, place + column * lanes, zero)
     if stride == 1:
-        i = at
-        for column in range(left, right):
-            prefetch(x, i + ahead)
-            if partner is not None:
-                prefetch(partner, i + ahead)
-            store(rows, target + column * lanes, _value(x, partner, relu, affine, slopes, low, i, count, line, slope))
-            i += step
-    else:
         for column in range(left, right):
             i, place = at + (column - left) * step, target + column * lanes
-            for lane in range(count):
-                rows[place + lane] = x[i + lane * stride]
-            for lane in range(count, lanes):
-                rows[place + lane] = 0
+            for c in range(whole):
+                store(
+                    rows, place + c * block,
+                    _value(x, partner, relu, affine, slopes, low, i + c * lanes, first + c * lanes, lanes, zero),
+                )  # fmt: skip
+            if whole < vectors:
+                c, count = first + whole * lanes, last - first - whole * lanes
+                rest = _value(x, partner, relu, affine, slopes, low, i + whole * lanes, c, count, zero)
+                store(rows, place + whole * block, rest)
+    else:
+        for c in range(vectors * lanes):
+            vector, lane = divmod(c, lanes)
+            i, place = at + c * stride, target + vector * block + lane
+            for column in range(left, right):
+                rows[place + column * lanes] = x[i + (column - left) * step] if c < last - first else 0
