@@ -39,7 +39,8 @@ def forward(
 ) -> Sums | None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it; its moments, if wanted."""
     lanes = block_lanes(x.itemsize)
-    places = forward_rows(window, y.shape[3])
+    at_once = min(AT_ONCE, y.shape[2])
+    places = forward_rows(window, y.shape[3], at_once)
     kept = len(places.offsets) * places.starts_w.size * places.columns * lanes
     rows, group = portions(len(x), y.shape[2], blocks_of(groups, x.itemsize), kept * x.itemsize)
     sums = None
@@ -50,14 +51,15 @@ def forward(
     launch(
         correlate_depthwise,
         as_flat(x),
+        x.shape,
+        element_strides(x),
         affine,
         ceiling,
         floor,
-        x.shape,
-        element_strides(x),
         places.starts_w,
         *window.stride,
         window.padding[0],
+        places.window,
         places.columns,
         places.offsets * lanes,
         _weights(weight, slice(None)),
@@ -68,7 +70,7 @@ def forward(
         y.shape,
         element_strides(y),
         rows,
-        AT_ONCE * lanes,
+        at_once,
         group * lanes,
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
@@ -94,11 +96,12 @@ def backward(
     dweight is summed in float64 over runs of the image. What a run is follows from the shape alone.
     """
     lanes, depth = block_lanes(x.itemsize), blocks_of(groups, x.itemsize)
-    places = backward_rows(window, x.shape[2:])
-    (kept_rows, taps), line = places.offsets.shape, -(-x.shape[3] // window.stride[1]) + PIXELS
-    kept = kept_rows * places.columns * lanes
     steps = -(-x.shape[2] // window.stride[0])
-    rows, group = portions(len(x), steps, depth, (kept + taps * lanes) * x.itemsize)
+    at_once = min(AT_ONCE, steps)
+    places = backward_rows(window, x.shape[2:], at_once)
+    (kept_rows, taps), line = places.offsets.shape, -(-x.shape[3] // window.stride[1]) + PIXELS
+    kept = kept_rows * places.columns + taps + at_once * window.stride[0] * min(window.stride[1], x.shape[3]) * line
+    rows, group = portions(len(x), steps, depth, kept * lanes * x.itemsize)
     runs = len(x) * -(-steps // rows)
     runs_at_once = -(-runs // SPLITS)
     partials = np.empty((-(-runs // runs_at_once), taps, depth * lanes))
@@ -109,19 +112,20 @@ def backward(
     launch(
         gradients_depthwise,
         as_flat(dy),
-        *prologue.operands()[:-1],
         dy.shape,
         element_strides(dy),
+        *prologue.operands()[:-1],
         as_flat(x),
+        x.shape,
+        element_strides(x),
         affine,
         None if normed is None else relu_operand(normed.relu, normed.ceiling),
         ceiling,
         floor,
-        x.shape,
-        element_strides(x),
         *window.stride,
         places.top,
         places.lead,
+        places.window,
         places.columns,
         places.offsets * lanes,
         places.phases,
@@ -129,12 +133,12 @@ def backward(
         None if residual is None else as_flat(in_order_of(residual, dx)),
         as_flat(dx),
         rows,
-        AT_ONCE * lanes,
+        at_once,
         group * lanes,
         runs_at_once,
         None if sums is None else sums.partials,
         partials,
-        empty((max_threads(), ((1 + AT_ONCE) * line + group * taps) * lanes + group * kept), x.dtype),
+        empty((max_threads(), (2 * line + group * kept) * lanes), x.dtype),
         work=x.size,
     )
     dweight = np.zeros((groups, weight[0].size), x.dtype)

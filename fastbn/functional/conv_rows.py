@@ -8,7 +8,8 @@ import numpy as np
 from fastbn.functional.conv_geometry import Window
 from fastbn.kernels._simd_depthwise import PIXELS
 
-KEPT = 1 << 18  # bytes, about, of the rows that a task keeps: they stay in the second cache
+import os
+KEPT = int(os.environ.get("KEPT", 1 << 18))
 TASKS = 16  # wanted at least
 NARROW = 4  # vectors of channels that lie together, at least
 
@@ -20,6 +21,7 @@ class ForwardRows(NamedTuple):
     """
 
     starts_w: np.ndarray
+    window: int
     columns: int
     offsets: np.ndarray
 
@@ -33,6 +35,7 @@ class BackwardRows(NamedTuple):
 
     top: int
     lead: int
+    window: int
     columns: int
     offsets: np.ndarray
     taps: np.ndarray
@@ -40,21 +43,22 @@ class BackwardRows(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def forward_rows(window: Window, out_width: int) -> ForwardRows:
-    """Of the output's rows of ``out_width`` pixels."""
+def forward_rows(window: Window, out_width: int, at_once: int) -> ForwardRows:
+    """Of the output's rows of ``out_width`` pixels, ``at_once`` of them."""
     rows, columns = (np.arange(window.kernel[i]) * window.dilation[i] for i in range(2))
     stride = window.stride[1]
     residues = np.unique(columns % stride)
-    width, kept = out_width + int(columns[-1]) // stride, int(rows[-1]) + 1
+    width, reach = out_width + int(columns[-1]) // stride, int(rows[-1]) + 1
+    kept = reach + (at_once - 1) * window.stride[0]
     along = np.searchsorted(residues, columns % stride) * width + columns // stride
     slots = (np.arange(kept)[:, None] + rows) % kept
     offsets = slots[:, :, None] * (len(residues) * width) + along
-    return ForwardRows(residues - window.padding[1], width, offsets.reshape(kept, -1))
+    return ForwardRows(residues - window.padding[1], reach, width, offsets.reshape(kept, -1))
 
 
 @lru_cache(maxsize=256)
-def backward_rows(window: Window, in_size: tuple[int, ...]) -> BackwardRows:
-    """Of an input of ``in_size``."""
+def backward_rows(window: Window, in_size: tuple[int, ...], at_once: int) -> BackwardRows:
+    """Of an input of ``in_size``, ``at_once`` of whose rows of one phase are found together."""
     phases_h, phases_w = (_phases(i, in_size[i], window) for i in range(2))
     first, last = _reach(phases_h)
     lead = max(0, -_reach(phases_w)[0])
@@ -62,7 +66,7 @@ def backward_rows(window: Window, in_size: tuple[int, ...]) -> BackwardRows:
         lead + int(shifts.max(initial=0)) + -(-(in_size[1] - j) // window.stride[1] // PIXELS) * PIXELS
         for j, (_, shifts) in enumerate(phases_w)
     )
-    kept = last - first + 1
+    kept = last - first + at_once
     offsets, taps, starts = [], [], [0]
     for rows, shifts_h in phases_h:
         slots = (np.arange(kept)[:, None] + shifts_h - first) % kept
@@ -71,7 +75,7 @@ def backward_rows(window: Window, in_size: tuple[int, ...]) -> BackwardRows:
             taps.append((rows[:, None] * window.kernel[1] + places).reshape(-1))
             starts.append(starts[-1] + taps[-1].size)
     return BackwardRows(
-        -first, lead, columns, np.concatenate(offsets, axis=1), np.concatenate(taps), np.array(starts)
+        -first, lead, last - first + 1, columns, np.concatenate(offsets, axis=1), np.concatenate(taps), np.array(starts)
     )
 
 

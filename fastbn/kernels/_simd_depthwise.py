@@ -42,8 +42,8 @@ class _Taps:
 
 
 @intrinsic
-def row_products(typingctx, a, start, offsets, first, taps, weights, w_start, w_step, count, row, at):
-    """row[at + i * lanes + lane] = sum over t < taps of a[start + offsets[first + t] + i * lanes + lane] * w[t, lane].
+def row_products(typingctx, a, start, offsets, first, taps, weights, w_start, w_step, count, row):
+    """row[i * lanes + lane] = sum over t < taps of a[start + offsets[first + t] + i * lanes + lane] * w[t, lane].
 
     i < ``count``; w[t, lane] = weights[w_start + t * w_step + lane].
     """
@@ -52,7 +52,7 @@ def row_products(typingctx, a, start, offsets, first, taps, weights, w_start, w_
         types_of = signature.args
         vectors = _Vectors(context, builder, a.dtype)
         share = _Taps(context, builder, (a, offsets, weights), arguments[:8])
-        count, target = arguments[8], builder.gep(_data(context, builder, types_of[9], arguments[9]), [arguments[10]])
+        count, target = arguments[8], _data(context, builder, types_of[9], arguments[9])
 
         def tile(place, pixels):
             begin = builder.mul(place, _index(vectors.lanes))
@@ -71,17 +71,17 @@ def row_products(typingctx, a, start, offsets, first, taps, weights, w_start, w_
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, offsets, i64, i64, weights, i64, i64, i64, row, i64), codegen
+    return types.void(a, i64, offsets, i64, i64, weights, i64, i64, i64, row), codegen
 
 
 @intrinsic
 def row_gradients(
-    typingctx, g, start, offsets, first, taps, weights, w_start, w_step, count, row, x_at, dx_at, sums, s_start
+    typingctx, g, start, offsets, first, taps, weights, w_start, w_step, count, x, x_start, dx, sums, s_start
 ):
-    """``row_products`` of g into ``row`` from ``dx_at``, and sums[s_start + t * lanes + lane] += sum over i of
-    g[start + offsets[first + t] + i * lanes + lane] * row[x_at + i * lanes + lane].
+    """``row_products`` of g into ``dx``, and sums[s_start + t * lanes + lane] += sum over i of
+    g[start + offsets[first + t] + i * lanes + lane] * x[x_start + i * lanes + lane].
 
-    Here i goes on to a multiple of PIXELS, where g must be finite and the row from ``x_at`` 0.
+    i goes on to a multiple of PIXELS, where g must be finite and x 0.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -89,8 +89,8 @@ def row_gradients(
         vectors = _Vectors(context, builder, g.dtype)
         lanes = vectors.lanes
         share = _Taps(context, builder, (g, offsets, weights), arguments[:8])
-        count, row_data = arguments[8], _data(context, builder, types_of[9], arguments[9])
-        x_row, dx_row = builder.gep(row_data, [arguments[10]]), builder.gep(row_data, [arguments[11]])
+        count, dx_row = arguments[8], _data(context, builder, types_of[11], arguments[11])
+        x_row = builder.gep(_data(context, builder, types_of[9], arguments[9]), [arguments[10]])
         totals = builder.gep(_data(context, builder, types_of[12], arguments[12]), [arguments[13]])
 
         def tile(place, pixels):
@@ -117,4 +117,4 @@ def row_gradients(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(g, i64, offsets, i64, i64, weights, i64, i64, i64, row, i64, i64, sums, i64), codegen
+    return types.void(g, i64, offsets, i64, i64, weights, i64, i64, i64, x, i64, dx, sums, i64), codegen

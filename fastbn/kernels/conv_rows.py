@@ -23,13 +23,6 @@ def affine_of(affine, c, count, zero):
 
 
 @inlined
-def slopes_of(slopes, c, count, zero):
-    """A, b, k and 1 / std likewise."""
-    a, b = _of(slopes, A, c, count, zero), _of(slopes, B, c, count, zero)
-    return a, b, _of(slopes, K, c, count, zero), _of(slopes, NEAR_INV_STD, c, count, zero)
-
-
-@inlined
 def _value(x, partner, relu, affine, slopes, low, i, c, count, zero):
     """The first ``count`` elements of the vector at i, whose channels begin with c, as the prologue makes them."""
     if affine is None:
@@ -43,7 +36,8 @@ def _value(x, partner, relu, affine, slopes, low, i, c, count, zero):
             else:
                 value = at_most(normalized_first(x, None, None, i, count, 0, near, scale, shift, low), relu)
         else:
-            a, b, k, inv_std = slopes_of(slopes, c, count, zero)
+            a, b = _of(slopes, A, c, count, zero), _of(slopes, B, c, count, zero)
+            k, inv_std = _of(slopes, K, c, count, zero), _of(slopes, NEAR_INV_STD, c, count, zero)
             if whole:
                 value = gradient(x, partner, None, relu, i, 0, False, near, scale, shift, a, b, k, inv_std, None)
             else:
