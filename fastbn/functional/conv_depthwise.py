@@ -16,8 +16,7 @@ from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
 
 SPLITS = 16  # partial gradients of the weights
-import os
-AT_ONCE = int(os.environ.get("B", 2))  # rows of a few channels, one behind the other
+AT_ONCE = 2  # rows of a few channels, one behind the other
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:

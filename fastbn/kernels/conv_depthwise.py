@@ -3,7 +3,6 @@
 weights (taps, C to a whole vector); y[q, c] = sum over taps t of rows[offsets[t] + q, c] * weights[t, c].
 """
 
-import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
@@ -38,7 +37,7 @@ def _finished(line, i, start, residual, low, at, count):
 
 @body
 def _rows_of_channels(
-    begin, end, kept_rows, ring, stride_h, offsets, weights, bias, residual, floor, out, channels, first, last, at,
+    begin, end, kept_rows, ring, stride_h, offsets, weights, bias, residual, floor, out, first, last, at,
     out_length, strides, shifts, partials, piece, starts, line,
 ):  # fmt: skip
     """Rows ``begin`` to ``end`` of the output, for channels ``first`` to ``last``, from what the ring has of them."""
@@ -125,7 +124,7 @@ def _correlate_task(
         filled = (end - 1) * stride_h + window
         at = image * out_strides[0] + first * out_strides[1]
         _rows_of_channels(
-            begin, end, kept_rows, ring, stride_h, offsets, weights, bias, residual, floor, out, channels, first, last,
+            begin, end, kept_rows, ring, stride_h, offsets, weights, bias, residual, floor, out, first, last,
             at, out_shape[3], out_strides, shifts, partials, piece, begin == first_row, line,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ FLUSH = 512  # products summed in the dtype of x, before they are added to sums 
 
 @body
 def _rows_of_channels(
-    begin, end, kept_rows, ring, window, height, width, stride_h, stride_w, offsets, phases, weights, residual, x_rows,
+    begin, end, kept_rows, ring, height, width, stride_h, stride_w, offsets, phases, weights, residual, x_rows,
     x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, first, last, at, strides, sums, run, flush, totals, partials,
     split, lines,
 ):  # fmt: skip
@@ -155,7 +155,7 @@ def _gradients_task(
             if flush:
                 summed = 0
             _rows_of_channels(
-                begin, end, kept_rows, ring, window, height, width, stride_h, stride_w, offsets, phases, weights,
+                begin, end, kept_rows, ring, height, width, stride_h, stride_w, offsets, phases, weights,
                 residual, x_rows, x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, first, last, at, x_strides, sums,
                 run, flush, totals, partials, split, lines,
             )  # fmt: skip
