@@ -10,11 +10,24 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._simd_depthwise import PIXELS, row_gradients
-from fastbn.kernels._vector import add_to, at_most, fma, lanes_of, load, load_part, splat, store, store_part, widen
+from fastbn.kernels._vector import (
+    add_to,
+    at_most,
+    fma,
+    lanes_of,
+    load,
+    load_first,
+    load_part,
+    splat,
+    store,
+    store_part,
+    widen,
+)
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.batch_norm_vectors import normalized, passed
+from fastbn.kernels.channels import SCALE, SHIFT
 from fastbn.kernels.conv_depthwise import RUN
-from fastbn.kernels.conv_rows import affine_of, fill_row
+from fastbn.kernels.conv_rows import fill_row
 
 FLUSH = 512  # products summed in the dtype of x, before they are added to sums in float64
 
@@ -22,7 +35,7 @@ FLUSH = 512  # products summed in the dtype of x, before they are added to sums 
 @body
 def _rows_of_channels(
     begin, end, kept_rows, ring, height, width, stride_h, stride_w, offsets, phases, weights, residual, x_rows,
-    x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, first, last, at, strides, sums, run, flush, totals, partials,
+    x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, channels, first, last, at, strides, sums, run, flush, totals, partials,
     split, lines,
 ):  # fmt: skip
     """Rows of dx from ``begin`` to ``end`` times the stride, for channels ``first`` to ``last``."""
@@ -31,7 +44,10 @@ def _rows_of_channels(
     room = (-(-width // stride_w) + PIXELS) * lanes
     for c in range(first, last, lanes):
         count, vector = min(lanes, last - c), (c - first) // lanes
-        near, scale, shift = affine_of(x_affine, c, count, zero)
+        near = scale = shift = zero
+        if x_affine is not None:
+            near, scale = load_first(x_affine, c, count, zero), load_first(x_affine, SCALE * channels + c, count, zero)
+            shift = load_first(x_affine, SHIFT * channels + c, count, zero)
         place = 0 if sums is None else run * sums.shape[2] + c
         products = 0 if sums is None else sums[0].size
         source = vector * x_kept
@@ -156,7 +172,7 @@ def _gradients_task(
                 summed = 0
             _rows_of_channels(
                 begin, end, kept_rows, ring, height, width, stride_h, stride_w, offsets, phases, weights,
-                residual, x_rows, x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, first, last, at, x_strides, sums,
+                residual, x_rows, x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, channels, first, last, at, x_strides, sums,
                 run, flush, totals, partials, split, lines,
             )  # fmt: skip
 
