@@ -2,21 +2,19 @@
 
 import numpy as np
 
-from fastbn._memory import empty
+from fastbn._checks import FLOAT64
+from fastbn._memory import SMALLEST, empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
 from fastbn.functional.conv_blocks import blocks_of
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.conv_rows import backward_rows, forward_rows, portions
+from fastbn.functional.conv_rows import backward_rows, forward_rows, portions, splits_of
 from fastbn.functional.norm_sums import Sums, relu_operand, sums_for
 from fastbn.kernels._simd_depthwise import PIXELS
 from fastbn.kernels.conv_depthwise import correlate_depthwise
 from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
-
-SPLITS = 16  # partial gradients of the weights
-AT_ONCE = 2  # rows of a few channels, one behind the other
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -38,8 +36,7 @@ def forward(
 ) -> Sums | None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it; its moments, if wanted."""
     lanes = block_lanes(x.itemsize)
-    at_once = min(AT_ONCE, y.shape[2])
-    places = forward_rows(window, y.shape[3], at_once)
+    places = forward_rows(window, y.shape[2:], lanes)
     kept = len(places.offsets) * places.starts_w.size * places.columns * lanes
     rows, group = portions(len(x), y.shape[2], blocks_of(groups, x.itemsize), kept * x.itemsize)
     sums = None
@@ -60,7 +57,7 @@ def forward(
         window.padding[0],
         places.window,
         places.columns,
-        places.offsets * lanes,
+        places.offsets,
         _weights(weight, slice(None)),
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
@@ -69,11 +66,11 @@ def forward(
         y.shape,
         element_strides(y),
         rows,
-        at_once,
+        places.at_once,
         group * lanes,
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
-        empty((max_threads(), (y.shape[3] + 2 * PIXELS) * lanes + group * kept), x.dtype),
+        _workspace((y.shape[3] + 2 * PIXELS) * lanes + group * kept, x.dtype),
         work=y.size,
     )
     return sums
@@ -96,14 +93,16 @@ def backward(
     """
     lanes, depth = block_lanes(x.itemsize), blocks_of(groups, x.itemsize)
     steps = -(-x.shape[2] // window.stride[0])
-    at_once = min(AT_ONCE, steps)
-    places = backward_rows(window, x.shape[2:], at_once)
+    places = backward_rows(window, x.shape[2:], lanes)
     (kept_rows, taps), line = places.offsets.shape, -(-x.shape[3] // window.stride[1]) + PIXELS
-    kept = kept_rows * places.columns + taps + at_once * window.stride[0] * min(window.stride[1], x.shape[3]) * line
-    rows, group = portions(len(x), steps, depth, kept * lanes * x.itemsize)
-    runs = len(x) * -(-steps // rows)
-    runs_at_once = -(-runs // SPLITS)
-    partials = np.empty((-(-runs // runs_at_once), taps, depth * lanes))
+    kept = (
+        kept_rows * places.columns + taps + places.at_once * window.stride[0] * min(window.stride[1], x.shape[3]) * line
+    )
+    splits = splits_of(len(x), x.shape[2] * x.shape[3])
+    rows, group = portions(splits, steps, depth, kept * lanes * x.itemsize)
+    blocks = -(-steps // rows)
+    runs_at_once = -(-len(x) // splits) if blocks == 1 else 1
+    partials = empty((-(-len(x) * blocks // runs_at_once), taps, depth * lanes), FLOAT64)
     dx, sums = empty_like(x), None
     if normed is not None:
         sums = sums_for(dx, 1, rows * window.stride[0])
@@ -126,18 +125,18 @@ def backward(
         places.lead,
         places.window,
         places.columns,
-        places.offsets * lanes,
+        places.offsets,
         places.phases,
         _weights(weight, places.taps),
         None if residual is None else as_flat(in_order_of(residual, dx)),
         as_flat(dx),
         rows,
-        at_once,
+        places.at_once,
         group * lanes,
         runs_at_once,
         None if sums is None else sums.partials,
         partials,
-        empty((max_threads(), (2 * line + group * kept) * lanes), x.dtype),
+        _workspace((2 * line + group * kept) * lanes, x.dtype),
         work=x.size,
     )
     dweight = np.zeros((groups, weight[0].size), x.dtype)
@@ -152,3 +151,8 @@ def _weights(weight: np.ndarray, taps: slice | np.ndarray) -> np.ndarray:
     weights = np.zeros((len(chosen), -(-channels // lanes) * lanes), weight.dtype)
     weights[:, :channels] = chosen
     return weights
+
+
+def _workspace(elements: int, dtype: np.dtype) -> np.ndarray:
+    """(threads, elements or more), on a multiple of 64 bytes: vectors across two cache lines take twice the time."""
+    return empty((max_threads(), max(elements, SMALLEST // dtype.itemsize)), dtype)

@@ -35,8 +35,8 @@ FLUSH = 512  # products summed in the dtype of x, before they are added to sums 
 @body
 def _rows_of_channels(
     begin, end, kept_rows, ring, height, width, stride_h, stride_w, offsets, phases, weights, residual, x_rows,
-    x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, channels, first, last, at, strides, sums, run, flush, totals, partials,
-    split, lines,
+    x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, channels, first, last, at, strides, sums, run, flush, totals,
+    partials, split, lines,
 ):  # fmt: skip
     """Rows of dx from ``begin`` to ``end`` times the stride, for channels ``first`` to ``last``."""
     lanes, zero, low = lanes_of(ring), splat(ring, 0.0), splat(ring, x_floor)
@@ -172,8 +172,8 @@ def _gradients_task(
                 summed = 0
             _rows_of_channels(
                 begin, end, kept_rows, ring, height, width, stride_h, stride_w, offsets, phases, weights,
-                residual, x_rows, x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, channels, first, last, at, x_strides, sums,
-                run, flush, totals, partials, split, lines,
+                residual, x_rows, x_kept, x_affine, x_relu, x_ceiling, x_floor, dx, channels, first, last, at,
+                x_strides, sums, run, flush, totals, partials, split, lines,
             )  # fmt: skip
 
 
