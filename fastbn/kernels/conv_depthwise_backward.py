@@ -40,7 +40,7 @@ def _rows_of_channels(
 ):  # fmt: skip
     """Rows of dx from ``begin`` to ``end`` times the stride, for channels ``first`` to ``last``."""
     lanes, zero, low = lanes_of(ring), splat(ring, 0.0), splat(ring, x_floor)
-    taps, breadth = offsets.shape[1], weights.shape[1]
+    taps, breadth, across = offsets.shape[1], weights.shape[1], min(stride_w, width)
     room = (-(-width // stride_w) + PIXELS) * lanes
     for c in range(first, last, lanes):
         count, vector = min(lanes, last - c), (c - first) // lanes
@@ -54,8 +54,8 @@ def _rows_of_channels(
         for row in range(begin, end):
             slot = row % offsets.shape[0]
             for h in range(row * stride_h, min(height, (row + 1) * stride_h)):
-                for j in range(min(stride_w, width)):
-                    phase, length = (h - row * stride_h) * stride_w + j, -(-(width - j) // stride_w)
+                for j in range(across):
+                    phase, length = (h - row * stride_h) * across + j, -(-(width - j) // stride_w)
                     tap = phases[phase]
                     if x_affine is None:
                         row_gradients(
