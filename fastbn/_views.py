@@ -13,6 +13,10 @@ from fastbn._checks import FLOAT32, FLOAT64, check_same_dtype, check_shape, chec
 from fastbn._memory import empty
 from fastbn.errors import ArgumentError
 
+# Axes of an array, by its rank.
+TO_LAST = {rank: (0, *range(2, rank), 1) for rank in range(2, 65)}
+TO_SECOND = {rank: (0, rank - 1, *range(1, rank - 1)) for rank in range(2, 65)}
+
 EMPTY: Mapping[str, np.ndarray | None] = MappingProxyType({})
 
 
@@ -33,12 +37,12 @@ def _kernel_ready(array: np.ndarray) -> np.ndarray:
 
 def channels_last(array: np.ndarray) -> np.ndarray:
     """(N, C, *spatial) seen as (N, *spatial, C)."""
-    return array.transpose(0, *range(2, array.ndim), 1)
+    return array.transpose(TO_LAST[array.ndim])
 
 
 def channels_second(array: np.ndarray) -> np.ndarray:
     """(N, *spatial, C) seen as (N, C, *spatial)."""
-    return array.transpose(0, array.ndim - 1, *range(1, array.ndim - 1))
+    return array.transpose(TO_SECOND[array.ndim])
 
 
 def is_channels_last(array: np.ndarray) -> bool:
@@ -108,11 +112,24 @@ def as_flat(array: np.ndarray) -> np.ndarray:
     return _kernel_ready(memory).reshape(-1)
 
 
-def element_strides(array: np.ndarray) -> tuple[int, ...]:
-    """Steps of ``as_flat(array)`` along the logical axes of a dense (N, C, H, W) array."""
+def flat(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """A dense (N, C, H, W) array as one run of memory, and the steps along its logical axes there."""
     _, c, h, w = array.shape
     # From the shape: NumPy lets the stride of an axis of length 1 be anything.
-    return (c * h * w, 1, w * c, c) if is_channels_last(array) else (c * h * w, h * w, w, 1)
+    if is_channels_last(array):
+        return _kernel_ready(channels_last(array)).reshape(-1), (c * h * w, 1, w * c, c)
+    return _kernel_ready(array).reshape(-1), (c * h * w, h * w, w, 1)
+
+
+def with_places(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int, int, int]]:
+    """A dense (N, C, H, W) array as kernels take it: flat, its shape, and the steps along its logical axes."""
+    memory, strides = flat(array)
+    return memory, array.shape, strides
+
+
+def element_strides(array: np.ndarray) -> tuple[int, int, int, int]:
+    """Steps of ``as_flat(array)`` along the logical axes of a dense (N, C, H, W) array."""
+    return flat(array)[1]
 
 
 def check_out(

@@ -66,7 +66,7 @@ def _image(array: Any) -> Any:
     return None if array is None else array[:, :, None]
 
 
-def _row(sizes: list[Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def _row(sizes: tuple[Any, ...]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Stride, padding and dilation of images of height 1."""
     _, (stride,), (padding,), (dilation,) = sizes
     return (1, stride), (0, padding), (1, dilation)

@@ -113,27 +113,27 @@ def _dbias(dy: np.ndarray) -> np.ndarray:
     return channel_sums(dy.reshape(n, c, d * h, w)) if dy.size else np.zeros(c, dy.dtype)
 
 
-def _of_images(sizes: list[Any]) -> tuple[Any, Any, Any]:
+def _of_images(sizes: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     """Stride, padding and dilation of the two-dimensional convolutions."""
     _, stride, padding, dilation = (size[1:] for size in sizes)
     return stride, padding, dilation
 
 
-def _reach(tap: int, in_depth: int, out_depth: int, sizes: list[Any]) -> tuple[int, int]:
+def _reach(tap: int, in_depth: int, out_depth: int, sizes: tuple[Any, ...]) -> tuple[int, int]:
     """The depths [first, end) of the output for which the kernel's depth ``tap`` lies inside x."""
     _, stride, padding, dilation = (size[0] for size in sizes)
     offset = tap * dilation - padding
     return max(0, -(offset // stride)), min(out_depth, (in_depth - 1 - offset) // stride + 1)
 
 
-def _depths(tap: int, first: int, end: int, sizes: list[Any]) -> slice:
+def _depths(tap: int, first: int, end: int, sizes: tuple[Any, ...]) -> slice:
     """The depths of x that ``tap`` meets for the output's depths [first, end), which it reaches."""
     _, stride, padding, dilation = (size[0] for size in sizes)
     start = first * stride + tap * dilation - padding
     return slice(start, start + (end - first - 1) * stride + 1, stride)
 
 
-def _runs(in_depth: int, out_depth: int, sizes: list[Any]) -> list[tuple[int, int, list[int]]]:
+def _runs(in_depth: int, out_depth: int, sizes: tuple[Any, ...]) -> list[tuple[int, int, list[int]]]:
     """(first, end, taps): runs of depths of the output that the same taps reach; none where all is padding."""
     reaches = [_reach(tap, in_depth, out_depth, sizes) for tap in range(sizes[0][0])]
     taps = [[tap for tap, (first, end) in enumerate(reaches) if first <= depth < end] for depth in range(out_depth)]

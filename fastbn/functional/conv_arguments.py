@@ -1,5 +1,6 @@
 """The arguments of convolutions over 1, 2 or 3 axes: checked, and the shape of the output."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ SEVERAL = {1: "a tuple of one", 2: "a pair", 3: "a triple"}
 
 def check_convolution(
     who: str, axes: int, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: int
-) -> tuple[list[Any], tuple[int, ...]]:
+) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Kernel size, stride, padding and dilation, a tuple of ``axes`` integers each, and the output's shape.
 
     Raises ShapeError, DtypeError, ArgumentError.
@@ -33,27 +34,49 @@ def check_convolution(
     check_rank(who, "x", x, (axes + 2,), AXES[axes])
     check_same_dtype(who, "weight", weight, "x", x)
     check_rank(who, "weight", weight, (axes + 2,), f"(C_out, C_in / groups, {KERNEL[axes]})")
+    options = stride, padding, dilation, groups
+    # A cache takes True for 1.
+    sizes = _sizes if all(_exact(option) for option in options) else _sizes.__wrapped__
+    return sizes(who, axes, x.shape, weight.shape, *options)
+
+
+def _exact(option: Any) -> bool:
+    return type(option) in (int, str) or (type(option) is tuple and all(type(entry) is int for entry in option))
+
+
+@lru_cache(maxsize=512)
+def _sizes(
+    who: str,
+    axes: int,
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """``check_convolution`` of arrays of these shapes."""
     check_int(who, "groups", groups, 1)
-    if weight.size == 0:
-        raise ShapeError(f"{who}: weight must not be empty, got shape {weight.shape}")
-    channels_out, group_channels, *_ = weight.shape
-    if x.shape[1] != group_channels * groups or channels_out % groups:
+    if 0 in weight_shape:
+        raise ShapeError(f"{who}: weight must not be empty, got shape {weight_shape}")
+    channels_out, group_channels, *_ = weight_shape
+    if x_shape[1] != group_channels * groups or channels_out % groups:
         raise ShapeError(
-            f"{who}: weight must have shape (a multiple of {groups}, {x.shape[1]} / {groups}, {KERNEL[axes]}) "
-            f"for x of shape {x.shape} and groups {groups}, got {weight.shape}"
+            f"{who}: weight must have shape (a multiple of {groups}, {x_shape[1]} / {groups}, {KERNEL[axes]}) "
+            f"for x of shape {x_shape} and groups {groups}, got {weight_shape}"
         )
-    kernel = weight.shape[2:]
+    kernel = weight_shape[2:]
     strides = as_tuple(who, "stride", stride, 1, axes)
     dilations = as_tuple(who, "dilation", dilation, 1, axes)
     pads = resolve_padding(who, padding, kernel, strides, dilations)
-    sizes = zip(x.shape[2:], kernel, strides, pads, dilations, strict=True)
+    sizes = zip(x_shape[2:], kernel, strides, pads, dilations, strict=True)
     extent = tuple(window_extent(*size) for size in sizes)
     if min(extent) < 1:
         raise ShapeError(
             f"{who}: x must be at least as large as the dilated kernel less the padding, "
-            f"got {x.shape[2:]} for a kernel of {kernel}"
+            f"got {x_shape[2:]} for a kernel of {kernel}"
         )
-    return [kernel, strides, pads, dilations], (x.shape[0], channels_out, *extent)
+    return (kernel, strides, pads, dilations), (x_shape[0], channels_out, *extent)
 
 
 def check_operands(

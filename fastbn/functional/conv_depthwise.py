@@ -5,9 +5,9 @@ import numpy as np
 from fastbn._checks import FLOAT64
 from fastbn._memory import SMALLEST, empty
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
-from fastbn.functional.conv_blocks import blocks_of
+from fastbn._views import as_flat, dense_c, empty_like, in_order_of, with_places
 from fastbn.functional.conv_geometry import Window
+from fastbn.functional.conv_portions import blocks_of
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.conv_rows import backward_rows, forward_rows, portions, splits_of
 from fastbn.functional.norm_sums import Sums, relu_operand, sums_for
@@ -41,14 +41,12 @@ def forward(
     rows, group = portions(len(x), y.shape[2], blocks_of(groups, x.itemsize), kept * x.itemsize)
     sums = None
     if moments:
-        sums = sums_for(y, 1, rows)
+        sums = sums_for(y.shape, y.itemsize, 1, rows)
         sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
     _, ceiling, affine, _, floor = prologue.operands()
     launch(
         correlate_depthwise,
-        as_flat(x),
-        x.shape,
-        element_strides(x),
+        *with_places(x),
         affine,
         ceiling,
         floor,
@@ -62,9 +60,7 @@ def forward(
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
         0.0 if relu else -np.inf,
-        as_flat(y),
-        y.shape,
-        element_strides(y),
+        *with_places(y),
         rows,
         places.at_once,
         group * lanes,
@@ -105,17 +101,13 @@ def backward(
     partials = empty((-(-len(x) * blocks // runs_at_once), taps, depth * lanes), FLOAT64)
     dx, sums = empty_like(x), None
     if normed is not None:
-        sums = sums_for(dx, 1, rows * window.stride[0])
+        sums = sums_for(x.shape, x.itemsize, 1, rows * window.stride[0])
     _, ceiling, affine, _, floor = (normed or PLAIN).operands()
     launch(
         gradients_depthwise,
-        as_flat(dy),
-        dy.shape,
-        element_strides(dy),
+        *with_places(dy),
         *prologue.operands()[:-1],
-        as_flat(x),
-        x.shape,
-        element_strides(x),
+        *with_places(x),
         affine,
         None if normed is None else relu_operand(normed.relu, normed.ceiling),
         ceiling,

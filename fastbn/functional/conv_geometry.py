@@ -81,24 +81,6 @@ def forward_planes(channels: int, out_size: tuple[int, int], window: Window) -> 
 
 
 @lru_cache(maxsize=256)
-def forward_patches(out_size: tuple[int, int], window: Window) -> Planes:
-    """A plane for every tap, of the pixels that it meets and no others."""
-    starts = [np.arange(window.kernel[i]) * window.dilation[i] - window.padding[i] for i in range(2)]
-    return _patches(starts[0], starts[1], window.stride, out_size)
-
-
-def backward_patches(planes: Planes, offsets: np.ndarray, phase: Phase, out_size: tuple[int, int]) -> Planes:
-    """As ``forward_patches``, for ``out_size`` pixels of a phase of ``backward_planes`` and its offsets."""
-    rows, columns = np.divmod(offsets.reshape(len(phase.rows), len(phase.columns)), planes.width)
-    return _patches(planes.starts_h[0] + rows[:, 0], planes.starts_w[0] + columns[0], (1, 1), out_size)
-
-
-def _patches(starts_h: np.ndarray, starts_w: np.ndarray, stride: tuple[int, int], size: tuple[int, int]) -> Planes:
-    taps, plane = len(starts_h) * len(starts_w), size[0] * size[1]
-    return Planes(starts_h, starts_w, stride, *size, taps * plane, (np.arange(taps) * plane,))
-
-
-@lru_cache(maxsize=256)
 def backward_planes(channels_out: int, out_size: tuple[int, int], in_size: tuple[int, int], window: Window) -> Planes:
     """Planes of dy for the gradient to x; ``channels_out`` are a group's."""
     axes = [_backward_axis(i, out_size[i], in_size[i], window) for i in range(2)]

@@ -1,6 +1,7 @@
 """Sums for a batch norm, made by whoever writes its input, or the gradient to its output."""
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,11 +39,15 @@ class Sums(NamedTuple):
         return self.shifts, source, relu_operand(self.relu, self.ceiling), self.affine, self.partials
 
 
-def sums_for(out: np.ndarray, images: int, rows: int) -> Sums:
-    """Room for the sums of ``out``, ``rows`` rows of ``images`` images a piece; all rows, if several images."""
-    count, channels, height, width = out.shape
-    lanes = block_lanes(out.itemsize)
+def sums_for(shape: tuple[int, ...], itemsize: int, images: int, rows: int) -> Sums:
+    """Room for the sums of (N, C, H, W), ``rows`` rows of ``images`` images a piece; all rows, if several images."""
+    counts, lanes = _counts(shape[0], shape[2], shape[3], images, rows), block_lanes(itemsize)
+    return Sums(np.empty((2, counts.size, -(-shape[1] // lanes) * lanes)), counts)
+
+
+@lru_cache(maxsize=512)
+def _counts(count: int, height: int, width: int, images: int, rows: int) -> np.ndarray:
+    """Values of a channel in each piece."""
     deep = np.minimum(images, count - np.arange(0, count, images))
     high = np.minimum(rows, height - np.arange(0, height, rows))
-    counts = (deep[:, None] * high * width).reshape(-1).astype(np.float64)
-    return Sums(np.empty((2, counts.size, -(-channels // lanes) * lanes)), counts)
+    return (deep[:, None] * high * width).reshape(-1).astype(np.float64)

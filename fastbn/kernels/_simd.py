@@ -198,28 +198,29 @@ def lane_tile(typingctx, a, a_start, first, b, b_start, offsets, place, count, p
     return types.void(a, i64, i64, b, i64, offsets, i64, i64, places, i64, out, i64, i64), codegen
 
 
-def _block_tile(context, builder, signature, arguments, rows, panels):
-    """The tile of ``rows`` pixels and the columns of ``panels`` panels, ``b_panel`` elements apart."""
-    a_type, _, _, b_type, _, _, offsets_type, _, tile_type = signature.args
-    a_array, a_first, a_step, b_array, b_first, b_step, offsets_array, count, tile_array = arguments
+def _block_tile(
+    context, builder, a_type, a_rows, a_step, b_type, b_array, b_first, b_step, offsets, count, tile, panels
+):
+    """The tile of the pixels at the pointers ``a_rows`` and the columns of ``panels`` panels, ``b_step`` apart.
+
+    offsets: (data, number); tile: data.
+    """
     vectors = _Vectors(context, builder, a_type.dtype)
     lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
-    unrolled = min(4, lanes)
+    unrolled, rows = min(4, lanes), len(a_rows)
     places = [(panel, v) for panel in range(panels) for v in range(TILE_VECTORS)]
-    a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
     b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
-    table = context.make_array(offsets_type)(context, builder, offsets_array)
     sums = {(i, *place): cgutils.alloca_once(builder, vectors.type) for i in range(rows) for place in places}
     for total in sums.values():
         builder.store(vectors.zero, total)
-    with cgutils.for_range(builder, table.nitems) as taps:
-        a_tap = builder.gep(a_origin, [builder.load(builder.gep(table.data, [taps.index]))])
+    with cgutils.for_range(builder, offsets[1]) as taps:
+        tap = builder.load(builder.gep(offsets[0], [taps.index]))
         b_tap = builder.gep(b_origin, [builder.mul(builder.mul(taps.index, count), _index(lanes * columns))])
         with cgutils.for_range(builder, count) as channels:
-            a_pixel = builder.gep(a_tap, [builder.mul(channels.index, a_step)])
+            pixel = builder.add(tap, builder.mul(channels.index, a_step))
             b_rows = builder.gep(b_tap, [builder.mul(channels.index, _index(lanes * columns))])
             with cgutils.for_range(builder, _index(lanes // unrolled)) as steps:
-                a_column = builder.gep(a_pixel, [builder.mul(steps.index, _index(unrolled))])
+                column = builder.add(pixel, builder.mul(steps.index, _index(unrolled)))
                 b_row = builder.gep(b_rows, [builder.mul(steps.index, _index(unrolled * columns))])
                 b_panels = [builder.gep(b_row, [builder.mul(b_step, _index(panel))]) for panel in range(panels)]
                 for k in range(unrolled):
@@ -227,15 +228,14 @@ def _block_tile(context, builder, signature, arguments, rows, panels):
                         (panel, v): vectors.load(b_panels[panel], _index(k * columns + v * lanes))
                         for panel, v in places
                     }
-                    for i in range(rows):
-                        left = vectors.broadcast(builder.load(builder.gep(a_column, [_index(i * lanes + k)])))
+                    for i, a_row in enumerate(a_rows):
+                        value = builder.load(builder.gep(builder.gep(a_row, [column]), [_index(k)]))
+                        left = vectors.broadcast(value)
                         for place, vector in right.items():
                             vectors.add_product(sums[i, *place], left, vector)
-    tile_data = _data(context, builder, tile_type, tile_array)
     for (i, panel, v), total in sums.items():
         position = ((panel * rows + i) * TILE_VECTORS + v) * lanes
-        vectors.store(builder.load(total), tile_data, _index(position))
-    return context.get_dummy_value()
+        vectors.store(builder.load(total), tile, _index(position))
 
 
 @intrinsic
@@ -247,43 +247,62 @@ def block_tile(typingctx, a, a_start, a_block, b, b_start, b_panel, offsets, blo
     """
 
     def codegen(context, builder, signature, arguments):
-        return _block_tile(context, builder, signature, arguments, TILE_ROWS, 1)
+        a_type, _, _, b_type, _, _, offsets_type, _, tile_type = signature.args
+        a_array, a_first, a_step, b_array, b_first, b_step, offsets_array, count, tile_array = arguments
+        table = context.make_array(offsets_type)(context, builder, offsets_array)
+        origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        lanes = VECTOR_BYTES // (a_type.dtype.bitwidth // 8)
+        rows = [builder.gep(origin, [_index(i * lanes)]) for i in range(TILE_ROWS)]
+        right = b_type, b_array, b_first, b_step
+        target = _data(context, builder, tile_type, tile_array)
+        _block_tile(context, builder, a_type, rows, a_step, *right, (table.data, table.nitems), count, target, 1)
+        return context.get_dummy_value()
 
     integer = types.int64
     return types.void(a, integer, integer, b, integer, integer, offsets, integer, tile), codegen
 
 
 @intrinsic
-def wide_block_tile(typingctx, a, a_start, a_block, b, b_start, b_panel, offsets, blocks, tile):
-    """As ``block_tile``, of half as many pixels and two panels, ``b_panel`` elements apart.
+def pixel_tile(typingctx, a, places, place, a_block, b, b_start, b_panel, offsets, blocks, tile):
+    """As ``block_tile``, of half as many pixels, which lie at places[place + i], and two panels, ``b_panel`` apart.
 
     The rows of the second panel follow those of the first.
     """
 
     def codegen(context, builder, signature, arguments):
-        return _block_tile(context, builder, signature, arguments, TILE_ROWS // 2, 2)
+        a_type, places_type, _, _, b_type, _, _, offsets_type, _, tile_type = signature.args
+        a_array, places_array, first, a_step, b_array, b_first, b_step, offsets_array, count, tile_array = arguments
+        table = context.make_array(offsets_type)(context, builder, offsets_array)
+        origin = _data(context, builder, a_type, a_array)
+        numbers = builder.gep(_data(context, builder, places_type, places_array), [first])
+        rows = [builder.gep(origin, [builder.load(builder.gep(numbers, [_index(i)]))]) for i in range(TILE_ROWS // 2)]
+        right = b_type, b_array, b_first, b_step
+        target = _data(context, builder, tile_type, tile_array)
+        _block_tile(context, builder, a_type, rows, a_step, *right, (table.data, table.nitems), count, target, 2)
+        return context.get_dummy_value()
 
     integer = types.int64
-    return types.void(a, integer, integer, b, integer, integer, offsets, integer, tile), codegen
+    return types.void(a, places, integer, integer, b, integer, integer, offsets, integer, tile), codegen
 
 
 @intrinsic
-def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums, at):
-    """sums[at + i * columns + j] += sum over p < pixels of a[a_start + p * lanes + i] * b[b_start + p * lanes + j].
+def add_pixel_products(typingctx, a, a_start, places, place, b, b_start, b_block, pixels, sums, at):
+    """sums[at + i * columns + j] += sum over p of a[a_start + places[place + p] + i] * b[b_start + p * lanes + j].
 
-    i < OUTER_ROWS, j < columns of the register tile; vector v of b lies v * b_block further. Both operands lie in
-    blocks of as many channels as a vector has lanes, pixel by pixel.
+    p < ``pixels``, i < OUTER_ROWS, j < columns of the register tile; vector v of b lies v * b_block further. Both
+    operands lie in blocks of as many channels as a vector has lanes, b pixel by pixel.
     """
 
     def codegen(context, builder, signature, arguments):
-        a_type, _, b_type, _, _, _, sums_type, _ = signature.args
-        a_array, a_first, b_array, b_first, b_step, count, sums_array, sums_first = arguments
+        a_type, _, places_type, _, b_type, _, _, _, sums_type, _ = signature.args
+        a_array, a_first, places_array, first, b_array, b_first, b_step, count, sums_array, sums_first = arguments
         vectors = _Vectors(context, builder, a_type.dtype)
         lanes = vectors.lanes
         rows = min(OUTER_ROWS, lanes)
         a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
         b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
         b_blocks = [builder.gep(b_origin, [builder.mul(b_step, _index(j))]) for j in range(TILE_VECTORS)]
+        numbers = builder.gep(_data(context, builder, places_type, places_array), [first])
         target = builder.gep(_data(context, builder, sums_type, sums_array), [sums_first])
         totals = vectors.registers(rows * TILE_VECTORS)
         for position, total in enumerate(totals):
@@ -291,7 +310,7 @@ def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums,
         with cgutils.for_range(builder, count) as loop:
             pixel = builder.mul(loop.index, _index(lanes))
             right = [vectors.load(block, pixel) for block in b_blocks]
-            left = builder.gep(a_origin, [pixel])
+            left = builder.gep(a_origin, [builder.load(builder.gep(numbers, [loop.index]))])
             for i in range(rows):
                 row = vectors.broadcast(builder.load(builder.gep(left, [_index(i)])))
                 for j, vector in enumerate(right):
@@ -300,7 +319,8 @@ def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums,
             vectors.store(builder.load(total), target, _index(position * lanes))
         return context.get_dummy_value()
 
-    return types.void(a, types.int64, b, types.int64, types.int64, types.int64, sums, types.int64), codegen
+    i64 = types.int64
+    return types.void(a, i64, places, i64, b, i64, i64, i64, sums, i64), codegen
 
 
 @intrinsic

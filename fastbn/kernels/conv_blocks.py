@@ -8,7 +8,7 @@ see ``conv_panels``, and so do their gradients, in ``conv_blocks_weights``.
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, block_tile, wide_block_tile
+from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, block_tile, pixel_tile
 from fastbn.kernels._vector import at_least, lanes_of, load, splat, store
 from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums
 from fastbn.kernels.conv_fill import fill_blocks
@@ -52,8 +52,8 @@ def _tiles_by_row(rows, length, columns, height):
 @body
 def _correlate_task(
     task, x_shape, x_strides, out_shape, out_strides, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
-    stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out,
-    first, groups, shifts, source, source_relu, source_affine, partials, work,
+    stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, places, by_pixel, panels, at_once, bias,
+    residual, floor, out, first, groups, shifts, source, source_relu, source_affine, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     breadth = TILE_VECTORS * lanes
@@ -79,34 +79,35 @@ def _correlate_task(
         )  # fmt: skip
     low = splat(x, floor)
     first_panel, last_panel = panel_block * at_once, min(panel_count, (panel_block + 1) * at_once)
-    dense = columns == length and plane_rows == rows
     panel = first_panel
     while panel < last_panel:
-        wide = length <= TILE_ROWS // 2 and not dense and panel + 1 < last_panel
+        wide = by_pixel and panel + 1 < last_panel
         height, parts = (TILE_ROWS // 2, 2) if wide else (TILE_ROWS, 1)
         # A run: all pixels where none is padding; else an image with the padding between its rows, or one row.
+        dense = wide or (columns == length and plane_rows == rows)
+        line, lines = (length, rows) if wide else (columns, plane_rows)
         by_row = not dense and _tiles_by_row(count, length, columns, height)
         runs_of_image = count if by_row else 1
         run_count = 1 if dense else (last_image - first_image) * runs_of_image
-        run_length = length if by_row else (count - 1) * columns + length
+        run_length = length if by_row else (count - 1) * line + length
         if dense:
-            run_length += (last_image - first_image - 1) * pixels_apart
+            run_length += (last_image - first_image - 1) * lines * line
         b_start = (group * panel_count + panel) * panel_size
         for run in range(run_count):
             run_image, run_row = divmod(run, runs_of_image)
-            run_start = run_image * pixels_apart + run_row * columns
+            run_start = (run_image * lines + run_row) * line
             for q in range(0, run_length, height):
-                a_start = (run_start + q) * lanes
                 if wide:
-                    wide_block_tile(blocks, a_start, block, panels, b_start, panel_size, offsets, depth, tile)
+                    pixel_tile(blocks, places, q, block, panels, b_start, panel_size, offsets, depth, tile)
                 else:
+                    a_start = (run_start + q) * lanes
                     block_tile(blocks, a_start, block, panels, b_start, panel_size, offsets, depth, tile)
                 for part in range(parts):
                     stored = min(breadth, channels_out - (panel + part) * breadth)
                     channel = group * channels_out + (panel + part) * breadth
                     whole = out_strides[1] == 1 and stored == breadth
-                    image, rest = divmod(run_start + q, pixels_apart)
-                    row, column = divmod(rest, columns)
+                    image, rest = divmod(run_start + q, lines * line)
+                    row, column = divmod(rest, line)
                     origin = first + (first_image + image) * out_strides[0] + channel * out_strides[1]
                     for i in range(part * height, part * height + min(height, run_length - q)):
                         if column < length:
@@ -116,9 +117,9 @@ def _correlate_task(
                             else:
                                 _store_part(tile, i, stored, bias, channel, residual, low, out, at, out_strides[1])
                         column += 1
-                        if column == columns:
+                        if column == line:
                             row, column = row + 1, 0
-                            if row == plane_rows:
+                            if row == lines:
                                 row = 0
                                 origin += out_strides[0]
         panel += parts
@@ -142,17 +143,18 @@ def _correlate_task(
 @driver
 def correlate_blocks(
     x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w, images,
-    rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor, out, first, out_shape,
-    out_strides, groups, shifts, source, source_relu, source_affine, partials, workspace, parallel,
+    rows, plane_rows, columns, block, offsets, places, by_pixel, panels, at_once, bias, residual, floor, out, first,
+    out_shape, out_strides, groups, shifts, source, source_relu, source_affine, partials, workspace, parallel,
 ):  # fmt: skip
     """out = max(sum over t, c of panels * blocks + bias + residual, floor).
 
     A task has ``rows`` rows of ``images`` images, several only if all rows, and ``at_once`` panels.
     x: flat; partner, relu, affine, slopes, x_floor: its prologue. plane_rows, columns: of an image in a plane; a plane
-    has the images of a task one after the other. block: elements of a block's planes. offsets: of the taps, in
-    elements. bias, residual: flat, or None; residual lies as out. first: the element of ``out`` at its logical origin;
-    out_shape (N, C, H, W) and out_strides may name a part of it. workspace: (threads, a tile, the blocks of a task and
-    what tiles may read past them).
+    has the images of a task one after the other. block: elements of a block's planes. offsets: of the taps, places: of
+    a task's pixels and some more, in elements. by_pixel: panels are taken in pairs, and pixels from their places, which
+    need not follow one another. bias, residual: flat, or None; residual lies as out. first: the element of ``out`` at
+    its logical origin; out_shape (N, C, H, W) and out_strides may name a part of it. workspace: (threads, a tile, the
+    blocks of a task and what tiles may read past them).
     Sums of a dense channels-last output of one group, made while it is in cache: partials (2, pieces, channels to a
     whole vector), float64; a piece has the rows and images of a task. Of d and d d, where d = out - its row of shifts,
     which is written too; or, with ``source``, of g and g (source - near), where g is out as it passed source's ReLU.
@@ -161,7 +163,9 @@ def correlate_blocks(
     panel_count = -(-(out_shape[1] // groups) // (TILE_VECTORS * lanes))
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * groups * -(-panel_count // at_once)
     image = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w)
-    share = (images, rows, plane_rows, columns, block, offsets, panels, at_once, bias, residual, floor)
+    share = (
+        images, rows, plane_rows, columns, block, offsets, places, by_pixel, panels, at_once, bias, residual, floor,
+    )  # fmt: skip
     target = (out, first, groups, shifts, source, source_relu, source_affine, partials)
     if parallel:
         for task in prange(tasks):
