@@ -183,7 +183,15 @@ def gradients_depthwise(
     x_floor, stride_h, stride_w, top, lead, window, columns, offsets, phases, weights, residual, dx, rows, at_once,
     group, runs_at_once, sums, partials, workspace, parallel,
 ):  # fmt: skip
-    """dx like x, residual added, and partials (splits, taps, C to a whole vector) float64, the gradient to weights."""
+    """dx like x, residual added; partials (splits, taps, C to a whole vector) float64, the gradient to the weights.
+
+    A run has the ``rows`` rows of each phase of an image, a task ``runs_at_once`` runs and ``group`` channels.
+    dy, x: flat; partner, relu, affine, slopes: dy's prologue; x_affine, x_ceiling, x_floor: that of x, and x_relu its
+    ReLU. top: zeros above dy, lead: before each row; window: rows of dy that a row of each phase meets; columns: of a
+    kept row. offsets (kept rows, taps): as in ``conv_depthwise``; taps lie by phase, from ``phases`` on, as weights do.
+    sums: with it, those of dx through x's batch norm, a piece for each run; see ``conv_blocks.correlate_blocks``.
+    workspace: (threads, two rows, and for each vector of ``group``: a sum for every tap, the rows of x, those of dy).
+    """
     tasks = partials.shape[0] * -(-x_shape[1] // group)
     gradient = (dy, partner, relu, affine, slopes, x, x_affine, x_relu, x_ceiling, x_floor)
     places = (stride_h, stride_w, top, lead, window, columns, offsets, phases, weights, residual, dx)
