@@ -2,18 +2,19 @@
 
 import numpy as np
 
-from fastbn._memory import empty
+from fastbn._checks import FLOAT64
+from fastbn._memory import SMALLEST, empty
 from fastbn._threads import launch, max_threads
-from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of
-from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
-from fastbn.functional.conv_portions import blocks_of, planes_of, rows_at_once
+from fastbn._views import as_flat, dense_c, empty_like, in_order_of, with_places
+from fastbn.functional.conv_geometry import Window
+from fastbn.functional.conv_portions import blocks_of
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
-from fastbn.kernels._simd import TILE_ROWS
-from fastbn.kernels.conv_depthwise import correlate_depthwise, correlate_weights_depthwise
+from fastbn.functional.conv_rows import backward_rows, forward_rows, portions, splits_of
+from fastbn.functional.norm_sums import Sums, relu_operand, sums_for
+from fastbn.kernels._simd_depthwise import PIXELS
+from fastbn.kernels.conv_depthwise import correlate_depthwise
+from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
-
-SPLITS = 16  # partial gradients of the weights
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -34,17 +35,40 @@ def forward(
     moments: bool = False,
 ) -> Sums | None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it; its moments, if wanted."""
-    whole = forward_planes(1, y.shape[2:], window)
-    vectors = blocks_of(groups, x.itemsize) * max(planes_of(whole) * whole.width, y.shape[3])
-    rows = rows_at_once(x.shape[0], y.shape[2], vectors)
-    geometry = forward_planes(1, (rows, y.shape[3]), window)
+    lanes = block_lanes(x.itemsize)
+    places = forward_rows(window, y.shape[2:], lanes)
+    kept = len(places.offsets) * places.starts_w.size * places.columns * lanes
+    rows, group = portions(len(x), y.shape[2], blocks_of(groups, x.itemsize), kept * x.itemsize)
     sums = None
     if moments:
         sums = sums_for(y.shape, y.itemsize, 1, rows)
         sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
-    taps = np.arange(weight[0].size)
-    place = 0, y.shape, element_strides(y)
-    _correlate(x, prologue, geometry, rows, geometry.offsets[0], weight, taps, bias, residual, relu, y, *place, sums)
+    _, ceiling, affine, _, floor = prologue.operands()
+    launch(
+        correlate_depthwise,
+        *with_places(x),
+        affine,
+        ceiling,
+        floor,
+        places.starts_w,
+        *window.stride,
+        window.padding[0],
+        places.window,
+        places.columns,
+        places.offsets,
+        _weights(weight, slice(None)),
+        None if bias is None else as_flat(dense_c(bias)),
+        None if residual is None else as_flat(in_order_of(residual, y)),
+        0.0 if relu else -np.inf,
+        *with_places(y),
+        rows,
+        places.at_once,
+        group * lanes,
+        None if sums is None else sums.shifts,
+        None if sums is None else sums.partials,
+        _workspace((y.shape[3] + 2 * PIXELS) * lanes + group * kept, x.dtype),
+        work=y.size,
+    )
     return sums
 
 
@@ -59,145 +83,68 @@ def backward(
     residual: np.ndarray | None = None,
     need_dx: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, Sums | None]:
-    """(dweight, dx, sums of dx); dx None unless needed, see ``backward_data`` and ``backward_weight``."""
-    dx, sums = None, None
-    dweight = backward_weight(dy, x, weight, window, groups, prologue, normed or PLAIN)
-    if need_dx:
-        dx, sums = backward_data(dy, x, weight, window, groups, prologue, residual, normed)
-    return dweight, dx, sums
+    """(dweight, dx, sums of dx). dx is None unless needed, and sums are None unless x is ``normed``.
 
-
-def backward_data(
-    dy: np.ndarray,
-    x: np.ndarray,
-    weight: np.ndarray,
-    window: Window,
-    groups: int,
-    prologue: Prologue = PLAIN,
-    residual: np.ndarray | None = None,
-    normed: Prologue | None = None,
-) -> tuple[np.ndarray, Sums | None]:
-    """dx like ``x``, ``residual`` added, and sums of it."""
-    whole = backward_planes(1, dy.shape[2:], x.shape[2:], window)
-    if whole.sparse:
-        dx = np.zeros_like(x) if residual is None else residual.copy(order="K")
-        residual = None if residual is None else dx
-    else:
-        dx = empty_like(x)
-    strides = element_strides(dx)
-    sums = None
-    for phase, offsets in zip(whole.phases, whole.offsets, strict=True):
-        rows = rows_at_once(x.shape[0], phase.height, blocks_of(groups, x.itemsize) * whole.width)
-        if normed is not None and len(whole.phases) == 1 and not whole.sparse:
-            sums = sums_for(dx.shape, dx.itemsize, 1, rows)._replace(
-                source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
-            )
-        taps = (phase.rows[:, None] * weight.shape[3] + phase.columns).reshape(-1)
-        plane_rows = rows + int(offsets.max()) // whole.width
-        local = Planes(whole.starts_h, whole.starts_w, (1, 1), plane_rows, whole.width, plane_rows * whole.width)
-        place = (
-            phase.first_row * strides[2] + phase.first_column * strides[3],
-            (x.shape[0], x.shape[1], phase.height, phase.width),
-            (strides[0], strides[1], window.stride[0] * strides[2], window.stride[1] * strides[3]),
-        )
-        _correlate(dy, prologue, local, rows, offsets, weight, taps, None, residual, False, dx, *place, sums)
-    return dx, sums
-
-
-def backward_weight(
-    dy: np.ndarray,
-    x: np.ndarray,
-    weight: np.ndarray,
-    window: Window,
-    groups: int,
-    prologue: Prologue = PLAIN,
-    normed: Prologue = PLAIN,
-) -> np.ndarray:
-    """dweight (C, 1, kh, kw), summed in float64 over runs of the image. What a run is follows from the shape alone."""
+    dweight is summed in float64 over runs of the image. What a run is follows from the shape alone.
+    """
     lanes, depth = block_lanes(x.itemsize), blocks_of(groups, x.itemsize)
-    whole = forward_planes(1, dy.shape[2:], window)
-    rows = rows_at_once(x.shape[0], dy.shape[2], depth * (planes_of(whole) + 1) * whole.width)
-    geometry = forward_planes(1, (rows, dy.shape[3]), window)
-    block = geometry.channel_size * lanes
-    runs = x.shape[0] * -(-dy.shape[2] // rows)
-    runs_at_once = -(-runs // SPLITS)
-    partials = np.empty((-(-runs // runs_at_once), weight[0].size, depth * lanes))
+    steps = -(-x.shape[2] // window.stride[0])
+    places = backward_rows(window, x.shape[2:], lanes)
+    (kept_rows, taps), line = places.offsets.shape, -(-x.shape[3] // window.stride[1]) + PIXELS
+    kept = (
+        kept_rows * places.columns + taps + places.at_once * window.stride[0] * min(window.stride[1], x.shape[3]) * line
+    )
+    splits = splits_of(len(x), x.shape[2] * x.shape[3])
+    rows, group = portions(splits, steps, depth, kept * lanes * x.itemsize)
+    blocks = -(-steps // rows)
+    runs_at_once = -(-len(x) // splits) if blocks == 1 else 1
+    partials = empty((-(-len(x) * blocks // runs_at_once), taps, depth * lanes), FLOAT64)
+    dx, sums = empty_like(x), None
+    if normed is not None:
+        sums = sums_for(x.shape, x.itemsize, 1, rows * window.stride[0])
+    _, ceiling, affine, _, floor = (normed or PLAIN).operands()
     launch(
-        correlate_weights_depthwise,
-        as_flat(x),
-        x.shape,
-        element_strides(x),
-        normed.affine,
-        normed.operands()[1],
-        normed.operands()[-1],
-        as_flat(dy),
-        dy.shape,
-        element_strides(dy),
+        gradients_depthwise,
+        *with_places(dy),
         *prologue.operands()[:-1],
-        geometry.starts_h,
-        geometry.starts_w,
-        *geometry.stride,
+        *with_places(x),
+        affine,
+        None if normed is None else relu_operand(normed.relu, normed.ceiling),
+        ceiling,
+        floor,
+        *window.stride,
+        places.top,
+        places.lead,
+        places.window,
+        places.columns,
+        places.offsets,
+        places.phases,
+        _weights(weight, places.taps),
+        None if residual is None else as_flat(in_order_of(residual, dx)),
+        as_flat(dx),
         rows,
-        geometry.height,
-        geometry.width,
-        block,
-        geometry.offsets[0] * lanes,
+        places.at_once,
+        group * lanes,
         runs_at_once,
+        None if sums is None else sums.partials,
         partials,
-        empty(
-            (max_threads(), (depth * (geometry.channel_size + rows * geometry.width) + geometry.width) * lanes), x.dtype
-        ),
-        work=dy.size,
+        _workspace((2 * line + group * kept) * lanes, x.dtype),
+        work=x.size,
     )
-    return partials.sum(axis=0)[:, :groups].T.astype(x.dtype, order="C").reshape(weight.shape)
+    dweight = np.zeros((groups, weight[0].size), x.dtype)
+    dweight[:, places.taps] = partials.sum(axis=0)[:, :groups].T
+    return dweight.reshape(weight.shape), dx if need_dx else None, sums
 
 
-def _correlate(
-    x: np.ndarray,
-    prologue: Prologue,
-    geometry: Planes,
-    rows: int,
-    offsets: np.ndarray,
-    weight: np.ndarray,
-    taps: np.ndarray,
-    bias: np.ndarray | None,
-    residual: np.ndarray | None,
-    relu: bool,
-    out: np.ndarray,
-    first: int,
-    out_shape: tuple[int, ...],
-    out_strides: tuple[int, ...],
-    sums: Sums | None,
-) -> None:
-    """Launch ``correlate_depthwise``; geometry: planes of ``rows`` rows of the output, offsets: of taps, in pixels."""
-    lanes, channels = block_lanes(x.itemsize), x.shape[1]
-    depth, block = blocks_of(channels, x.itemsize), geometry.channel_size * lanes
-    room = depth * block + (TILE_ROWS + geometry.width + TILE_ROWS) * lanes  # a tile, and what tiles may read past
-    weights = np.zeros((taps.size, depth * lanes), x.dtype)
-    weights[:, :channels] = weight.reshape(channels, -1)[:, taps].T
-    launch(
-        correlate_depthwise,
-        as_flat(x),
-        x.shape,
-        element_strides(x),
-        *prologue.operands(),
-        geometry.starts_h,
-        geometry.starts_w,
-        *geometry.stride,
-        rows,
-        geometry.height,
-        geometry.width,
-        block,
-        offsets * lanes,
-        weights,
-        None if bias is None else as_flat(dense_c(bias)),
-        None if residual is None else as_flat(in_order_of(residual, out)),
-        0.0 if relu else -np.inf,
-        as_flat(out),
-        first,
-        out_shape,
-        out_strides,
-        *(NOTHING if sums is None else sums.operands()),
-        empty((max_threads(), room), x.dtype),
-        work=out_shape[0] * out_shape[1] * out_shape[2] * out_shape[3],
-    )
+def _weights(weight: np.ndarray, taps: slice | np.ndarray) -> np.ndarray:
+    """(taps, C to a whole vector) of a C-contiguous ``weight``."""
+    channels, lanes = len(weight), block_lanes(weight.itemsize)
+    chosen = weight.reshape(channels, -1)[:, taps].T
+    weights = np.zeros((len(chosen), -(-channels // lanes) * lanes), weight.dtype)
+    weights[:, :channels] = chosen
+    return weights
+
+
+def _workspace(elements: int, dtype: np.dtype) -> np.ndarray:
+    """(threads, elements or more), on a multiple of 64 bytes: vectors across two cache lines take twice the time."""
+    return empty((max_threads(), max(elements, SMALLEST // dtype.itemsize)), dtype)

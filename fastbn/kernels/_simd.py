@@ -303,37 +303,6 @@ def pixel_tile(typingctx, a, places, place, a_block, b, b_start, b_panel, offset
 
 
 @intrinsic
-def depthwise_tile(typingctx, a, start, weights, first, step, offsets, tile):
-    """tile[i, lane] = sum over t of a[start + offsets[t] + i * lanes + lane] * weights[first + t * step + lane].
-
-    i < TILE_ROWS.
-    """
-
-    def codegen(context, builder, signature, arguments):
-        a_type, _, w_type, _, _, offsets_type, tile_type = signature.args
-        a_array, a_first, w_array, w_first, w_step, offsets_array, tile_array = arguments
-        vectors = _Vectors(context, builder, a_type.dtype)
-        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
-        w_origin = builder.gep(_data(context, builder, w_type, w_array), [w_first])
-        table = context.make_array(offsets_type)(context, builder, offsets_array)
-        sums = vectors.registers(TILE_ROWS)
-        for total in sums:
-            builder.store(vectors.zero, total)
-        with cgutils.for_range(builder, table.nitems) as loop:
-            weight = vectors.load(w_origin, builder.mul(loop.index, w_step))
-            pixels = builder.gep(a_origin, [builder.load(builder.gep(table.data, [loop.index]))])
-            for i, total in enumerate(sums):
-                vectors.add_product(total, vectors.load(pixels, _index(i * vectors.lanes)), weight)
-        tile_data = _data(context, builder, tile_type, tile_array)
-        for i, total in enumerate(sums):
-            vectors.store(builder.load(total), tile_data, _index(i * vectors.lanes))
-        return context.get_dummy_value()
-
-    integer = types.int64
-    return types.void(a, integer, weights, integer, integer, offsets, tile), codegen
-
-
-@intrinsic
 def add_pixel_products(typingctx, a, a_start, places, place, b, b_start, b_block, pixels, sums, at):
     """sums[at + i * columns + j] += sum over p of a[a_start + places[place + p] + i] * b[b_start + p * lanes + j].
 

@@ -1,202 +1,157 @@
-"""Depthwise convolution: every channel by itself, a vector of them at a time, over the blocks of ``conv_fill``.
+"""Depthwise convolution: every channel by itself, a vector of them at a time, down the rows of ``conv_rows``.
 
-weights (taps, C to a whole vector); y[q, c] = sum over taps t of blocks[offsets[t] + q, c] * weights[t, c].
+weights (taps, C to a whole vector); y[q, c] = sum over taps t of rows[offsets[t] + q, c] * weights[t, c].
 """
 
-import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import TILE_ROWS, depthwise_tile
+from fastbn.kernels._simd_depthwise import PIXELS, row_products
 from fastbn.kernels._vector import (
     add_to,
     at_least,
+    finite_or_zero,
     fma,
     lanes_of,
     load,
     load_first,
+    load_part,
     splat,
     store,
+    store_part,
     widen,
 )
-from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums
-from fastbn.kernels.conv_fill import fill_blocks
+from fastbn.kernels.batch_norm_tiles import whole_vectors
+from fastbn.kernels.conv_rows import fill_row
+
+RUN = 64  # values summed in the dtype of the output, before they are added to sums in float64
 
 
 @inlined
-def _store_whole(tile, i, start, residual, low, out, at):
-    """Pixel i of a tile whose channels lie together."""
-    value = load(tile, i * lanes_of(tile)) + start
+def _finished(line, i, start, residual, low, at, count):
+    value = load(line, i) + start
     if residual is not None:
-        value = value + load(residual, at)
-    store(out, at, at_least(value, low))
+        value = value + load_part(residual, at, count, value)
+    return at_least(value, low)
 
 
-@inlined
-def _store_part(tile, i, count, start, residual, low, out, at, stride):
-    """The first ``count`` channels of pixel i of a tile, ``stride`` apart in the output."""
-    first = i * lanes_of(tile)
-    store(tile, first, load(tile, first) + start)
-    if residual is not None:
-        for lane in range(count):
-            tile[first + lane] += residual[at + lane * stride]
-    store(tile, first, at_least(load(tile, first), low))
-    for lane in range(count):
-        out[at + lane * stride] = tile[first + lane]
+@body
+def _rows_of_channels(
+    begin, end, kept_rows, ring, stride_h, offsets, weights, bias, residual, floor, out, first, last, at,
+    out_length, strides, shifts, partials, piece, starts, line,
+):  # fmt: skip
+    """Rows ``begin`` to ``end`` of the output, for channels ``first`` to ``last``, from what the ring has of them."""
+    lanes, zero, low = lanes_of(ring), splat(ring, 0.0), splat(ring, floor)
+    taps = offsets.shape[1]
+    for c in range(first, last, lanes):
+        count = min(lanes, last - c)
+        start = zero if bias is None else load_first(bias, c, count, zero)
+        place = 0 if shifts is None else piece * partials.shape[2] + c
+        squares = 0 if shifts is None else partials[0].size
+        for row in range(begin, end):
+            slot = row * stride_h % offsets.shape[0]
+            row_products(
+                ring, (c - first) // lanes * kept_rows, offsets, slot * taps, taps, weights, c, weights.shape[1],
+                out_length, line,
+            )  # fmt: skip
+            i = at + (c - first) * strides[1] + row * strides[2]
+            if strides[1] != 1:
+                for column in range(out_length):
+                    q = column * lanes
+                    store(line, q, load(line, q) + start)
+                    if residual is not None:
+                        for lane in range(count):
+                            line[q + lane] += residual[i + column * strides[3] + lane * strides[1]]
+                    store(line, q, at_least(load(line, q), low))
+                    for lane in range(count):
+                        out[i + column * strides[3] + lane * strides[1]] = line[q + lane]
+            elif shifts is None:
+                for column in range(out_length):
+                    store_part(out, i, _finished(line, column * lanes, start, residual, low, i, count), count)
+                    i += strides[3]
+            else:
+                if starts and row == begin:
+                    store(shifts, place, finite_or_zero(_finished(line, 0, start, residual, low, i, count)))
+                near = load(shifts, place)
+                for left in range(0, out_length, RUN):
+                    d_sum = q_sum = zero
+                    for column in range(left, min(out_length, left + RUN)):
+                        value = _finished(line, column * lanes, start, residual, low, i, count)
+                        store_part(out, i, value, count)
+                        d = value - near
+                        d_sum, q_sum = d_sum + d, fma(d, d, q_sum)
+                        i += strides[3]
+                    add_to(partials, place, widen(d_sum))
+                    add_to(partials, place + squares, widen(q_sum))
 
 
 @body
 def _correlate_task(
-    task, x_shape, x_strides, out_shape, out_strides, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
-    stride_h, stride_w, rows, plane_rows, columns, block, offsets, weights, bias, residual, floor, out, first, shifts,
-    source, source_relu, source_affine, partials, work,
+    task, x_shape, x_strides, out_shape, out_strides, x, affine, relu, x_floor, starts_w, stride_h, stride_w, top,
+    window, columns, offsets, weights, bias, residual, floor, out, rows, at_once, group, shifts, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
-    tile, blocks = work[: TILE_ROWS * lanes], work[TILE_ROWS * lanes :]
-    channels, length = out_shape[1], out_shape[3]
-    image, row_block = divmod(task, -(-out_shape[2] // rows))
-    first_row = row_block * rows
-    lines = min(rows, out_shape[2] - first_row)
-    fill_blocks(
-        x, partner, relu, affine, slopes, x_floor, image * x_strides[0], 0, channels, x_shape[2], x_shape[3],
-        x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns, blocks, block,
-        plane_rows * columns * lanes,
-    )  # fmt: skip
-    zero, low = splat(x, 0.0), splat(x, floor)
-    width = weights.shape[1]
-    begin = first + image * out_strides[0] + first_row * out_strides[2]
-    for c in range(0, channels, lanes):
-        count = min(lanes, channels - c)
-        whole = count == lanes and out_strides[1] == 1
-        start = zero
-        if bias is not None:
-            start = load_first(bias, c, count, zero)
-        for row in range(lines):
-            place = c // lanes * block + row * columns * lanes
-            at = begin + c * out_strides[1] + row * out_strides[2]
-            for column in range(0, length, TILE_ROWS):
-                depthwise_tile(blocks, place + column * lanes, weights, c, width, offsets, tile)
-                for i in range(min(TILE_ROWS, length - column)):
-                    pixel = at + (column + i) * out_strides[3]
-                    if whole:
-                        _store_whole(tile, i, start, residual, low, out, pixel)
-                    else:
-                        _store_part(tile, i, count, start, residual, low, out, pixel, out_strides[1])
-    pixels = lines * length
+    channels, height, width = x_shape[1], x_shape[2], x_shape[3]
+    row_size = starts_w.size * columns * lanes
+    kept_rows = offsets.shape[0] * row_size
+    room = (out_shape[3] + PIXELS) * lanes
+    line, ring = work[:room], work[room:]
+    piece, part = divmod(task, -(-channels // group))
+    image, block = divmod(piece, -(-out_shape[2] // rows))
+    first, last = part * group, min(channels, (part + 1) * group)
+    first_row = block * rows
+    last_row = min(out_shape[2], first_row + rows)
+    origin = image * x_strides[0] + first * x_strides[1]
+    filled = first_row * stride_h
     if shifts is not None:
-        set_shift(out, begin, channels, 1, shifts[task])
-        tile_sums(out, begin, pixels, channels, channels, shifts[task], partials[0, task], partials[1, task])
-    if source is not None:
-        tile_products(
-            out, source, None, source_relu, begin, pixels, channels, channels, 0, source_affine, 0, partials[0, task],
-            partials[1, task], None,
+        partials[:, piece, first : whole_vectors(last, lanes)] = 0.0
+    for begin in range(first_row, last_row, at_once):
+        end = min(last_row, begin + at_once)
+        for v in range(max(filled, begin * stride_h), (end - 1) * stride_h + window):
+            h = v - top
+            inside = 0 <= h < height
+            place = v % offsets.shape[0] * row_size
+            for start_w in starts_w:
+                # Columns whose pixel start_w + column * stride_w lies in the image.
+                left = min(columns, max(0, -(start_w // stride_w))) if inside else columns
+                right = max(left, min(columns, (width - 1 - start_w) // stride_w + 1)) if inside else columns
+                at = origin + h * x_strides[2] + (start_w + left * stride_w) * x_strides[3]
+                fill_row(
+                    x, None, relu, affine, None, x_floor, at, x_strides[1], stride_w * x_strides[3], first, last,
+                    left, right, columns, ring, place, kept_rows,
+                )  # fmt: skip
+                place += columns * lanes
+        filled = (end - 1) * stride_h + window
+        at = image * out_strides[0] + first * out_strides[1]
+        _rows_of_channels(
+            begin, end, kept_rows, ring, stride_h, offsets, weights, bias, residual, floor, out, first, last,
+            at, out_shape[3], out_strides, shifts, partials, piece, begin == first_row, line,
         )  # fmt: skip
 
 
 @driver
 def correlate_depthwise(
-    x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w, rows,
-    plane_rows, columns, block, offsets, weights, bias, residual, floor, out, first, out_shape, out_strides, shifts,
-    source, source_relu, source_affine, partials, workspace, parallel,
+    x, x_shape, x_strides, affine, relu, x_floor, starts_w, stride_h, stride_w, top, window, columns, offsets, weights,
+    bias, residual, floor, out, out_shape, out_strides, rows, at_once, group, shifts, partials, workspace, parallel,
 ):  # fmt: skip
-    """out = max(sum over t of weights * blocks + bias + residual, floor); see ``conv_blocks.correlate_blocks``.
+    """out = max(sum over t of weights * rows + bias + residual, floor).
 
-    workspace: (threads, TILE_ROWS vectors, the blocks and what tiles may read past them).
+    A task has ``rows`` rows of an image and ``group`` channels, and takes ``at_once`` rows at a time.
+    x: flat; affine, relu, x_floor: its prologue. A row of x is kept as one run of ``columns`` pixels for each of
+    ``starts_w``, with its pixels start_w + column * stride_w. top: zeros above the image; window: rows of x that a row
+    of the output meets. offsets (kept rows, taps), in elements, by the place of a window's first row among the kept.
+    bias, residual: flat, or None; residual lies as out.
+    Sums of a dense channels-last output as in ``conv_blocks.correlate_blocks``, a piece for the rows of a task.
+    workspace: (threads, a row of the output, the kept rows of ``group`` channels, and PIXELS behind both).
     """
-    tasks = out_shape[0] * -(-out_shape[2] // rows)
-    image = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w)
-    share = (rows, plane_rows, columns, block, offsets, weights, bias, residual, floor)
-    target = (out, first, shifts, source, source_relu, source_affine, partials)
+    tasks = out_shape[0] * -(-out_shape[2] // rows) * -(-out_shape[1] // group)
+    source = (x, affine, relu, x_floor, starts_w, stride_h, stride_w, top, window, columns)
+    share = (offsets, weights, bias, residual, floor, out, rows, at_once, group, shifts, partials)
     if parallel:
         for task in prange(tasks):
             _correlate_task(
-                int64(task),
-                x_shape,
-                x_strides,
-                out_shape,
-                out_strides,
-                *image,
-                *share,
-                *target,
-                workspace[get_thread_id()],
+                int64(task), x_shape, x_strides, out_shape, out_strides, *source, *share, workspace[get_thread_id()]
             )
     else:
         for task in range(tasks):
-            _correlate_task(task, x_shape, x_strides, out_shape, out_strides, *image, *share, *target, workspace[0])
-
-
-@body
-def _weights_task(
-    task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes,
-    starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials, work,
-):  # fmt: skip
-    lanes = lanes_of(x)
-    channels = x_shape[1]
-    row_blocks = -(-dy_shape[2] // rows)
-    depth = -(-channels // lanes)
-    # Past the last block lies as much as taps may read there, against zeros of dy: it must not be NaN.
-    room = depth * block + columns * lanes
-    blocks, dy_blocks = work[:room], work[room:]
-    dy_block = rows * columns * lanes
-    for index in range(depth * block, room):
-        work[index] = 0
-    nothing = starts_h[:1] * 0
-    zero = splat(x, 0.0)
-    taps, width = offsets.size, partials.shape[2]
-    partials[task] = 0.0
-    for run in range(task * runs_at_once, min(x_shape[0] * row_blocks, (task + 1) * runs_at_once)):
-        image, row_block = divmod(run, row_blocks)
-        first_row = row_block * rows
-        fill_blocks(
-            x, None, x_ceiling, x_affine, None, x_floor, image * x_strides[0], 0, channels, x_shape[2], x_shape[3],
-            x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns, blocks, block,
-            plane_rows * columns * lanes,
-        )  # fmt: skip
-        fill_blocks(
-            dy, partner, relu, affine, slopes, -np.inf, image * dy_strides[0], 0, channels, dy_shape[2], dy_shape[3],
-            dy_strides[1:], nothing, nothing, first_row, 1, 1, rows, columns, dy_blocks, dy_block, dy_block,
-        )  # fmt: skip
-        pixels = min(rows, dy_shape[2] - first_row) * columns
-        for c in range(depth):
-            target = task * taps * width + c * lanes
-            threes = taps - taps % 3
-            for tap in range(0, threes, 3):
-                i0, i1 = c * block + offsets[tap], c * block + offsets[tap + 1]
-                i2, j = c * block + offsets[tap + 2], c * dy_block
-                v0 = v1 = v2 = zero
-                for q in range(0, pixels * lanes, lanes):
-                    g = load(dy_blocks, j + q)
-                    v0, v1 = fma(load(blocks, i0 + q), g, v0), fma(load(blocks, i1 + q), g, v1)
-                    v2 = fma(load(blocks, i2 + q), g, v2)
-                add_to(partials, target + tap * width, widen(v0))
-                add_to(partials, target + (tap + 1) * width, widen(v1))
-                add_to(partials, target + (tap + 2) * width, widen(v2))
-            for tap in range(threes, taps):
-                i, j = c * block + offsets[tap], c * dy_block
-                v0 = zero
-                for q in range(0, pixels * lanes, lanes):
-                    v0 = fma(load(blocks, i + q), load(dy_blocks, j + q), v0)
-                add_to(partials, target + tap * width, widen(v0))
-
-
-@driver
-def correlate_weights_depthwise(
-    x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
-    starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials,
-    workspace, parallel,
-):  # fmt: skip
-    """partials (splits, taps, C to a whole vector) float64 = sums over a split's runs of x times dy.
-
-    See ``conv_blocks_weights.correlate_weights_blocks``.
-    """
-    tasks = partials.shape[0]
-    operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes)
-    share = (starts_h, starts_w, stride_h, stride_w, rows, plane_rows, columns, block, offsets, runs_at_once, partials)
-    if parallel:
-        for task in prange(tasks):
-            _weights_task(
-                int64(task), x_shape, x_strides, dy_shape, dy_strides, *operands, *share, workspace[get_thread_id()]
-            )
-    else:
-        for task in range(tasks):
-            _weights_task(task, x_shape, x_strides, dy_shape, dy_strides, *operands, *share, workspace[0])
+            _correlate_task(task, x_shape, x_strides, out_shape, out_strides, *source, *share, workspace[0])

@@ -19,8 +19,8 @@ from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B,
 
 
 @inlined
-def _value(x, partner, relu, affine, slopes, low, i, c):
-    """The vector at i, whose channels begin with c."""
+def prologue_of(x, partner, relu, affine, slopes, low, i, c):
+    """What a prologue makes of the vector at i, whose channels begin with c; low: its floor."""
     if affine is None:
         value = load(x, i)
     else:
@@ -42,8 +42,8 @@ def _first_of(values, row, c, count, zero):
 
 
 @inlined
-def _value_first(x, partner, relu, affine, slopes, low, i, c, count, zero):
-    """The first ``count`` elements, zeros behind them."""
+def prologue_first(x, partner, relu, affine, slopes, low, i, c, count, zero):
+    """As ``prologue_of``: the first ``count`` elements, zeros behind them."""
     if affine is None:
         value = load_first(x, i, count, zero)
     else:
@@ -93,14 +93,14 @@ def fill_blocks(
                     for column in range(left, right):
                         place, target = source + column * step, at + column * lanes
                         for c in range(whole):
-                            value = _value(
+                            value = prologue_of(
                                 x, partner, relu, affine, slopes, low, place + c * lanes, channel + c * lanes
                             )  # fmt: skip
                             store(blocks, target + c * block, value)
                         if whole < depth:
                             i, last = place + whole * lanes, channel + whole * lanes
                             count = channels - whole * lanes
-                            rest = _value_first(x, partner, relu, affine, slopes, low, i, last, count, zero)
+                            rest = prologue_first(x, partner, relu, affine, slopes, low, i, last, count, zero)
                             store(blocks, target + whole * block, rest)
                 elif inside:
                     for c in range(depth * lanes):
