@@ -17,7 +17,7 @@ from fastbn._views import (
     is_channels_last,
     native,
 )
-from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes, conv_planes
+from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes, conv_planes, conv_point
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.kernels.sums import chunk_count, chunk_grid, sums_ncs
@@ -135,6 +135,8 @@ def engine_for(
     """
     if conv_depthwise.suits(weight_shape, groups, x.itemsize):
         return conv_depthwise
+    if conv_point.suits(x, weight_shape, window, groups):
+        return conv_point
     if conv_blocks.suits(weight_shape, groups, x.itemsize):
         return conv_blocks
     return conv_lanes if follows and conv_lanes.suits(x, weight_shape, y_shape) else conv_planes
