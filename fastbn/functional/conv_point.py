@@ -96,21 +96,49 @@ def backward(
     need_dx: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, Sums | None]:
     """(dweight, dx, sums of dx for ``normed``); dx None unless needed."""
+    sums = None
+    if need_dx and normed is not None:
+        sums = _sums(x.size // x.shape[1], _run(weight.shape, x), x.shape[1], x.itemsize)._replace(
+            source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
+        )
+    dx = empty_like(x) if need_dx else None
+    return _gradients(dy, x, weight, prologue, normed or PLAIN, residual, dx, sums, None), dx, sums
+
+
+def backward_with_sums(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    prologue: Prologue,
+    normed: Prologue,
+    residual: np.ndarray | None,
+    need_dx: bool,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """(dweight, dx, the sums of each channel of dy behind its prologue, float64)."""
+    dx = empty_like(x) if need_dx else None
+    dy_sums = _sums(x.size // x.shape[1], _run(weight.shape, x), dy.shape[1], x.itemsize).partials[0]
+    dweight = _gradients(dy, x, weight, prologue, normed, residual, dx, None, dy_sums)
+    return dweight, dx, dy_sums.sum(axis=0)[: dy.shape[1]]
+
+
+def _gradients(
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    prologue: Prologue,
+    normed: Prologue,
+    residual: np.ndarray | None,
+    dx: np.ndarray | None,
+    sums: Sums | None,
+    dy_sums: np.ndarray | None,
+) -> np.ndarray:
+    """dweight; dx and the sums are written unless None."""
     outputs, channels = weight.shape[:2]
-    pixels = x.size // channels
-    at_once = _share(pixels, (channels + outputs) * x.itemsize, PIXELS)
+    pixels, at_once = x.size // channels, _run(weight.shape, x)
     runs = -(-pixels // at_once)
     runs_at_once = -(-runs // TASKS)
-    depths = blocks_of(channels, x.itemsize), blocks_of(outputs, x.itemsize)
     products = empty((-(-runs // runs_at_once), _panels_size(outputs, channels, x.itemsize)), x.dtype)
-    dx, panels, sums = None, None, None
-    if need_dx:
-        dx, panels = empty_like(x), _panels(weight, channels, outputs, (1, channels))
-        if normed is not None:
-            sums = _sums(pixels, at_once, channels, x.itemsize)._replace(
-                source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
-            )
-    _, ceiling, affine, _, floor = (normed or PLAIN).operands()
+    _, ceiling, affine, _, floor = normed.operands()
     launch(
         gradients_points,
         as_flat(x),
@@ -124,20 +152,27 @@ def backward(
         outputs,
         at_once,
         runs_at_once,
-        panels,
+        None if dx is None else _panels(weight, channels, outputs, (1, channels)),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
         None if sums is None else relu_operand(sums.relu, sums.ceiling),
         None if sums is None else sums.partials,
+        dy_sums,
         products,
-        _workspace(at_once, sum(depths), x.dtype),
+        _workspace(at_once, blocks_of(channels, x.itemsize) + blocks_of(outputs, x.itemsize), x.dtype),
         work=pixels * weight.size // 8,
     )
     dweight = empty(weight.shape, x.dtype)
     spare = np.empty((max_threads(), 2 * conv_panels.block_lanes(x.itemsize) ** 2), x.dtype)
     share = len(products), 1, 1, outputs, channels
     launch(conv_panels.add_panels, as_flat(products), *share, as_flat(dweight), spare, work=products.size)
-    return dweight, dx, sums
+    return dweight
+
+
+def _run(weight_shape: tuple[int, ...], x: np.ndarray) -> int:
+    """Pixels of a run of the backward pass."""
+    outputs, channels, *_ = weight_shape
+    return _share(x.size // channels, (channels + outputs) * x.itemsize, PIXELS)
 
 
 @lru_cache(maxsize=256)

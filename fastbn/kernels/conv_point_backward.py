@@ -7,10 +7,10 @@ with the weights for dx, and with the run of x for its part of the weights' grad
 import numpy as np
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_block_products
 from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, SLIM_ROWS, add_slim_products
-from fastbn.kernels._vector import lanes_of
+from fastbn.kernels._vector import add_to, lanes_of, load, widen
 from fastbn.kernels.batch_norm_tiles import tile_products
 from fastbn.kernels.conv_point import fill_pixels, multiply_pixels
 
@@ -32,10 +32,26 @@ def _add_products(blocks, channels, dy_blocks, outputs, block, pixels, sums):
                 add_block_products(blocks, start, dy_blocks, o // lanes * block, block, pixels, sums, at)
 
 
+@inlined
+def _set_sums(blocks, block, pixels, channels, sums):
+    """Each channel's sum over pixels, in float64."""
+    lanes = lanes_of(blocks)
+    sums[:] = 0.0
+    for c in range(0, channels, lanes):
+        start = c // lanes * block
+        twos = start + (pixels - pixels % 2) * lanes
+        even = odd = widen(load(blocks, start)) - widen(load(blocks, start))
+        for i in range(start, twos, 2 * lanes):
+            even, odd = even + widen(load(blocks, i)), odd + widen(load(blocks, i + lanes))
+        for i in range(twos, start + pixels * lanes, lanes):
+            even = even + widen(load(blocks, i))
+        add_to(sums, c, even + odd)
+
+
 @body
 def _gradients_task(
     task, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs,
-    at_once, runs_at_once, panels, residual, dx, source_relu, partials, sums, work,
+    at_once, runs_at_once, panels, residual, dx, source_relu, partials, dy_sums, sums, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     block = at_once * lanes
@@ -50,6 +66,8 @@ def _gradients_task(
         count = min(at_once, pixels - first)
         fill_pixels(dy, partner, relu, affine, slopes, floor, first, count, outputs, dy_blocks, block)
         fill_pixels(x, None, x_ceiling, x_affine, None, x_floor, first, count, channels, blocks, block)
+        if dy_sums is not None:
+            _set_sums(dy_blocks, block, count, outputs, dy_sums[run])
         _add_products(blocks, channels, dy_blocks, outputs, block, count, total)
         if dx is not None:
             multiply_pixels(
@@ -65,18 +83,19 @@ def _gradients_task(
 @driver
 def gradients_points(
     x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs, at_once,
-    runs_at_once, panels, residual, dx, source_relu, partials, sums, workspace, parallel,
+    runs_at_once, panels, residual, dx, source_relu, partials, dy_sums, sums, workspace, parallel,
 ):  # fmt: skip
     """sums (tasks, panels) = x^T dy of each task's pixels; dx (pixels, channels) = dy * panels + residual, unless None.
 
     All flat; x_ceiling, x_affine, x_floor: the prologue of x, and partner, relu, affine, slopes, floor that of dy. A
     task has ``runs_at_once`` runs of ``at_once`` pixels. partials: of dx as the gradient to x behind its batch norm,
-    with the ReLU ``source_relu``, a run a piece; or None.
+    with the ReLU ``source_relu``, a run a piece; or None. dy_sums (runs, outputs to a whole vector), float64: the sums
+    of dy behind its prologue, or None.
     workspace: (threads, a tile, the blocks of a run of x and dy and SLIM_ROWS vectors).
     """
     tasks = sums.shape[0]
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)
-    share = (at_once, runs_at_once, panels, residual, dx, source_relu, partials, sums)
+    share = (at_once, runs_at_once, panels, residual, dx, source_relu, partials, dy_sums, sums)
     if parallel:
         for task in prange(tasks):
             _gradients_task(int64(task), *operands, *share, workspace[get_thread_id()])
