@@ -16,13 +16,16 @@ from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Sums, relu_operand
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels import conv_panels
+from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of a run's blocks and output: they stay in the second cache
-PIXELS = 8 * SLIM_ROWS  # of a run at most, in the backward pass: its part of a panel stays in the first cache
+PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
+LINE = 64  # bytes of a line of the cache
+STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
 WEIGHTS = 1 << 20  # bytes at most, of which tasks sum gradients apart
 
 
@@ -55,7 +58,7 @@ def forward(
     """Write ``y``, the convolution of ``x``; its moments, if wanted."""
     outputs, channels = weight.shape[:2]
     pixels = x.size // channels
-    at_once = _share(pixels, (channels + outputs) * x.itemsize, pixels)
+    at_once = _share(pixels, (channels + outputs) * x.itemsize)
     sums = None
     if moments:
         sums = _sums(pixels, at_once, outputs, x.itemsize)
@@ -76,6 +79,7 @@ def forward(
         None if residual is None else as_flat(in_order_of(residual, y)),
         0.0 if relu else -np.inf,
         as_flat(y),
+        _streams(y),
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
         _workspace(at_once, blocks_of(channels, x.itemsize), x.dtype),
@@ -155,6 +159,8 @@ def _gradients(
         None if dx is None else _panels(weight, channels, outputs, (1, channels)),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
+        dx is not None and _streams(dx),
+        None if sums is None else as_flat(x),
         None if sums is None else relu_operand(sums.relu, sums.ceiling),
         None if sums is None else sums.partials,
         dy_sums,
@@ -172,13 +178,13 @@ def _gradients(
 def _run(weight_shape: tuple[int, ...], x: np.ndarray) -> int:
     """Pixels of a run of the backward pass."""
     outputs, channels, *_ = weight_shape
-    return _share(x.size // channels, (channels + outputs) * x.itemsize, PIXELS)
+    return _share(x.size // channels, (channels + outputs) * x.itemsize)
 
 
 @lru_cache(maxsize=256)
-def _share(pixels: int, pixel: int, most: int) -> int:
-    """Pixels of a run, of ``pixel`` bytes each, in whole tiles where there are enough; from the shape alone."""
-    wanted = min(most, RUN // pixel, -(-pixels // TASKS))
+def _share(pixels: int, pixel: int) -> int:
+    """Pixels of a run, of ``pixel`` bytes each, in whole tiles; from the shape alone."""
+    wanted = min(PIXELS, RUN // pixel, -(-pixels // TASKS))
     return max(1, wanted // SLIM_ROWS) * SLIM_ROWS
 
 
@@ -186,6 +192,12 @@ def _sums(pixels: int, at_once: int, channels: int, itemsize: int) -> Sums:
     """Room for the sums of (pixels, channels), ``at_once`` pixels a piece."""
     counts = np.minimum(at_once, pixels - np.arange(0, pixels, at_once)).astype(np.float64)
     return Sums(np.empty((2, counts.size, blocks_of(channels, itemsize) * conv_panels.block_lanes(itemsize))), counts)
+
+
+def _streams(out: np.ndarray) -> bool:
+    """Whether ``out`` is large, and made of whole lines of the cache: those need not be read to be written."""
+    lanes, place = VECTOR_BYTES // out.itemsize, out.__array_interface__["data"][0]
+    return VECTOR_BYTES == LINE and out.nbytes >= STREAMED and out.shape[1] % lanes == 0 and place % LINE == 0
 
 
 def _panels_size(outputs: int, channels: int, itemsize: int) -> int:
@@ -205,6 +217,6 @@ def _panels(weight: np.ndarray, outputs: int, channels: int, strides: tuple[int,
 
 
 def _workspace(at_once: int, depth: int, dtype: np.dtype) -> np.ndarray:
-    """Room for a tile and ``depth`` blocks, for each thread."""
+    """Room for a panel and ``depth`` blocks, for each thread."""
     columns, lanes = conv_panels.panel_columns(dtype.itemsize), conv_panels.block_lanes(dtype.itemsize)
-    return empty((max_threads(), SLIM_ROWS * columns + (depth * at_once + SLIM_ROWS) * lanes), dtype)
+    return empty((max_threads(), at_once * columns + (depth * at_once + SLIM_ROWS) * lanes), dtype)

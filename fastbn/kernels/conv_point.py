@@ -14,17 +14,22 @@ from fastbn.kernels._simd_point import SLIM_ROWS, point_tile, slim_point_tile
 from fastbn.kernels._vector import (
     at_least,
     at_most,
+    fence,
+    finite_or_zero,
+    fma,
     lanes_of,
     load,
     load_first,
     load_part,
     prefetch,
+    put,
+    set_to,
     splat,
     store,
-    store_part,
+    store_first,
+    widen,
 )
-from fastbn.kernels.batch_norm_tiles import set_shift, tile_sums
-from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first
+from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first, passed
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
 
 FILL_ROWS = 16  # pixels that share the constants of a channel
@@ -81,87 +86,127 @@ def fill_pixels(x, partner, relu, affine, slopes, floor, first, pixels, channels
                 target += lanes
 
 
-@inlined
-def _finish(rows, count, bias, channel, residual, low, out, at, outputs):
-    """Bias, residual and floor of ``count`` channels of a tile's pixels."""
+@body
+def _finish_panel(
+    products, start, step, pixels, count, bias, residual, floor, out, at, outputs, channel, streaming, shifts, source,
+    source_relu, source_affine, partials, piece,
+):  # fmt: skip
+    """Make pixels of ``out`` of products, ``step`` apart, of ``count`` channels from ``channel`` on; sum what is wanted.
+
+    products may be ``out`` itself.
+    """
     lanes = lanes_of(out)
+    low, zero = splat(out, floor), splat(out, 0.0)
     for j in range(0, count, lanes):
-        part = min(lanes, count - j)
-        for i in range(rows):
-            place = at + i * outputs + j
-            value = load_part(out, place, part, low)
-            if bias is not None:
-                value = value + load_part(bias, channel + j, part, low)
+        part, c = min(lanes, count - j), channel + j
+        level = zero if bias is None else load_first(bias, c, part, zero)
+        near, scale = _constant(source_affine, NEAR_MEAN, c, part, zero), _constant(source_affine, SCALE, c, part, zero)
+        moved = _constant(source_affine, SHIFT, c, part, zero)
+        if shifts is not None:
+            near = load(products, start + j) + level
             if residual is not None:
-                value = value + load_part(residual, place, part, low)
-            store_part(out, place, at_least(value, low), part)
+                near = near + load_part(residual, at + j, part, zero)
+            near = finite_or_zero(at_least(near, low))
+            store(shifts, piece * shifts.shape[1] + c, near)
+        about = widen(near)
+        total = product = widen(zero)
+        place = at + j
+        i = start + j
+        for _ in range(pixels):
+            value = load(products, i)
+            if bias is not None:
+                value = value + level
+            if residual is not None:
+                value = value + load_part(residual, place, part, zero)
+            value = at_least(value, low)
+            if part == lanes:
+                put(out, place, value, streaming)
+            else:
+                store_first(out, place, value, part)
+            if shifts is not None:
+                d = widen(value) - about
+                total, product = total + d, fma(d, d, product)
+            if source is not None:
+                x = load_part(source, place, part, near)
+                g = widen(passed(value, x - near, None, 0, source_relu, scale, moved))
+                total, product = total + g, fma(g, widen(x) - about, product)
+            i += step
+            place += outputs
+        if partials is not None:
+            target = piece * partials.shape[2] + c
+            set_to(partials, target, total)
+            set_to(partials, partials.shape[1] * partials.shape[2] + target, product)
 
 
 @body
-def multiply_pixels(blocks, block, pixels, channels, panels, outputs, bias, residual, floor, out, first, tile):
+def multiply_pixels(
+    blocks, block, pixels, channels, panels, outputs, bias, residual, floor, out, first, streaming, shifts, source,
+    source_relu, source_affine, partials, piece, panel,
+):  # fmt: skip
     """out[first + p, o] = max(sum over channels c of blocks[c, p] * panels[c, o] + bias + residual, floor).
 
-    Tiles may read SLIM_ROWS pixels past the last block. tile: SLIM_ROWS * TILE_VECTORS vectors.
+    Tiles may read SLIM_ROWS pixels past the last block. streaming: past the caches. shifts, partials: of which
+    ``piece`` is written; sums as ``conv_blocks.correlate_blocks`` has them, or None. panel: as many pixels, to whole tiles, of TILE_VECTORS vectors.
     """
     lanes = lanes_of(out)
     breadth = TILE_VECTORS * lanes
     panel_size = -(-channels // lanes) * lanes * breadth
-    low = splat(out, floor)
     for o in range(0, outputs, breadth):
-        count = min(breadth, outputs - o)
+        count, start = min(breadth, outputs - o), o // breadth * panel_size
         slim = count <= lanes
         height, width = (SLIM_ROWS, lanes) if slim else (TILE_ROWS, breadth)
-        start = o // breadth * panel_size
+        at = first * outputs + o
+        direct = not streaming and count == width and pixels % height == 0
+        products, begin, step = (out, at, outputs) if direct else (panel, 0, width)
         for q in range(0, pixels, height):
-            rows, at = min(height, pixels - q), (first + q) * outputs + o
-            whole = rows == height and count == width
-            target, place, step = (out, at, outputs) if whole else (tile, 0, width)
             if slim:
-                slim_point_tile(blocks, q * lanes, block, panels, start, channels, target, place, step)
+                slim_point_tile(blocks, q * lanes, block, panels, start, channels, products, begin + q * step, step)
             else:
-                point_tile(blocks, q * lanes, block, panels, start, channels, target, place, step)
-            if not whole:
-                for i in range(rows):
-                    for j in range(0, count, lanes):
-                        store_part(out, at + i * outputs + j, load(tile, i * width + j), min(lanes, count - j))
-            if bias is not None or residual is not None or floor > -np.inf:
-                _finish(rows, count, bias, o, residual, low, out, at, outputs)
+                point_tile(blocks, q * lanes, block, panels, start, channels, products, begin + q * step, step)
+        if not direct or bias is not None or residual is not None or partials is not None or floor > -np.inf:
+            _finish_panel(
+                products, begin, step, pixels, count, bias, residual, floor, out, at, outputs, o, streaming, shifts,
+                source, source_relu, source_affine, partials, piece,
+            )  # fmt: skip
+    if streaming:
+        fence()
 
 
 @body
 def _correlate_task(
-    task, x, ceiling, affine, x_floor, pixels, channels, at_once, panels, outputs, bias, residual, floor, out, shifts,
-    partials, work,
+    task, x, ceiling, affine, x_floor, pixels, channels, at_once, panels, outputs, bias, residual, floor, out,
+    streaming, shifts, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
-    room = SLIM_ROWS * TILE_VECTORS * lanes
-    tile, blocks = work[:room], work[room:]
+    room = at_once * TILE_VECTORS * lanes
+    panel, blocks = work[:room], work[room:]
     first = task * at_once
     count = min(at_once, pixels - first)
     block = at_once * lanes
     fill_pixels(x, None, ceiling, affine, None, x_floor, first, count, channels, blocks, block)
-    multiply_pixels(blocks, block, count, channels, panels, outputs, bias, residual, floor, out, first, tile)
-    if shifts is not None:
-        set_shift(out, first * outputs, outputs, 1, shifts[task])
-        sums, squares = partials[0, task], partials[1, task]
-        tile_sums(out, first * outputs, count, outputs, outputs, shifts[task], sums, squares)
+    multiply_pixels(
+        blocks, block, count, channels, panels, outputs, bias, residual, floor, out, first, streaming, shifts, None,
+        None, None, partials, task, panel,
+    )  # fmt: skip
 
 
 @driver
 def correlate_points(
-    x, ceiling, affine, x_floor, pixels, channels, at_once, panels, outputs, bias, residual, floor, out, shifts,
-    partials, workspace, parallel,
+    x, ceiling, affine, x_floor, pixels, channels, at_once, panels, outputs, bias, residual, floor, out, streaming,
+    shifts, partials, workspace, parallel,
 ):  # fmt: skip
     """out (pixels, outputs) = max(x (pixels, channels) * panels + bias + residual, floor), ``at_once`` pixels a task.
 
-    All flat; ceiling, affine, x_floor: the prologue of x. shifts, partials: moments, if not None, a task a piece, see
-    ``conv_blocks.correlate_blocks``. workspace: (threads, a tile, the blocks of a task and SLIM_ROWS vectors).
+    All flat; ceiling, affine, x_floor: the prologue of x. streaming: out lies on whole vectors and is written past the
+    caches. shifts, partials: moments, if not None, a task a piece, see ``conv_blocks.correlate_blocks``. workspace:
+    (threads, a panel of ``at_once`` pixels, the blocks of a task and SLIM_ROWS vectors).
     """
     tasks = -(-pixels // at_once)
-    share = (x, ceiling, affine, x_floor, pixels, channels, at_once, panels, outputs, bias, residual, floor, out)
+    image = (x, ceiling, affine, x_floor, pixels, channels, at_once)
+    share = (panels, outputs, bias, residual, floor, out, streaming, shifts, partials)
     if parallel:
         for task in prange(tasks):
-            _correlate_task(int64(task), *share, shifts, partials, workspace[get_thread_id()])
+            _correlate_task(int64(task), *image, *share, workspace[get_thread_id()])
     else:
         for task in range(tasks):
-            _correlate_task(task, *share, shifts, partials, workspace[0])
+            _correlate_task(task, *image, *share, workspace[0])

@@ -9,9 +9,8 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_block_products
-from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, SLIM_ROWS, add_slim_products
+from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, add_slim_products
 from fastbn.kernels._vector import add_to, lanes_of, load, widen
-from fastbn.kernels.batch_norm_tiles import tile_products
 from fastbn.kernels.conv_point import fill_pixels, multiply_pixels
 
 
@@ -51,12 +50,12 @@ def _set_sums(blocks, block, pixels, channels, sums):
 @body
 def _gradients_task(
     task, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs,
-    at_once, runs_at_once, panels, residual, dx, source_relu, partials, dy_sums, sums, work,
+    at_once, runs_at_once, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     block = at_once * lanes
-    room = SLIM_ROWS * TILE_VECTORS * lanes
-    tile, work = work[:room], work[room:]
+    room = at_once * TILE_VECTORS * lanes
+    panel, work = work[:room], work[room:]
     depth = -(-channels // lanes)
     blocks, dy_blocks = work[: depth * block], work[depth * block :]
     total = sums[task]
@@ -71,31 +70,27 @@ def _gradients_task(
         _add_products(blocks, channels, dy_blocks, outputs, block, count, total)
         if dx is not None:
             multiply_pixels(
-                dy_blocks, block, count, outputs, panels, channels, None, residual, -np.inf, dx, first, tile
-            )
-        if partials is not None:
-            tile_products(
-                dx, x, None, source_relu, first * channels, count, channels, channels, 0, x_affine, 0,
-                partials[0, run], partials[1, run], None,
+                dy_blocks, block, count, outputs, panels, channels, None, residual, -np.inf, dx, first, streaming,
+                None, source, source_relu, x_affine, partials, run, panel,
             )  # fmt: skip
 
 
 @driver
 def gradients_points(
     x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs, at_once,
-    runs_at_once, panels, residual, dx, source_relu, partials, dy_sums, sums, workspace, parallel,
+    runs_at_once, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums, workspace, parallel,
 ):  # fmt: skip
     """sums (tasks, panels) = x^T dy of each task's pixels; dx (pixels, channels) = dy * panels + residual, unless None.
 
     All flat; x_ceiling, x_affine, x_floor: the prologue of x, and partner, relu, affine, slopes, floor that of dy. A
-    task has ``runs_at_once`` runs of ``at_once`` pixels. partials: of dx as the gradient to x behind its batch norm,
-    with the ReLU ``source_relu``, a run a piece; or None. dy_sums (runs, outputs to a whole vector), float64: the sums
+    task has ``runs_at_once`` runs of ``at_once`` pixels. source, partials: x again, and
+    sums of dx for its batch norm with the ReLU ``source_relu``, a run a piece; or None. streaming: of dx. dy_sums (runs, outputs to a whole vector), float64: the sums
     of dy behind its prologue, or None.
-    workspace: (threads, a tile, the blocks of a run of x and dy and SLIM_ROWS vectors).
+    workspace: (threads, a panel of ``at_once`` pixels, the blocks of a run of x and dy and SLIM_ROWS vectors).
     """
     tasks = sums.shape[0]
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)
-    share = (at_once, runs_at_once, panels, residual, dx, source_relu, partials, dy_sums, sums)
+    share = (at_once, runs_at_once, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums)
     if parallel:
         for task in prange(tasks):
             _gradients_task(int64(task), *operands, *share, workspace[get_thread_id()])
