@@ -24,13 +24,14 @@ from fastbn.kernels.conv_point_backward import gradients_points
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of a run's blocks and output: they stay in the second cache
 PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
+FEWEST = 4 * SLIM_ROWS  # pixels
 LINE = 64  # bytes of a line of the cache
 STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
 WEIGHTS = 1 << 20  # bytes at most, of which tasks sum gradients apart
 
 
 def suits(x: np.ndarray, weight_shape: tuple[int, ...], window: Window, groups: int) -> bool:
-    """Whether there are the channels to fill blocks, and so many pixels that tasks need not share out weights."""
+    """Whether there are channels to fill blocks, pixels for several tasks, and weights that these need not share out."""
     channels_out, channels, *_ = weight_shape
     lanes = conv_panels.block_lanes(x.itemsize)
     return (
@@ -39,7 +40,7 @@ def suits(x: np.ndarray, weight_shape: tuple[int, ...], window: Window, groups: 
         and min(channels_out, channels) >= lanes
         and channels_out * channels * x.itemsize <= WEIGHTS
         and is_channels_last(x)
-        and x.size // channels >= TASKS * PIXELS // 2
+        and x.size // channels >= FEWEST
     )
 
 
