@@ -11,7 +11,8 @@ and backward, with g = dL/dy where the ReLU let it pass, h = sum g_i, G = sum g_
     dW_c = s_c G_c + 2 dvar_c S w_c    dx_i = (s W)^T (g_i - h / M) + (2 / M) W^T diag(dvar) W (x_i - mu)
 
 It costs K / C of the layer's multiply-adds forward and as much backward, and saves the pre-activation tensor: writing
-it, reading it three times, and keeping it. For expansions, where K is much below C.
+it, reading it three times, and keeping it; and dy is read once, since h, G and (s W)^T g need nothing that is known
+only after a pass over it. For expansions, where K is much below C.
 The algebra on weights goes through ``linear``: the threads of a BLAS would spin beside the kernels' own.
 """
 
@@ -31,7 +32,8 @@ from fastbn.functional.norm import Statistics, check_parameters, move_running_st
 # Of (sum over k of |w_k| sqrt(S_kk))^2, the most that w^T S w can be: below, float32 sums have lost too much of it.
 LEAST_VARIANCE = 1e-3
 MOST_CHANNELS = 128  # K, above which the K x K products cost more than the tensor that is saved
-PIXELS = 16  # M / C at least: below, the algebra on weights shows
+EXPANSION = 4  # C / K at least: below, the K x K products cost more than the passes that are saved
+PIXELS = 24  # M / C at least: below, the algebra on weights shows
 
 Maybe = np.ndarray | None
 
@@ -64,7 +66,7 @@ def pays(weight_shape: tuple[int, ...], window: Window, groups: int, pixels: int
     """Whether a training step is faster so than with the pre-activation tensor."""
     channels_out, channels, *_ = weight_shape
     return suits(weight_shape, window, groups) and (
-        2 * channels <= channels_out and channels <= MOST_CHANNELS and pixels >= PIXELS * channels_out
+        EXPANSION * channels <= channels_out and channels <= MOST_CHANNELS and pixels >= PIXELS * channels_out
     )
 
 
