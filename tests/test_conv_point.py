@@ -16,7 +16,7 @@ from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels._simd_point import SLIM_ROWS
 
 # Images, height, width, channels, outputs: whole panels, parts of vectors, one vector on either side, one run.
-SIZES = ((3, 13, 17, 64, 96), (2, 31, 33, 16, 24), (16, 5, 7, 24, 16), (1, 40, 41, 20, 72), (1, 5, 23, 40, 17))
+SIZES = (3, 13, 17, 64, 96), (2, 31, 33, 16, 24), (16, 5, 7, 24, 16), (1, 40, 41, 20, 72), (1, 5, 23, 40, 17)
 
 
 def image(rng, *shape):
@@ -80,7 +80,12 @@ def test_it_is_the_convolution_over_blocks(rng, size, normed, joined):
 
 @settings(max_examples=10, deadline=None)
 @given(
-    st.integers(1, 3), st.integers(1, 30), st.integers(1, 30), st.integers(1, 70), st.integers(1, 70), st.integers(0, 99)
+    st.integers(1, 3),
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(0, 99),
 )
 def test_a_pixel_is_convolved_by_itself(n, height, width, channels, outputs, seed):
     rng = np.random.default_rng(seed)
@@ -126,6 +131,13 @@ def test_an_output_that_begins_between_lines_is_not_streamed(rng, monkeypatch):
     y = memory[start : start + 12800].reshape(1, 20, 20, 32).transpose(0, 3, 1, 2)
     conv_point.forward(x, weight, None, POINT, 1, None, False, y)
     assert_close(y, np.einsum("nchw,oc->nohw", x, weight[:, :, 0, 0]), np.float32, scale=10)
+
+
+def test_the_residual_may_be_the_output(rng):
+    x, weight, y = operands(rng, (2, 9, 13, 24, 32))
+    want = np.maximum(y + np.einsum("nchw,oc->nohw", x, weight[:, :, 0, 0]), 0)
+    conv_point.forward(x, weight, None, POINT, 1, y, True, y)
+    assert_close(y, want, np.float64, scale=10)
 
 
 def test_the_same_bits_for_any_number_of_threads(rng):

@@ -149,9 +149,7 @@ def backward(
     elif saved.relu:
         passing = Prologue(_rows(channels_out, dtype, 0, 1, 0), True, slopes=_rows(channels_out, dtype, 1, 0, 0, 0))
         passing = passing._replace(partner=saved.y)
-    products, part, sums = conv_point.backward_with_sums(
-        g, x, saved.folded, passing, saved.centre, residual, need_dx
-    )
+    products, part, sums = conv_point.backward_with_sums(g, x, saved.folded, passing, saved.centre, residual, need_dx)
     w, products = weight.reshape(channels_out, channels).astype(np.float64), products.reshape(channels_out, channels)
     dscale = np.einsum("ck,ck->c", w, products)
     dvar = -0.5 * dscale * scale * inv_std * inv_std

@@ -22,16 +22,16 @@ from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
-RUN = 1 << 19  # bytes, about, of a run's blocks and output: they stay in the second cache
+RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
 PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
 FEWEST = 4 * SLIM_ROWS  # pixels
 LINE = 64  # bytes of a line of the cache
 STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
-WEIGHTS = 1 << 20  # bytes at most, of which tasks sum gradients apart
+WEIGHTS = 1 << 20  # bytes at most: every task sums their gradient apart
 
 
 def suits(x: np.ndarray, weight_shape: tuple[int, ...], window: Window, groups: int) -> bool:
-    """Whether there are channels to fill blocks, pixels for several tasks, and weights that these need not share out."""
+    """Whether channels fill blocks, pixels make several tasks, and weights are small enough for each of them."""
     channels_out, channels, *_ = weight_shape
     lanes = conv_panels.block_lanes(x.itemsize)
     return (
@@ -220,4 +220,4 @@ def _panels(weight: np.ndarray, outputs: int, channels: int, strides: tuple[int,
 def _workspace(at_once: int, depth: int, dtype: np.dtype) -> np.ndarray:
     """Room for a panel and ``depth`` blocks, for each thread."""
     columns, lanes = conv_panels.panel_columns(dtype.itemsize), conv_panels.block_lanes(dtype.itemsize)
-    return empty((max_threads(), at_once * columns + (depth * at_once + SLIM_ROWS) * lanes), dtype)
+    return empty((max_threads(), at_once * (columns + depth * lanes)), dtype)

@@ -1,6 +1,5 @@
 """Register tiles of convolutions of single pixels; what they share with other tiles is in ``_simd``."""
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic

@@ -87,13 +87,13 @@ def fill_pixels(x, partner, relu, affine, slopes, floor, first, pixels, channels
 
 
 @body
-def _finish_panel(
+def _finish(
     products, start, step, pixels, count, bias, residual, floor, out, at, outputs, channel, streaming, shifts, source,
     source_relu, source_affine, partials, piece,
 ):  # fmt: skip
-    """Make pixels of ``out`` of products, ``step`` apart, of ``count`` channels from ``channel`` on; sum what is wanted.
+    """Pixels of ``out`` from products, ``step`` apart, which may be ``out`` itself; what of them is wanted is summed.
 
-    products may be ``out`` itself.
+    count: of the channels, from ``channel`` on.
     """
     lanes = lanes_of(out)
     low, zero = splat(out, floor), splat(out, 0.0)
@@ -145,8 +145,9 @@ def multiply_pixels(
 ):  # fmt: skip
     """out[first + p, o] = max(sum over channels c of blocks[c, p] * panels[c, o] + bias + residual, floor).
 
-    Tiles may read SLIM_ROWS pixels past the last block. streaming: past the caches. shifts, partials: of which
-    ``piece`` is written; sums as ``conv_blocks.correlate_blocks`` has them, or None. panel: as many pixels, to whole tiles, of TILE_VECTORS vectors.
+    The blocks have room for whole tiles of SLIM_ROWS pixels, and so has panel, of TILE_VECTORS vectors. streaming: past
+    the caches. shifts, partials: sums as ``conv_blocks.correlate_blocks`` has them, of which ``piece`` is written, or
+    None. residual may be ``out``.
     """
     lanes = lanes_of(out)
     breadth = TILE_VECTORS * lanes
@@ -156,15 +157,15 @@ def multiply_pixels(
         slim = count <= lanes
         height, width = (SLIM_ROWS, lanes) if slim else (TILE_ROWS, breadth)
         at = first * outputs + o
-        direct = not streaming and count == width and pixels % height == 0
+        direct = residual is None and not streaming and count == width and pixels % height == 0
         products, begin, step = (out, at, outputs) if direct else (panel, 0, width)
         for q in range(0, pixels, height):
             if slim:
                 slim_point_tile(blocks, q * lanes, block, panels, start, channels, products, begin + q * step, step)
             else:
                 point_tile(blocks, q * lanes, block, panels, start, channels, products, begin + q * step, step)
-        if not direct or bias is not None or residual is not None or partials is not None or floor > -np.inf:
-            _finish_panel(
+        if not direct or bias is not None or partials is not None or floor > -np.inf:
+            _finish(
                 products, begin, step, pixels, count, bias, residual, floor, out, at, outputs, o, streaming, shifts,
                 source, source_relu, source_affine, partials, piece,
             )  # fmt: skip
@@ -198,8 +199,8 @@ def correlate_points(
     """out (pixels, outputs) = max(x (pixels, channels) * panels + bias + residual, floor), ``at_once`` pixels a task.
 
     All flat; ceiling, affine, x_floor: the prologue of x. streaming: out lies on whole vectors and is written past the
-    caches. shifts, partials: moments, if not None, a task a piece, see ``conv_blocks.correlate_blocks``. workspace:
-    (threads, a panel of ``at_once`` pixels, the blocks of a task and SLIM_ROWS vectors).
+    caches. shifts, partials: moments, if not None, a task a piece, see ``conv_blocks.correlate_blocks``. at_once: whole
+    tiles. workspace: (threads, a panel of ``at_once`` pixels and the blocks of a task).
     """
     tasks = -(-pixels // at_once)
     image = (x, ceiling, affine, x_floor, pixels, channels, at_once)

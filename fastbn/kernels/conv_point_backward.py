@@ -10,7 +10,7 @@ from numba import get_thread_id, int64, prange
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_block_products
 from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, add_slim_products
-from fastbn.kernels._vector import add_to, lanes_of, load, widen
+from fastbn.kernels._vector import lanes_of, load, set_to, splat, widen
 from fastbn.kernels.conv_point import fill_pixels, multiply_pixels
 
 
@@ -35,16 +35,15 @@ def _add_products(blocks, channels, dy_blocks, outputs, block, pixels, sums):
 def _set_sums(blocks, block, pixels, channels, sums):
     """Each channel's sum over pixels, in float64."""
     lanes = lanes_of(blocks)
-    sums[:] = 0.0
     for c in range(0, channels, lanes):
         start = c // lanes * block
         twos = start + (pixels - pixels % 2) * lanes
-        even = odd = widen(load(blocks, start)) - widen(load(blocks, start))
+        even = odd = widen(splat(blocks, 0.0))
         for i in range(start, twos, 2 * lanes):
             even, odd = even + widen(load(blocks, i)), odd + widen(load(blocks, i + lanes))
         for i in range(twos, start + pixels * lanes, lanes):
             even = even + widen(load(blocks, i))
-        add_to(sums, c, even + odd)
+        set_to(sums, c, even + odd)
 
 
 @body
@@ -83,10 +82,10 @@ def gradients_points(
     """sums (tasks, panels) = x^T dy of each task's pixels; dx (pixels, channels) = dy * panels + residual, unless None.
 
     All flat; x_ceiling, x_affine, x_floor: the prologue of x, and partner, relu, affine, slopes, floor that of dy. A
-    task has ``runs_at_once`` runs of ``at_once`` pixels. source, partials: x again, and
-    sums of dx for its batch norm with the ReLU ``source_relu``, a run a piece; or None. streaming: of dx. dy_sums (runs, outputs to a whole vector), float64: the sums
-    of dy behind its prologue, or None.
-    workspace: (threads, a panel of ``at_once`` pixels, the blocks of a run of x and dy and SLIM_ROWS vectors).
+    task has ``runs_at_once`` runs of ``at_once`` pixels. streaming: dx lies on whole vectors and is written past the
+    caches. source, partials: x again, and sums of dx for its batch norm with the ReLU ``source_relu``, a run a piece;
+    or None. dy_sums (runs, outputs to a whole vector), float64: those of dy behind its prologue, or None.
+    at_once: whole tiles. workspace: (threads, a panel of ``at_once`` pixels and the blocks of a run of x and dy).
     """
     tasks = sums.shape[0]
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)
