@@ -56,6 +56,8 @@ CASES = {
     "blocks, padding beyond the kernel": ((2, 16, 3, 4), (16, 16, 2, 2), {"padding": 3}),
     "blocks, rows in several tasks": ((1, 16, 61, 67), (16, 16, 5, 3), {"padding": (2, 1)}),
     "blocks, images in several runs": ((19, 16, 5, 5), (32, 16, 3, 3), {"padding": 1}),
+    "single pixels": ((3, 33, 13, 11), (72, 33, 1, 1), {}),
+    "single pixels, one vector of outputs": ((2, 72, 9, 10), (16, 72, 1, 1), {}),
     "side by side": ((32, 6, 12, 12), (16, 6, 5, 5), {}),
     "side by side, one channel": ((32, 1, 9, 10), (6, 1, 5, 5), {}),
     "side by side, a part of a block": ((29, 3, 6, 5), (7, 3, 3, 3), {"padding": 1}),

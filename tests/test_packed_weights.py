@@ -8,15 +8,16 @@ import pytest
 
 import fastbn
 from fastbn import nn
-from fastbn.functional import conv2d, conv2d_backward, conv_blocks, packed_weights
+from fastbn.functional import conv2d, conv2d_backward, conv_blocks, conv_point, packed_weights
 
 
 @pytest.fixture
 def packings(monkeypatch):
     """Counts how often weights are packed."""
     count = []
-    pack = conv_blocks._panels
-    monkeypatch.setattr(conv_blocks, "_panels", lambda *operands: count.append(1) or pack(*operands))
+    for engine in conv_blocks, conv_point:
+        pack = engine._panels
+        monkeypatch.setattr(engine, "_panels", lambda *operands, pack=pack: count.append(1) or pack(*operands))
     return count
 
 

@@ -186,11 +186,13 @@ COMPILE = """
 import numpy as np
 import fastbn.functional as F
 from fastbn.kernels.conv_lanes import correlate_lanes
+from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.gemm import packed_gemm
 
 F.linear(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
 F.conv2d(np.ones((32, 1, 4, 4), np.float32), np.ones((2, 1, 2, 2), np.float32))
-for kernel in packed_gemm, correlate_lanes:
+F.conv2d(np.ones((9, 9, 9, 16), np.float32).transpose(0, 3, 1, 2), np.ones((16, 16, 1, 1), np.float32))
+for kernel in packed_gemm, correlate_lanes, correlate_points:
     print(kernel.serial.inspect_asm(kernel.serial.signatures[0]), end="\f")
 """
 REGISTERS = {"avx512f": "zmm", "avx2": "ymm"}
@@ -211,7 +213,8 @@ def loops(assembly):
 def test_the_register_tiles_use_the_widest_vectors_and_no_stack(tmp_path):
     register = widest_register()
     multiply_adds = rf"vfn?madd\w+ps\s.*%{register}"
-    sizes = _simd.TILE_ROWS * _simd.TILE_VECTORS, _simd.LANE_ROWS * _simd.LANE_VECTORS
+    tile = _simd.TILE_ROWS * _simd.TILE_VECTORS
+    sizes = tile, _simd.LANE_ROWS * _simd.LANE_VECTORS, tile
     for assembly, size in zip(compile_anew(COMPILE, tmp_path).split("\f"), sizes, strict=False):
         loop = max(loops(assembly), key=lambda block: len(re.findall(multiply_adds, block)))
         assert len(re.findall(multiply_adds, loop)) >= size

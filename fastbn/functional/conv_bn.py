@@ -16,7 +16,7 @@ import numpy as np
 from fastbn._checks import check_same_dtype, check_shape
 from fastbn._memory import empty
 from fastbn._views import channels_last, channels_second, dense, dense_c, in_order_of, native
-from fastbn.functional import conv_blocks, conv_gram, conv_planes, norm_parts
+from fastbn.functional import conv_blocks, conv_gram, conv_planes, conv_point, norm_parts
 from fastbn.functional.conv import Pair, channel_sums, engine_for
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
@@ -129,7 +129,7 @@ def conv_bn_forward(
     pixels = shape[0] * shape[2] * shape[3]
     if gram is None:
         gram = conv_gram.pays(weight.shape, window, groups, pixels)
-    if gram and training and pixels > 1 and ceiling == math.inf and engine is conv_blocks:
+    if gram and training and pixels > 1 and ceiling == math.inf and engine in (conv_blocks, conv_point):
         point = in_channels_last(source if normed is None else x.array())  # type: ignore[union-attr]
         unit = conv_gram.forward(who, point, dense_c(weight), bias, bn_weight, bn_bias, statistics, residual, relu)
         if unit is not None:

@@ -11,7 +11,8 @@ and backward, with g = dL/dy where the ReLU let it pass, h = sum g_i, G = sum g_
     dW_c = s_c G_c + 2 dvar_c S w_c    dx_i = (s W)^T (g_i - h / M) + (2 / M) W^T diag(dvar) W (x_i - mu)
 
 It costs K / C of the layer's multiply-adds forward and as much backward, and saves the pre-activation tensor: writing
-it, reading it three times, and keeping it. For expansions, where K is much below C.
+it, reading it three times, and keeping it; and dy is read once, since h, G and (s W)^T g need nothing that is known
+only after a pass over it. For expansions, where K is much below C.
 The algebra on weights goes through ``linear``: the threads of a BLAS would spin beside the kernels' own.
 """
 
@@ -20,18 +21,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastbn._memory import empty
-from fastbn._views import channels_second, native
-from fastbn.functional import conv_blocks, norm_parts
+from fastbn._views import channels_second, empty_like, native
+from fastbn.functional import conv_point, norm_parts
 from fastbn.functional.conv_geometry import Window
-from fastbn.functional.conv_prologue import Prologue
+from fastbn.functional.conv_point import POINT
+from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.linear import linear
 from fastbn.functional.norm import Statistics, check_parameters, move_running_stats
 
-POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 # Of (sum over k of |w_k| sqrt(S_kk))^2, the most that w^T S w can be: below, float32 sums have lost too much of it.
 LEAST_VARIANCE = 1e-3
 MOST_CHANNELS = 128  # K, above which the K x K products cost more than the tensor that is saved
-PIXELS = 16  # M / C at least: below, the algebra on weights shows
+EXPANSION = 4  # C / K at least: below, the K x K products cost more than the passes that are saved
+PIXELS = 24  # M / C at least: below, the algebra on weights shows
 
 Maybe = np.ndarray | None
 
@@ -64,7 +66,7 @@ def pays(weight_shape: tuple[int, ...], window: Window, groups: int, pixels: int
     """Whether a training step is faster so than with the pre-activation tensor."""
     channels_out, channels, *_ = weight_shape
     return suits(weight_shape, window, groups) and (
-        2 * channels <= channels_out and channels <= MOST_CHANNELS and pixels >= PIXELS * channels_out
+        EXPANSION * channels <= channels_out and channels <= MOST_CHANNELS and pixels >= PIXELS * channels_out
     )
 
 
@@ -96,8 +98,8 @@ def forward(
     near = mu.astype(x.dtype)
     centre = Prologue(np.stack([near, np.ones_like(near), (near - mu).astype(x.dtype)]))
     square = np.empty((channels, channels, 1, 1), x.dtype)
-    gram = conv_blocks.backward_weight(x, x, square, POINT, 1, centre, centre).astype(np.float64)
-    gram = gram.reshape(channels, channels) / count
+    gram = conv_point.backward(x, x, square, POINT, 1, centre, centre, need_dx=False)[0]
+    gram = gram.astype(np.float64).reshape(channels, channels) / count
     w = weight.reshape(channels_out, channels).astype(np.float64)
     var = np.einsum("ck,ck->c", linear(w, gram), w)
     most = np.einsum("ck,k->c", np.abs(w), np.sqrt(np.diag(gram))) ** 2
@@ -110,7 +112,7 @@ def forward(
     folded = (scale[:, None] * w).astype(x.dtype).reshape(weight.shape)
     y = channels_second(empty((x.shape[0], *x.shape[2:], channels_out), x.dtype))
     shift = None if beta is None else beta.astype(x.dtype)
-    conv_blocks.forward(x, folded, shift, POINT, 1, residual, relu, y, centre)
+    conv_point.forward(x, folded, shift, POINT, 1, residual, relu, y, centre)
     saved = GramSaved(
         x=x,
         y=y,
@@ -139,26 +141,26 @@ def backward(
     scale, inv_std = saved.scale, saved.inv_std
     channels_out, channels = weight.shape[:2]
     count = x.size // channels
-    masked = saved.relu and saved.has_residual
-    sums, cut = norm_parts.passed_sums(dy, saved.y if saved.relu else None, masked)
-    g = dy if cut is None else cut
-    passing = Prologue()
-    if saved.relu and cut is None:
+    g, passing = dy, PLAIN
+    if saved.relu and saved.has_residual:
+        cut = norm_parts.passed_sums(dy, saved.y, True)[1]
+        assert cut is not None
+        g = cut
+    elif saved.relu:
         passing = Prologue(_rows(channels_out, dtype, 0, 1, 0), True, slopes=_rows(channels_out, dtype, 1, 0, 0, 0))
         passing = passing._replace(partner=saved.y)
-    products = conv_blocks.backward_weight(g, x, weight, POINT, 1, passing, saved.centre)
+    products, part, sums = conv_point.backward_with_sums(g, x, saved.folded, passing, saved.centre, residual, need_dx)
     w, products = weight.reshape(channels_out, channels).astype(np.float64), products.reshape(channels_out, channels)
     dscale = np.einsum("ck,ck->c", w, products)
     dvar = -0.5 * dscale * scale * inv_std * inv_std
     dweight = scale[:, None] * products + 2 * dvar[:, None] * linear(w, saved.gram)
     dx = None
-    if need_dx:
+    if part is not None:
         curvature = linear(w.T * dvar, w.T) * (2 / count)
         level = -np.einsum("c,ck->k", sums * scale, w) / count
-        part = channels_second(empty((x.shape[0], *x.shape[2:], channels), dtype))
         around = curvature.astype(dtype).reshape(channels, channels, 1, 1)
-        conv_blocks.forward(x, around, level.astype(dtype), POINT, 1, residual, False, part, saved.centre)
-        dx = conv_blocks.backward_data(g, x, saved.folded, POINT, 1, passing, part)[0]
+        dx = empty_like(x)
+        conv_point.forward(x, around, level.astype(dtype), POINT, 1, part, False, dx, saved.centre)
     vector = dtype if saved.gamma is None else native(saved.gamma)
     return (
         dx,

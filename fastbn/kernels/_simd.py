@@ -302,38 +302,68 @@ def pixel_tile(typingctx, a, places, place, a_block, b, b_start, b_panel, offset
     return types.void(a, places, integer, integer, b, integer, integer, offsets, integer, tile), codegen
 
 
+def _add_products(context, builder, dtype, a_at, b_origin, b_block, count, target):
+    """Add, for each pixel, the products of OUTER_ROWS channels from ``a_at(pixel)`` and the vectors of b."""
+    vectors = _Vectors(context, builder, dtype)
+    lanes = vectors.lanes
+    b_blocks = [builder.gep(b_origin, [builder.mul(b_block, _index(j))]) for j in range(TILE_VECTORS)]
+    rows = min(OUTER_ROWS, lanes)
+    totals = vectors.registers(rows * TILE_VECTORS)
+    for position, total in enumerate(totals):
+        builder.store(vectors.load(target, _index(position * lanes)), total)
+    with cgutils.for_range(builder, count) as loop:
+        right = [vectors.load(block, builder.mul(loop.index, _index(lanes))) for block in b_blocks]
+        left = a_at(loop.index)
+        for i in range(rows):
+            row = vectors.broadcast(builder.load(builder.gep(left, [_index(i)])))
+            for j, vector in enumerate(right):
+                vectors.add_product(totals[i * TILE_VECTORS + j], row, vector)
+    for position, total in enumerate(totals):
+        vectors.store(builder.load(total), target, _index(position * lanes))
+
+
+@intrinsic
+def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums, at):
+    """sums[at + i * columns + j] += sum over p < pixels of a[a_start + p * lanes + i] * b[b_start + p * lanes + j].
+
+    i < OUTER_ROWS, j < columns of the register tile; vector v of b lies v * b_block further. Both operands lie in
+    blocks of as many channels as a vector has lanes, pixel by pixel.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        a_type, _, b_type, _, _, _, sums_type, _ = signature.args
+        a_array, a_first, b_array, b_first, b_step, count, sums_array, sums_first = arguments
+        lanes = VECTOR_BYTES // (a_type.dtype.bitwidth // 8)
+        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        target = builder.gep(_data(context, builder, sums_type, sums_array), [sums_first])
+
+        def a_at(pixel):
+            return builder.gep(a_origin, [builder.mul(pixel, _index(lanes))])
+
+        _add_products(context, builder, a_type.dtype, a_at, b_origin, b_step, count, target)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(a, i64, b, i64, i64, i64, sums, i64), codegen
+
+
 @intrinsic
 def add_pixel_products(typingctx, a, a_start, places, place, b, b_start, b_block, pixels, sums, at):
-    """sums[at + i * columns + j] += sum over p of a[a_start + places[place + p] + i] * b[b_start + p * lanes + j].
-
-    p < ``pixels``, i < OUTER_ROWS, j < columns of the register tile; vector v of b lies v * b_block further. Both
-    operands lie in blocks of as many channels as a vector has lanes, b pixel by pixel.
-    """
+    """As ``add_block_products``, but pixel p of a lies at a_start + places[place + p]."""
 
     def codegen(context, builder, signature, arguments):
         a_type, _, places_type, _, b_type, _, _, _, sums_type, _ = signature.args
         a_array, a_first, places_array, first, b_array, b_first, b_step, count, sums_array, sums_first = arguments
-        vectors = _Vectors(context, builder, a_type.dtype)
-        lanes = vectors.lanes
-        rows = min(OUTER_ROWS, lanes)
         a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
         b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
-        b_blocks = [builder.gep(b_origin, [builder.mul(b_step, _index(j))]) for j in range(TILE_VECTORS)]
         numbers = builder.gep(_data(context, builder, places_type, places_array), [first])
         target = builder.gep(_data(context, builder, sums_type, sums_array), [sums_first])
-        totals = vectors.registers(rows * TILE_VECTORS)
-        for position, total in enumerate(totals):
-            builder.store(vectors.load(target, _index(position * lanes)), total)
-        with cgutils.for_range(builder, count) as loop:
-            pixel = builder.mul(loop.index, _index(lanes))
-            right = [vectors.load(block, pixel) for block in b_blocks]
-            left = builder.gep(a_origin, [builder.load(builder.gep(numbers, [loop.index]))])
-            for i in range(rows):
-                row = vectors.broadcast(builder.load(builder.gep(left, [_index(i)])))
-                for j, vector in enumerate(right):
-                    vectors.add_product(totals[i * TILE_VECTORS + j], row, vector)
-        for position, total in enumerate(totals):
-            vectors.store(builder.load(total), target, _index(position * lanes))
+
+        def a_at(pixel):
+            return builder.gep(a_origin, [builder.load(builder.gep(numbers, [pixel]))])
+
+        _add_products(context, builder, a_type.dtype, a_at, b_origin, b_step, count, target)
         return context.get_dummy_value()
 
     i64 = types.int64

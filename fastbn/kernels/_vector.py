@@ -556,6 +556,19 @@ def _sum_lanes(builder, vector):
 
 
 @intrinsic
+def set_to(typingctx, sums, offset, value):
+    """sums[offset :] = value, lane by lane; float64."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(sums)(context, builder, arguments[0]).data
+        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), arguments[2].type.as_pointer())
+        builder.store(arguments[2], pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(sums, types.int64, value), codegen
+
+
+@intrinsic
 def add_to(typingctx, sums, offset, value):
     """sums[offset :] += value, lane by lane; float64."""
 

@@ -12,6 +12,7 @@ from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_produ
 from fastbn.kernels._vector import lanes_of, load, load_first, load_part, splat, store, store_part
 
 DEPTH_BLOCK = 256  # steps of the summed axis between two visits to the output; a panel block stays in L2
+LEAST_WORK = 1 << 21  # multiply-adds of a task, about: below, packing the operands again shows
 ROW_TILES = 16
 COLUMN_TILES = 8
 
@@ -149,10 +150,13 @@ def _gemm_block(
 
 
 @body
-def _blocks(rows, columns, width):
-    """Output block of one task: whole tiles, halved while there are fewer than 16 tasks."""
+def _blocks(rows, columns, depth, width):
+    """Output block of one task: whole tiles, halved while there are fewer than 16 tasks and enough work in each."""
     row_tiles, column_tiles = ROW_TILES, COLUMN_TILES
     while row_tiles * column_tiles > 1:
+        height, breadth = min(rows, row_tiles * TILE_ROWS), min(columns, column_tiles * width)
+        if height * breadth * depth <= LEAST_WORK:
+            break
         tasks = -(-rows // (row_tiles * TILE_ROWS)) * -(-columns // (column_tiles * width))
         if tasks >= 16:
             break
@@ -222,7 +226,7 @@ def gemm(rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, bias, re
 
     a[i, k] lies at i * a_row + k * a_depth, b[k, j] at k * b_depth + j * b_column. workspace: (threads, elements).
     """
-    row_block, column_block = _blocks(rows, columns, TILE_BYTES // workspace.itemsize)
+    row_block, column_block = _blocks(rows, columns, depth, TILE_BYTES // workspace.itemsize)
     tasks = -(-rows // row_block) * -(-columns // column_block)
     if parallel:
         for task in prange(tasks):
