@@ -8,7 +8,7 @@ from layouts import LAYOUTS, strided, unaligned
 
 import fastbn.functional as F
 from fastbn.errors import ArgumentError, ShapeError
-from fastbn.functional import conv_lanes, conv_planes
+from fastbn.functional import conv_lanes, conv_patches, conv_planes
 from fastbn.functional.conv import engine_for
 from fastbn.functional.conv_geometry import Window
 
@@ -56,6 +56,9 @@ CASES = {
     "blocks, padding beyond the kernel": ((2, 16, 3, 4), (16, 16, 2, 2), {"padding": 3}),
     "blocks, rows in several tasks": ((1, 16, 61, 67), (16, 16, 5, 3), {"padding": (2, 1)}),
     "blocks, images in several runs": ((19, 16, 5, 5), (32, 16, 3, 3), {"padding": 1}),
+    "patches": ((3, 3, 17, 15), (20, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "patches, taps apart": ((2, 5, 13, 12), (33, 5, 3, 3), {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)}),
+    "patches, rows in several tasks": ((2, 1, 40, 41), (16, 1, 5, 4), {"padding": (2, 6)}),
     "single pixels": ((3, 33, 13, 11), (72, 33, 1, 1), {}),
     "single pixels, one vector of outputs": ((2, 72, 9, 10), (16, 72, 1, 1), {}),
     "side by side": ((32, 6, 12, 12), (16, 6, 5, 5), {}),
@@ -341,6 +344,14 @@ def test_bias_residual_and_relu_of_images_side_by_side(rng, images, relu):
     want = reference.conv2d(x, weight, bias, residual=out, relu=relu)
     assert_close(F.conv2d(x, weight, bias, residual=out, relu=relu), want, np.float32, scale=10)
     assert_close(F.conv2d(x, weight, bias, residual=out, relu=relu, out=out), want, np.float32, scale=10)
+
+
+def test_few_channels_into_many_go_by_patches_where_the_output_is_channels_last():
+    x, window = np.zeros((2, 3, 9, 9), np.float32), Window((7, 7), (2, 2), (3, 3), (1, 1))
+    assert engine_for(x, (64, 3, 7, 7), window, 1, (2, 64, 5, 5)) is conv_patches
+    assert engine_for(channels_last(x), (64, 3, 7, 7), window, 1, (2, 64, 5, 5), follows=True) is conv_patches
+    assert engine_for(x, (64, 3, 7, 7), window, 1, (2, 64, 5, 5), follows=True) is not conv_patches
+    assert engine_for(x, (8, 3, 7, 7), window, 1, (2, 8, 5, 5)) is conv_planes
 
 
 def test_small_images_go_side_by_side_where_the_batch_fills_blocks():

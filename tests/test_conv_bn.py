@@ -26,6 +26,7 @@ CASES = {
     "depthwise stride 2": ((2, 32, 9, 10), (32, 1, 3, 3), {"padding": 1, "stride": 2, "groups": 32}),
     "groups": ((2, 32, 6, 6), (64, 16, 3, 3), {"padding": 1, "groups": 2}),
     "few channels": ((2, 3, 9, 8), (8, 3, 3, 3), {"stride": 2}),
+    "few channels into many": ((2, 3, 19, 18), (20, 3, 5, 5), {"stride": 2, "padding": 2}),
 }
 
 

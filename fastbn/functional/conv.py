@@ -17,7 +17,15 @@ from fastbn._views import (
     is_channels_last,
     native,
 )
-from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes, conv_planes, conv_point, conv_winograd
+from fastbn.functional import (
+    conv_blocks,
+    conv_depthwise,
+    conv_lanes,
+    conv_patches,
+    conv_planes,
+    conv_point,
+    conv_winograd,
+)
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.winograd_portions import pays
@@ -142,6 +150,8 @@ def engine_for(
         return conv_point
     if conv_blocks.suits(weight_shape, groups, x.itemsize):
         return conv_blocks
+    if conv_patches.suits(weight_shape, groups, x.itemsize) and (not follows or is_channels_last(x)):
+        return conv_patches
     return conv_lanes if follows and conv_lanes.suits(x, weight_shape, y_shape) else conv_planes
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from fastbn._checks import check_same_dtype, check_shape
 from fastbn._memory import empty
 from fastbn._views import channels_last, channels_second, dense, dense_c, in_order_of, native
-from fastbn.functional import conv_blocks, conv_gram, conv_planes, conv_point, norm_parts
+from fastbn.functional import conv_blocks, conv_gram, conv_patches, conv_planes, conv_point, norm_parts
 from fastbn.functional.conv import Pair, channel_sums, engine_for
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
@@ -123,7 +123,7 @@ def conv_bn_forward(
     check_operands(who, source, weight, bias, residual, None, shape)
     window, groups = Window(*sizes), int(groups)
     engine = engine_for(source, weight.shape, window, groups, shape)
-    if isinstance(x, Deferred) and engine is conv_planes:
+    if isinstance(x, Deferred) and engine in (conv_planes, conv_patches):
         source, normed = x.array(), None
     statistics = running_mean, running_var, momentum, eps
     pixels = shape[0] * shape[2] * shape[3]
@@ -194,7 +194,7 @@ def conv_bn_backward(
     grad = in_order_of(grad, z)
     if saved.y is not None:
         grad = np.where(saved.y < saved.ceiling, grad, 0).astype(grad.dtype, copy=False)
-    if saved.engine is conv_planes or not z.size:
+    if saved.engine is conv_planes or not z.size or (saved.engine is conv_patches and need_dx):
         return _backward_apart(grad, saved, need_dx, residual)
     dtype = grad.dtype if norm.weight is None else native(norm.weight)
     masked = norm.has_residual and norm.relu

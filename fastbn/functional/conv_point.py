@@ -74,13 +74,13 @@ def forward(
         pixels,
         channels,
         at_once,
-        packed(weight, lambda: _panels(weight, outputs, channels, (channels, 1))),
+        packed(weight, lambda: packed_panels(weight, outputs, channels, (channels, 1))),
         outputs,
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
         0.0 if relu else -np.inf,
         as_flat(y),
-        _streams(y),
+        streams(y),
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
         _workspace(at_once, blocks_of(channels, x.itemsize), x.dtype),
@@ -142,7 +142,7 @@ def _gradients(
     pixels, at_once = x.size // channels, _run(weight.shape, x)
     runs = -(-pixels // at_once)
     runs_at_once = -(-runs // TASKS)
-    products = empty((-(-runs // runs_at_once), _panels_size(outputs, channels, x.itemsize)), x.dtype)
+    products = empty((-(-runs // runs_at_once), panels_size(outputs, channels, x.itemsize)), x.dtype)
     _, ceiling, affine, _, floor = normed.operands()
     launch(
         gradients_points,
@@ -157,10 +157,10 @@ def _gradients(
         outputs,
         at_once,
         runs_at_once,
-        None if dx is None else _panels(weight, channels, outputs, (1, channels)),
+        None if dx is None else packed_panels(weight, channels, outputs, (1, channels)),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
-        dx is not None and _streams(dx),
+        dx is not None and streams(dx),
         None if sums is None else as_flat(x),
         None if sums is None else relu_operand(sums.relu, sums.ceiling),
         None if sums is None else sums.partials,
@@ -169,9 +169,14 @@ def _gradients(
         _workspace(at_once, blocks_of(channels, x.itemsize) + blocks_of(outputs, x.itemsize), x.dtype),
         work=pixels * weight.size // 8,
     )
-    dweight = empty(weight.shape, x.dtype)
-    spare = np.empty((max_threads(), 2 * conv_panels.block_lanes(x.itemsize) ** 2), x.dtype)
-    share = len(products), 1, 1, outputs, channels
+    return gathered(products, weight.shape, x.dtype)
+
+
+def gathered(products: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Weights of ``shape``, (outputs, ...), that are the sum of ``products`` (splits, panels)."""
+    dweight = empty(shape, dtype)
+    spare = np.empty((max_threads(), 2 * conv_panels.block_lanes(dtype.itemsize) ** 2), dtype)
+    share = len(products), 1, 1, shape[0], dweight[0].size
     launch(conv_panels.add_panels, as_flat(products), *share, as_flat(dweight), spare, work=products.size)
     return dweight
 
@@ -195,22 +200,22 @@ def _sums(pixels: int, at_once: int, channels: int, itemsize: int) -> Sums:
     return Sums(np.empty((2, counts.size, blocks_of(channels, itemsize) * conv_panels.block_lanes(itemsize))), counts)
 
 
-def _streams(out: np.ndarray) -> bool:
+def streams(out: np.ndarray) -> bool:
     """Whether ``out`` is large, and made of whole lines of the cache: those need not be read to be written."""
     lanes, place = VECTOR_BYTES // out.itemsize, out.__array_interface__["data"][0]
     return VECTOR_BYTES == LINE and out.nbytes >= STREAMED and out.shape[1] % lanes == 0 and place % LINE == 0
 
 
-def _panels_size(outputs: int, channels: int, itemsize: int) -> int:
+def panels_size(outputs: int, channels: int, itemsize: int) -> int:
     """Elements of the panels of so many outputs and channels."""
     columns = conv_panels.panel_columns(itemsize)
     return -(-outputs // columns) * columns * blocks_of(channels, itemsize) * conv_panels.block_lanes(itemsize)
 
 
-def _panels(weight: np.ndarray, outputs: int, channels: int, strides: tuple[int, int]) -> np.ndarray:
+def packed_panels(weight: np.ndarray, outputs: int, channels: int, strides: tuple[int, int]) -> np.ndarray:
     """A C-contiguous ``weight``, ``strides`` from output to output and channel to channel, as panels."""
     weight = weight if weight.flags.writeable else weight.copy()  # a kernel of its own would be compiled for read-only
-    panels = empty((_panels_size(outputs, channels, weight.itemsize),), weight.dtype)
+    panels = empty((panels_size(outputs, channels, weight.itemsize),), weight.dtype)
     spare = np.empty((max_threads(), conv_panels.block_lanes(weight.itemsize) ** 2), weight.dtype)
     share = (0, *strides), np.zeros(1, np.int64), 1, 1, outputs, channels
     launch(conv_panels.pack_panels, as_flat(weight), *share, panels, spare, work=panels.size)

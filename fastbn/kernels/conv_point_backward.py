@@ -15,7 +15,7 @@ from fastbn.kernels.conv_point import fill_pixels, multiply_pixels
 
 
 @body
-def _add_products(blocks, channels, dy_blocks, outputs, block, pixels, sums):
+def add_products(blocks, channels, dy_blocks, outputs, block, pixels, sums):
     """sums, laid out as panels, += sum over pixels of blocks * dy_blocks."""
     lanes = lanes_of(blocks)
     breadth = TILE_VECTORS * lanes
@@ -66,7 +66,7 @@ def _gradients_task(
         fill_pixels(x, None, x_ceiling, x_affine, None, x_floor, first, count, channels, blocks, block)
         if dy_sums is not None:
             _set_sums(dy_blocks, block, count, outputs, dy_sums[run])
-        _add_products(blocks, channels, dy_blocks, outputs, block, count, total)
+        add_products(blocks, channels, dy_blocks, outputs, block, count, total)
         if dx is not None:
             multiply_pixels(
                 dy_blocks, block, count, outputs, panels, channels, None, residual, -np.inf, dx, first, streaming,
