@@ -70,7 +70,7 @@ Gradients = tuple[np.ndarray | Gradient | None, np.ndarray, Maybe, Maybe, Maybe,
 class ConvBnSaved:
     """What ``conv_bn_backward`` needs: x, as an array or before its batch norm ``normed``, and what batch norm kept.
 
-    y: the output, where a ReLU's ceiling is not part of the unit.
+    y: the output, where a ReLU's ceiling is not part of the unit, or of all its ways back.
     """
 
     x: np.ndarray
@@ -149,7 +149,7 @@ def conv_bn_forward(
         return Deferred(z, norm.stats, norm.affine, relu, ceiling), saved
     if relu and ceiling < math.inf:
         y = _cut(y, ceiling)
-        saved.y = None if known and residual is None else y
+        saved.y = None if known and residual is None and engine is not conv_patches else y
     return y, saved
 
 

@@ -80,7 +80,7 @@ def _patches_of(
 
 @body
 def _correlate_task(
-    task, x, x_shape, x_strides, out_shape, rows, window, columns, firsts, runs, counts, taps, room, panels, bias,
+    task, x_shape, x_strides, out_shape, window, x, rows, columns, firsts, runs, counts, taps, room, panels, bias,
     residual, floor, out, streaming, shifts, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
@@ -109,19 +109,21 @@ def correlate_patches(
     of a task's pixels, to whole tiles, its blocks and SLIM_ROWS vectors).
     """
     tasks = out_shape[0] * -(-out_shape[2] // rows)
-    image = (x, x_shape, x_strides, out_shape, rows, window, columns, firsts, runs, counts, taps, room)
+    image = (x, rows, columns, firsts, runs, counts, taps, room)
     share = (panels, bias, residual, floor, out, streaming, shifts, partials)
     if parallel:
         for task in prange(tasks):
-            _correlate_task(int64(task), *image, *share, workspace[get_thread_id()])
+            _correlate_task(
+                int64(task), x_shape, x_strides, out_shape, window, *image, *share, workspace[get_thread_id()]
+            )  # fmt: skip
     else:
         for task in range(tasks):
-            _correlate_task(task, *image, *share, workspace[0])
+            _correlate_task(task, x_shape, x_strides, out_shape, window, *image, *share, workspace[0])
 
 
 @body
 def _weights_task(
-    task, x, x_shape, x_strides, out_shape, rows, window, columns, firsts, runs, counts, taps, room, dy, partner, relu,
+    task, x_shape, x_strides, out_shape, window, x, rows, columns, firsts, runs, counts, taps, room, dy, partner, relu,
     affine, slopes, floor, pieces_at_once, sums, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
@@ -149,11 +151,13 @@ def correlate_weights_patches(
     As ``correlate_patches``; dy: flat, channels-last; partner, relu, affine, slopes, floor: its prologue. workspace:
     (threads, the padded rows, the blocks of a piece of x and of dy and SLIM_ROWS vectors).
     """
-    image = (x, x_shape, x_strides, out_shape, rows, window, columns, firsts, runs, counts, taps, room)
+    image = (x, rows, columns, firsts, runs, counts, taps, room)
     share = (dy, partner, relu, affine, slopes, floor, pieces_at_once, sums)
     if parallel:
         for task in prange(sums.shape[0]):
-            _weights_task(int64(task), *image, *share, workspace[get_thread_id()])
+            _weights_task(
+                int64(task), x_shape, x_strides, out_shape, window, *image, *share, workspace[get_thread_id()]
+            )  # fmt: skip
     else:
         for task in range(sums.shape[0]):
-            _weights_task(task, *image, *share, workspace[0])
+            _weights_task(task, x_shape, x_strides, out_shape, window, *image, *share, workspace[0])
