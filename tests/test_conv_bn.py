@@ -205,6 +205,20 @@ def test_sums_of_a_gradient_are_made_on_its_way(case):
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("need_dx", [False, True])
+def test_a_ceiling_cuts_on_the_way_back_of_few_channels(need_dx):
+    x, w, gamma, beta, *_, dy, _, options = operands("few channels into many", np.float64)
+    norm = {"bn_weight": 8 * gamma, "bn_bias": beta, "relu": True, "ceiling": 6.0}
+    want = by_the_twin(x, w, 8 * gamma, beta, reference.conv2d(x, w, None, **options), dy, options, "relu6")[3:7]
+    for defer in False, True:
+        _, saved = conv_bn_forward(x, w, **options, **norm, defer=defer)
+        dx, dweight, _, dgamma, dbeta, _ = conv_bn_backward(Gradient(dy, None), saved, need_dx=need_dx)
+        assert (dx is None) is not need_dx
+        for got, right in zip((dx, dweight, dgamma, dbeta), want, strict=True):
+            if got is not None:
+                close(got, right, np.float64)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_gradient_that_joins_is_added(case):
     x, w, gamma, beta, *_, dy, _, options = operands(case, np.float64)

@@ -56,6 +56,11 @@ def _cut(y: np.ndarray, ceiling: float) -> np.ndarray:
     return y if ceiling == math.inf else np.minimum(y, ceiling, out=y)
 
 
+def _passed(dy: np.ndarray, y: np.ndarray, ceiling: float) -> np.ndarray:
+    """``dy`` where ``y`` is below the ceiling, else 0."""
+    return np.where(y < ceiling, dy, 0).astype(dy.dtype, copy=False)
+
+
 class Gradient(NamedTuple):
     """The gradient to what a ``Deferred`` stands for, and its sums for that batch norm where they are known."""
 
@@ -70,7 +75,7 @@ Gradients = tuple[np.ndarray | Gradient | None, np.ndarray, Maybe, Maybe, Maybe,
 class ConvBnSaved:
     """What ``conv_bn_backward`` needs: x, as an array or before its batch norm ``normed``, and what batch norm kept.
 
-    y: the output, where a ReLU's ceiling is not part of the unit, or of all its ways back.
+    y: the output, where a ReLU's ceiling is not part of the unit.
     """
 
     x: np.ndarray
@@ -149,7 +154,7 @@ def conv_bn_forward(
         return Deferred(z, norm.stats, norm.affine, relu, ceiling), saved
     if relu and ceiling < math.inf:
         y = _cut(y, ceiling)
-        saved.y = None if known and residual is None and engine is not conv_patches else y
+        saved.y = None if known and residual is None else y
     return y, saved
 
 
@@ -193,7 +198,7 @@ def conv_bn_backward(
         check_shape(who, "residual", residual, saved.x.shape, "as x")
     grad = in_order_of(grad, z)
     if saved.y is not None:
-        grad = np.where(saved.y < saved.ceiling, grad, 0).astype(grad.dtype, copy=False)
+        grad = _passed(grad, saved.y, saved.ceiling)
     if saved.engine is conv_planes or not z.size or (saved.engine is conv_patches and need_dx):
         return _backward_apart(grad, saved, need_dx, residual)
     dtype = grad.dtype if norm.weight is None else native(norm.weight)
@@ -222,6 +227,8 @@ def _backward_apart(
     dy: np.ndarray, saved: ConvBnSaved, need_dx: bool, residual: np.ndarray | None
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """``conv_bn_backward``, one layer after the other."""
+    if saved.ceiling < math.inf and saved.y is None:
+        dy = _passed(dy, norm_parts.normalize(saved.norm.x, saved.norm.stats, saved.norm.affine)[0], saved.ceiling)
     dz, dgamma, dbeta, dresidual = batch_norm_backward(dy, saved.norm)
     x, weight = saved.x, saved.weight
     dx: np.ndarray | None
