@@ -22,14 +22,27 @@ from bench.test_conv import in_order
 from fastbn.kernels._jit import Kernel
 
 ROLES = {
-    "convolution, gradient to x": ("correlate", "correlate_blocks", "correlate_depthwise", "split_planes"),
-    "gradient to the weights": ("correlate_weights", "correlate_weights_blocks", "correlate_weights_depthwise"),
-    "weights packed": ("pack_panels", "add_panels"),
+    "convolution, gradient to x": (
+        "correlate",
+        "correlate_blocks",
+        "correlate_depthwise",
+        "correlate_points",
+        "correlate_winograd",
+        "split_planes",
+    ),
+    "gradient to the weights": (
+        "correlate_weights",
+        "correlate_weights_blocks",
+        "correlate_weights_apart",
+        "correlate_weights_together",
+    ),
+    "both gradients at once": ("gradients_points", "gradients_depthwise"),
+    "weights packed": ("pack_panels", "add_panels", "transform_panels", "gather_panels"),
     "batch norm": ("forward_matrix", "normalize_matrix", "backward_matrix", "products_matrix"),
     "ReLU": ("relu", "relu_backward"),
     "Python, memory": (),
 }
-COLOURS = ("#0072b2", "#56b4e9", "#999999", "#d55e00", "#f0e442", "#dddddd")
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#999999", "#d55e00", "#f0e442", "#dddddd")
 VERSIONS = {"apart": "fastbn apart", "one unit": "fastbn"}
 ROUNDS = 9
 

@@ -6,9 +6,9 @@ has lanes are transposed at once.
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, transpose
-from fastbn.kernels._vector import lanes_of, load, store
+from fastbn.kernels._vector import lanes_of, load, load_part, splat, store
 
 
 def block_lanes(itemsize: int) -> int:
@@ -26,6 +26,18 @@ def tile_elements(itemsize: int) -> int:
     return TILE_ROWS * panel_columns(itemsize)
 
 
+@inlined
+def _copy_rows(weights, start, step, count, channels, panels, at):
+    """The rows of a panel, where a channel's weights to ``count`` outputs lie side by side, ``step`` apart."""
+    lanes = lanes_of(weights)
+    zero = splat(weights, 0.0)
+    for _ in range(channels):
+        for j in range(0, count, lanes):
+            store(panels, at + j, load_part(weights, start + j, min(lanes, count - j), zero))
+        start += step
+        at += TILE_VECTORS * lanes
+
+
 @body
 def pack_task(task, weights, strides, places, taps, outputs, channels, panels, spare):
     """A panel of ``pack_panels``."""
@@ -40,6 +52,11 @@ def pack_task(task, weights, strides, places, taps, outputs, channels, panels, s
     if taps * channels < taps * block or (panel + 1) * breadth > outputs:
         for index in range(task * size, (task + 1) * size):
             panels[index] = 0
+    if strides[1] == taps == kernel == 1:
+        o = panel * breadth
+        start = group * strides[0] + o
+        _copy_rows(weights, start, strides[2], min(breadth, outputs - o), channels, panels, task * size)
+        return
     for v in range(TILE_VECTORS):
         o = panel * breadth + v * lanes
         count = min(lanes, outputs - o)
@@ -51,13 +68,11 @@ def pack_task(task, weights, strides, places, taps, outputs, channels, panels, s
                 steps = min(lanes, length - first)
                 start = source + first
                 inside = start + (lanes - 1) * strides[1] + lanes <= weights.size
-                if count == lanes and (strides[1] == 1 or inside):
-                    if strides[1] > 1:
-                        transpose(weights, start, strides[1], spare, 0)
+                if count == lanes and inside:
+                    transpose(weights, start, strides[1], spare, 0)
                     for step in range(steps):
                         if places[t] >= 0:
-                            row = load(weights, start + step) if strides[1] == 1 else load(spare, step * lanes)
-                            store(panels, at + (places[t] * block + c) * breadth, row)
+                            store(panels, at + (places[t] * block + c) * breadth, load(spare, step * lanes))
                         t += 1
                         if t == kernel:
                             c, t = c + 1, 0
