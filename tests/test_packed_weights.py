@@ -15,9 +15,9 @@ from fastbn.functional import conv2d, conv2d_backward, conv_blocks, conv_point, 
 def packings(monkeypatch):
     """Counts how often weights are packed."""
     count = []
-    for engine in conv_blocks, conv_point:
-        pack = engine._panels
-        monkeypatch.setattr(engine, "_panels", lambda *operands, pack=pack: count.append(1) or pack(*operands))
+    for engine, name in (conv_blocks, "_panels"), (conv_point, "packed_panels"):
+        pack = getattr(engine, name)
+        monkeypatch.setattr(engine, name, lambda *operands, pack=pack: count.append(1) or pack(*operands))
     return count
 
 

@@ -23,6 +23,7 @@ from fastbn import nn, optim
 from helpers import ORDERS
 from layouts import LAYOUTS
 from fastbn.functional.conv_bn import conv_bn_backward, conv_bn_forward
+from fastbn.functional.conv_bn_lanes import unit_backward, unit_forward
 from fastbn.kernels._jit import Kernel
 
 def doors(image, matrix, relu, groups, count_include_pad):
@@ -68,6 +69,7 @@ def doors(image, matrix, relu, groups, count_include_pad):
     whole = np.repeat(square, groups, axis=1)
     running = {"running_mean": np.zeros(32, image.dtype), "running_var": np.ones(32, image.dtype)}
     conv_bn_backward(*conv_bn_forward(many, whole, relu=bool(relu), **running))
+    units(np.repeat(image, 8, axis=0), relu)
     for bias in None, np.ones(5, matrix.dtype):
         y = F.linear(matrix, np.ones((5, matrix.shape[1]), matrix.dtype), bias, relu=relu)
     F.linear_backward(y, matrix, np.ones((5, matrix.shape[1]), matrix.dtype))
@@ -88,6 +90,23 @@ def doors(image, matrix, relu, groups, count_include_pad):
     optim.clip_grad_norm_(parameter, 0)
     targets = np.zeros(len(matrix), np.int32)
     F.cross_entropy_backward(matrix, targets, F.cross_entropy_forward(matrix, targets)[1])
+
+def units(batch, relu):
+    wide = np.repeat(batch, 16, axis=1)
+    larger = np.tile(wide, (1, 1, 8, 8))
+    for x, outputs, kernel in (wide[:, :32], 32, 1), (batch[:, :3], 32, 3), (wide, 64, 3), (larger, 64, 3):
+        weight = np.ones((outputs, x.shape[1], kernel, kernel), x.dtype)
+        running = {"running_mean": np.zeros(outputs, x.dtype), "running_var": np.ones(outputs, x.dtype)}
+        y, saved = conv_bn_forward(x, weight, None, 1, kernel // 2, relu=bool(relu), gram=False, **running)
+        conv_bn_backward(y, saved, need_dx=x.shape[1] > 3)
+    few = np.ascontiguousarray(batch[:, :3])
+    vector = np.ones(3, few.dtype)
+    constants = np.zeros(3, few.dtype), vector, 0.1, 1e-5
+    weight = np.ones((3, 3, 2, 2), few.dtype)
+    y, saved = unit_forward(few, weight, None, 1, 0, 1, 1, vector, vector, constants, True)
+    unit_backward(y, saved)
+    square = np.ones((600, 600), few.dtype)
+    F.linear(square, square)
 
 def signatures():
     counts = {}

@@ -19,7 +19,8 @@ SHORT_ROWS = (8, 3, 4)
 def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = None, *, training: bool = True) -> None:
     """Compile, or load from the cache, what ``model`` needs for ``input_shape``.
 
-    Without a model: what the doors of ``fastbn.functional`` need for float32; not the units of ``fuse``.
+    Without a model: what the doors of ``fastbn.functional`` need for float32 in C order; not the units of ``fuse``, nor
+    convolutions of channels-last images, whose kernels depend on their shapes.
     training: also what the backward pass needs. The model is left as it is.
     """
     if model is None or input_shape is None:
@@ -65,6 +66,8 @@ def _all_doors() -> None:
     F.conv2d_backward(F.conv2d(pixels, each, groups=16), pixels, each, groups=16)
     weight = np.zeros((3, 3), np.float32)
     F.linear_backward(F.linear(matrix, weight), matrix, weight)
+    large = np.zeros((600, 600), np.float32)
+    F.linear(large, large)
     F.weight_norm_backward(F.weight_norm(weight, weight[:, :1]), weight, weight[:, :1])
     y, indices = F.max_pool2d_forward(image, 2)
     F.max_pool2d_backward(y, indices, image.shape)
