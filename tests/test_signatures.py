@@ -14,8 +14,64 @@ from fastbn.kernels import _simd
 
 TESTS = Path(__file__).parent
 
+SIGNATURES = """
+import importlib, json, pkgutil
+import fastbn.kernels
+from fastbn.kernels._jit import Kernel
+
+def signatures():
+    counts = {}
+    for found in pkgutil.iter_modules(fastbn.kernels.__path__):
+        module = importlib.import_module(f"fastbn.kernels.{found.name}")
+        for name, kernel in vars(module).items():
+            if isinstance(kernel, Kernel):
+                both = kernel.serial.signatures + kernel.parallel.signatures
+                counts[f"{found.name}.{name}"] = len({types[:-1] for types in both})
+    return counts
+
+"""
+
+# Kernels of units, and of convolutions of channels-last images.
+UNITS = {
+    "batch_norm_partials.products_matrix": 1,
+    "conv_point.correlate_points": 1,
+    "conv_point_backward.gradients_points": 1,
+    "conv_patches.correlate_patches": 1,
+    "conv_patches.correlate_weights_patches": 1,
+    "conv_winograd.correlate_winograd": 2,  # moments; the gradient of a batch norm
+    "conv_winograd_weights.correlate_weights_apart": 1,
+    "conv_winograd_weights.correlate_weights_together": 1,
+    "winograd_panels.transform_panels": 1,
+    "winograd_panels.gather_panels": 1,
+    "conv_bn_lanes.forward_unit_lanes": 1,
+    "conv_bn_lanes_backward.backward_unit_lanes": 1,
+}
+UNIT_CALLS = """
+import sys
+import numpy as np
+sys.path.insert(0, "tests")
+from layouts import LAYOUTS
+from fastbn.functional.conv_bn import conv_bn_backward, conv_bn_forward
+from fastbn.functional.conv_bn_lanes import unit_backward, unit_forward
+
+rng = np.random.default_rng(0)
+few, wide, larger = (rng.random(shape, np.float32) for shape in ((32, 3, 6, 4), (32, 64, 6, 4), (4, 64, 48, 32)))
+small = wide[:, :32]
+for lie in (LAYOUTS[name] for name in LAYOUTS if name != "big_endian"):
+    for x, outputs, kernel in (small, 32, 1), (few, 32, 3), (wide, 64, 3), (larger, 64, 3):
+        weight = np.ones((outputs, x.shape[1], kernel, kernel), x.dtype)
+        running = {"running_mean": np.zeros(outputs, x.dtype), "running_var": np.ones(outputs, x.dtype)}
+        y, saved = conv_bn_forward(lie(x), weight, None, 1, kernel // 2, relu=True, gram=False, **running)
+        conv_bn_backward(lie(y), saved, need_dx=x.shape[1] > 3)
+    statistics = np.zeros(3, few.dtype), np.ones(3, few.dtype), 0.1, 1e-5
+    weight = np.ones((3, 3, 2, 2), few.dtype)
+    unit = unit_forward(np.ascontiguousarray(lie(few)), weight, None, 1, 0, 1, 1, None, None, statistics, True)
+    unit_backward(lie(unit[0]), unit[1])
+print(json.dumps(signatures()))
+"""
+
 CALLS = """
-import importlib, json, pkgutil, sys
+import sys
 import numpy as np
 sys.path.insert(0, "tests")
 import fastbn, fastbn.kernels, fastbn.functional as F
@@ -23,8 +79,6 @@ from fastbn import nn, optim
 from helpers import ORDERS
 from layouts import LAYOUTS
 from fastbn.functional.conv_bn import conv_bn_backward, conv_bn_forward
-from fastbn.functional.conv_bn_lanes import unit_backward, unit_forward
-from fastbn.kernels._jit import Kernel
 
 def doors(image, matrix, relu, groups, count_include_pad):
     n, c = image.shape[:2]
@@ -69,10 +123,10 @@ def doors(image, matrix, relu, groups, count_include_pad):
     whole = np.repeat(square, groups, axis=1)
     running = {"running_mean": np.zeros(32, image.dtype), "running_var": np.ones(32, image.dtype)}
     conv_bn_backward(*conv_bn_forward(many, whole, relu=bool(relu), **running))
-    units(np.repeat(image, 8, axis=0), relu)
     for bias in None, np.ones(5, matrix.dtype):
         y = F.linear(matrix, np.ones((5, matrix.shape[1]), matrix.dtype), bias, relu=relu)
     F.linear_backward(y, matrix, np.ones((5, matrix.shape[1]), matrix.dtype))
+    F.linear(*np.ones((2, 600, 600), matrix.dtype))
     F.weight_norm_backward(F.weight_norm(matrix, matrix[:, :1]), matrix, matrix[:, :1])
     F.weight_norm(image, image[:1, :, :1, :1], 1)
     y, indices = F.max_pool2d_forward(image, 2)
@@ -91,33 +145,6 @@ def doors(image, matrix, relu, groups, count_include_pad):
     targets = np.zeros(len(matrix), np.int32)
     F.cross_entropy_backward(matrix, targets, F.cross_entropy_forward(matrix, targets)[1])
 
-def units(batch, relu):
-    wide = np.repeat(batch, 16, axis=1)
-    larger = np.tile(wide, (1, 1, 8, 8))
-    for x, outputs, kernel in (wide[:, :32], 32, 1), (batch[:, :3], 32, 3), (wide, 64, 3), (larger, 64, 3):
-        weight = np.ones((outputs, x.shape[1], kernel, kernel), x.dtype)
-        running = {"running_mean": np.zeros(outputs, x.dtype), "running_var": np.ones(outputs, x.dtype)}
-        y, saved = conv_bn_forward(x, weight, None, 1, kernel // 2, relu=bool(relu), gram=False, **running)
-        conv_bn_backward(y, saved, need_dx=x.shape[1] > 3)
-    few = np.ascontiguousarray(batch[:, :3])
-    vector = np.ones(3, few.dtype)
-    constants = np.zeros(3, few.dtype), vector, 0.1, 1e-5
-    weight = np.ones((3, 3, 2, 2), few.dtype)
-    y, saved = unit_forward(few, weight, None, 1, 0, 1, 1, vector, vector, constants, True)
-    unit_backward(y, saved)
-    square = np.ones((600, 600), few.dtype)
-    F.linear(square, square)
-
-def signatures():
-    counts = {}
-    for found in pkgutil.iter_modules(fastbn.kernels.__path__):
-        module = importlib.import_module(f"fastbn.kernels.{found.name}")
-        for name, kernel in vars(module).items():
-            if isinstance(kernel, Kernel):
-                both = kernel.serial.signatures + kernel.parallel.signatures
-                counts[f"{found.name}.{name}"] = len({types[:-1] for types in both})
-    return counts
-
 rng = np.random.default_rng(0)
 shapes = (4, 6, 6, 4), (5, 3)
 arrays = {dtype: [rng.random(shape).astype(dtype) for shape in shapes] for dtype in (np.float32, np.float64)}
@@ -135,15 +162,24 @@ print(json.dumps([after_layouts, signatures()]))
 
 @pytest.fixture(scope="module")
 def counts():
-    command = [sys.executable, "-c", CALLS]
-    done = subprocess.run(command, cwd=TESTS.parent, timeout=400, capture_output=True, text=True)
+    return answer(SIGNATURES + CALLS)
+
+
+def answer(script):
+    done = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, timeout=400, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
+def test_one_version_of_what_units_need():
+    found = answer(SIGNATURES + UNIT_CALLS)
+    assert {name: found[name] for name in UNITS} == UNITS
+
+
 def test_one_version_for_each_dtype_in_every_layout(counts):
     assert len(counts[0]) > 20
-    assert counts[0] == {name: 2 * versions(name) for name in counts[0]}
+    doors = {name: count for name, count in counts[0].items() if name not in UNITS or count}
+    assert doors == {name: 2 * versions(name) for name in doors}
 
 
 def versions(name):
