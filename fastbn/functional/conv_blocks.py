@@ -49,8 +49,7 @@ def forward(
     portions = forward_portions(x.shape, weight.shape, y.shape[2:], window, groups, x.itemsize, moments)
     sums = None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, portions.place.images, portions.place.rows)
-        sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
+        sums = sums_for(y.shape, y.itemsize, portions.place.images, portions.place.rows).about_shifts(x.dtype)
     panels = packed(weight, lambda: _panels(weight, portions))
     memory, strides = flat(y)
     added = None if residual is None else as_flat(in_order_of(residual, y))
@@ -106,9 +105,7 @@ def backward_data(
         portions = part.portions
         if summed:
             assert normed is not None
-            sums = sums_for(dx.shape, dx.itemsize, portions.place.images, portions.place.rows)._replace(
-                source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
-            )
+            sums = normed.sums_through(sums_for(dx.shape, dx.itemsize, portions.place.images, portions.place.rows), x)
         first = part.first_row * strides[2] + part.first_column * strides[3]
         shape = x.shape[0], x.shape[1], part.height, part.width
         panels = _panels(weight, portions)

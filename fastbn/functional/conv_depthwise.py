@@ -41,8 +41,7 @@ def forward(
     rows, group = portions(len(x), y.shape[2], blocks_of(groups, x.itemsize), kept * x.itemsize)
     sums = None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, 1, rows)
-        sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
+        sums = sums_for(y.shape, y.itemsize, 1, rows).about_shifts(x.dtype)
     _, ceiling, affine, _, floor = prologue.operands()
     launch(
         correlate_depthwise,

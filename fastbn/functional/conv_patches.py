@@ -59,8 +59,7 @@ def forward(
     portions = _portions(weight.shape[1], y.shape[2:], window, x.itemsize)
     sums = None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, 1, portions.rows)
-        sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
+        sums = sums_for(y.shape, y.itemsize, 1, portions.rows).about_shifts(x.dtype)
     pixels, taps, outputs = portions.rows * y.shape[3], portions.taps, len(weight)
     launch(
         correlate_patches,

@@ -62,8 +62,7 @@ def forward(
     at_once = _share(pixels, (channels + outputs) * x.itemsize)
     sums = None
     if moments:
-        sums = _sums(pixels, at_once, outputs, x.itemsize)
-        sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
+        sums = _sums(pixels, at_once, outputs, x.itemsize).about_shifts(x.dtype)
     _, ceiling, affine, _, floor = prologue.operands()
     launch(
         correlate_points,
@@ -103,9 +102,7 @@ def backward(
     """(dweight, dx, sums of dx for ``normed``); dx None unless needed."""
     sums = None
     if need_dx and normed is not None:
-        sums = _sums(x.size // x.shape[1], _run(weight.shape, x), x.shape[1], x.itemsize)._replace(
-            source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
-        )
+        sums = normed.sums_through(_sums(x.size // x.shape[1], _run(weight.shape, x), x.shape[1], x.itemsize), x)
     dx = empty_like(x) if need_dx else None
     return _gradients(dy, x, weight, prologue, normed or PLAIN, residual, dx, sums, None), dx, sums
 

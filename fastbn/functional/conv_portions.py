@@ -92,11 +92,11 @@ def forward_portions(
     """For y, of ``y_size`` pixels; summed: it stays in cache until its moments are taken."""
     channels_out, channels, taps = weight_shape[0] // groups, weight_shape[1], weight_shape[2] * weight_shape[3]
     whole = forward_planes(1, y_size, window)
-    vectors = blocks_of(channels, itemsize) * planes_of(whole) * whole.width
+    vectors = blocks_of(channels, itemsize) * _planes_of(whole) * whole.width
     if summed:
         vectors = max(vectors, blocks_of(channels_out, itemsize) * y_size[1])
     weights, panels = math.prod(weight_shape) * itemsize, -(-channels_out // panel_columns(itemsize))
-    rows = rows_at_once(x_shape[0] * groups, y_size[0], vectors, weights // groups, panels)
+    rows = _rows_at_once(x_shape[0] * groups, y_size[0], vectors, weights // groups, panels)
     images = _images_at_once(x_shape[0], rows < y_size[0], whole, weight_shape, groups, channels, itemsize)
     planes = forward_planes(1, (rows, y_size[1]), window)
     layout = Layout(
@@ -116,10 +116,10 @@ def backward_portions(
     weights, panels = math.prod(weight_shape) * itemsize, -(-channels // panel_columns(itemsize))
     parts = []
     for phase, offsets in zip(planes.phases, planes.offsets, strict=True):
-        vectors = blocks_of(channels_out, itemsize) * planes_of(planes) * planes.width
+        vectors = blocks_of(channels_out, itemsize) * _planes_of(planes) * planes.width
         if summed:
             vectors = max(vectors, blocks_of(channels, itemsize) * phase.width)
-        rows = rows_at_once(x_shape[0] * groups, phase.height, vectors, weights // groups, panels)
+        rows = _rows_at_once(x_shape[0] * groups, phase.height, vectors, weights // groups, panels)
         images = _images_at_once(x_shape[0], rows < phase.height, planes, weight_shape, groups, channels_out, itemsize)
         plane_rows = rows + int(offsets.max()) // planes.width
         plane = plane_rows * planes.width
@@ -142,7 +142,7 @@ def weight_portions(dy_shape: Shape, weight_shape: Shape, window: Window, groups
     lanes, columns = block_lanes(itemsize), panel_columns(itemsize)
     depth, panel_count = blocks_of(channels, itemsize), -(-channels_out // columns)
     whole = forward_planes(1, size, window)
-    rows = rows_at_once(count * groups, size[0], depth * planes_of(whole) * whole.width)
+    rows = _rows_at_once(count * groups, size[0], depth * _planes_of(whole) * whole.width)
     images = _images_at_once(count, rows < size[0], whole, weight_shape, groups, channels, itemsize)
     place = _place(forward_planes(1, (rows, size[1]), window), images, rows, size[1], itemsize)
     elements = groups * panel_count * taps * depth * lanes * columns
@@ -208,7 +208,7 @@ def blocks_of(channels: int, itemsize: int) -> int:
     return -(-channels // block_lanes(itemsize))
 
 
-def planes_of(geometry: Planes) -> int:
+def _planes_of(geometry: Planes) -> int:
     """Planes of a channel."""
     return len(geometry.starts_h) * len(geometry.starts_w)
 
@@ -221,7 +221,7 @@ def _wastes(rows: int, length: int, planes: Planes) -> bool:
     return TILE_ROWS * min(by_row, run_on) > WASTE * rows * length
 
 
-def rows_at_once(images: int, rows: int, vectors: int, weights: int = 0, panels: int = 1) -> int:
+def _rows_at_once(images: int, rows: int, vectors: int, weights: int = 0, panels: int = 1) -> int:
     """Rows of the output in one task: blocks of a good size, and tasks for all.
 
     vectors: of the blocks that one row needs. Few images are cut into pieces, which read all ``weights`` (bytes) each,

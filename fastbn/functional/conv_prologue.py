@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn._views import as_flat
-from fastbn.functional.norm_sums import relu_operand
+from fastbn.functional.norm_sums import Sums, relu_operand
 
 
 class Prologue(NamedTuple):
@@ -29,6 +29,10 @@ class Prologue(NamedTuple):
             return None, ceiling, self.affine, None, 0.0 if self.relu else -math.inf
         assert self.partner is not None
         return as_flat(self.partner), relu_operand(self.relu, self.ceiling), self.affine, self.slopes, -math.inf
+
+    def sums_through(self, sums: Sums, x: np.ndarray) -> Sums:
+        """``sums`` of a gradient, for the batch norm and ReLU that ``x`` goes through here."""
+        return sums._replace(source=x, affine=self.affine, relu=self.relu, ceiling=self.ceiling)
 
 
 PLAIN = Prologue()

@@ -38,8 +38,7 @@ def forward(
     share = portions(y.shape, channels, (-window.padding[0], -window.padding[1]), x.itemsize)
     sums = None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, share.place.images, share.place.rows)
-        sums = sums._replace(shifts=np.empty(sums.partials.shape[1:], x.dtype))
+        sums = sums_for(y.shape, y.itemsize, share.place.images, share.place.rows).about_shifts(x.dtype)
     layout = (0, channels * TAPS, TAPS), np.arange(TAPS), channels_out, channels
     panels = packed(weight, lambda: _panels(weight, *layout, share.panels), "winograd")
     _correlate(x, prologue, share, panels, bias, residual, relu, y, sums)
@@ -81,9 +80,7 @@ def backward_data(
     share = portions(x.shape, channels_out, (window.padding[0] - 2, window.padding[1] - 2), x.itemsize)
     dx, sums = empty_like(x), None
     if normed is not None:
-        sums = sums_for(dx.shape, dx.itemsize, share.place.images, share.place.rows)._replace(
-            source=x, affine=normed.affine, relu=normed.relu, ceiling=normed.ceiling
-        )
+        sums = normed.sums_through(sums_for(dx.shape, dx.itemsize, share.place.images, share.place.rows), x)
     turned = np.arange(TAPS)[::-1].copy()
     panels = _panels(weight, (0, TAPS, channels * TAPS), turned, channels, channels_out, share.panels)
     _correlate(dy, prologue, share, panels, None, residual, False, dx, sums)

@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -32,6 +32,10 @@ class Sums(NamedTuple):
     affine: np.ndarray | None = None
     relu: bool = False
     ceiling: float = math.inf
+
+    def about_shifts(self, dtype: np.dtype) -> Self:
+        """As moments, with room for their shifts."""
+        return self._replace(shifts=np.empty(self.partials.shape[1:], dtype))
 
     def operands(self) -> tuple[Any, ...]:
         """Shifts, source, relu, affine, partials, as kernels take them."""
