@@ -42,7 +42,7 @@ def session_of(model, folder: Path) -> onnxruntime.InferenceSession:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("networks", nargs="*", default=["ResNet-50"], help=f"of {', '.join(OURS)}")
+    parser.add_argument("networks", nargs="*", default=list(OURS), help=f"of {', '.join(OURS)}")
     options = parser.parse_args()
     print(f"3 x 224 x 224, {fastbn.get_num_threads()} threads, median milliseconds")
     print("network      batch   folded   as trained   onnxruntime   onnxruntime / folded")

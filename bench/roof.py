@@ -48,7 +48,7 @@ def copy_to(x: np.ndarray, out: np.ndarray, streaming: bool) -> None:
 @body
 def _multiply_task(task, a, b, offsets, repeats, tiles):
     for _ in range(repeats):
-        block_tile(a, 0, 0, b, 0, 0, offsets, 1, tiles[task])
+        block_tile(a, 0, 0, b, 0, offsets, 1, tiles[task], 0, 0, None, None, 0, 0)
 
 
 @driver

@@ -80,8 +80,8 @@ _idle = _Idle()
 class _Block(np.ndarray):
     """The owner of a block, and the base of every view of it: NumPy looks for owners behind arrays of its own type."""
 
-    def __del__(self, idle: _Idle = _idle) -> None:
-        if isinstance(self.base, ctypes.Array):  # not a view of a block, of its own type
+    def __del__(self, idle: _Idle = _idle, memory: type[ctypes.Array] = ctypes.Array) -> None:
+        if isinstance(self.base, memory):  # not a view of a block, of its own type; modules may be gone by now
             idle.give(self.base)
 
 
@@ -96,6 +96,38 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         memory = (ctypes.c_char * size).from_buffer(np.empty(size, BYTE).data)
     block = _Block((size,), BYTE, memory)  # type: ignore[arg-type]
     return np.ndarray(shape, dtype, block, -ctypes.addressof(memory) % ALIGNMENT)
+
+
+class _Scratch(threading.local):
+    """A block of each Python thread, and views of its beginning."""
+
+    block = np.empty(0, BYTE)
+
+    def __init__(self) -> None:
+        self.views: dict[tuple[tuple[int, ...], np.dtype], np.ndarray] = {}
+
+
+_scratch = _Scratch()
+
+
+def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A workspace for one launch: the next one of this Python thread lies in the same memory, warm in the caches."""
+    view = _scratch.views.get((shape, dtype))
+    if view is None:
+        size = dtype.itemsize * math.prod(shape)
+        if _scratch.block.size < size:
+            _scratch.views.clear()
+            _scratch.block = aligned(np.empty(size, BYTE))
+        view = _scratch.views[shape, dtype] = np.ndarray(shape, dtype, _scratch.block)
+    return view
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A C-contiguous copy on a multiple of 64 bytes, for vectors that are read time and again."""
+    memory = np.empty(array.nbytes + ALIGNMENT, BYTE)
+    copy: np.ndarray = np.ndarray(array.shape, array.dtype, memory, -memory.ctypes.data % ALIGNMENT)
+    copy[...] = array
+    return copy
 
 
 def get_cache_limit() -> int:

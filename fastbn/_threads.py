@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numba
 
@@ -19,6 +19,14 @@ class Kernel(Protocol):
     def serial(self) -> Callable[..., Any]: ...
     @property
     def parallel(self) -> Callable[..., Any]: ...
+
+
+class Launch(NamedTuple):
+    """The arguments of ``launch``."""
+
+    kernel: Kernel
+    operands: tuple[Any, ...]
+    work: int
 
 
 # Below this many elements the start of a parallel region costs more than a second core saves.
@@ -58,6 +66,7 @@ _loaded = False  # a kernel has been loaded here or in the process this one was 
 _unguarded = False  # a parallel loop has run, on a layer that takes several at once: Numba's workqueue aborts
 _serial_only = False
 _both = False
+_tapes: dict[int, list[Launch]] = {}  # by Python thread, see ``recorded``
 
 
 def get_num_threads() -> int:
@@ -79,8 +88,15 @@ def set_num_threads(n: int) -> None:
 
 def launch(kernel: Kernel, *args: Any, work: int) -> Any:
     """Run a kernel: its parallel version where ``work``, in elements, repays it and where it is safe."""
+    return run(kernel, args, work)
+
+
+def run(kernel: Kernel, args: tuple[Any, ...], work: int) -> Any:
+    """As ``launch``, of arguments that are a tuple already: sooner begun."""
     global _loaded, _unguarded
     _loaded = True
+    if _tapes and (tape := _tapes.get(threading.get_ident())) is not None:
+        tape.append(Launch(kernel, args, work))
     if _both:
         kernel.serial(*args, None)
     elif work < MIN_PARALLEL_WORK or _count == 1:
@@ -103,6 +119,17 @@ def _parallel(kernel: Kernel, args: tuple[Any, ...]) -> Any:
     if numba.get_num_threads() != _count:
         numba.set_num_threads(_count)
     return kernel.parallel(*args, True)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """What this Python thread launches meanwhile, in a list that grows; not to be nested."""
+    thread = threading.get_ident()
+    tape = _tapes[thread] = []
+    try:
+        yield tape
+    finally:
+        del _tapes[thread]
 
 
 @contextmanager

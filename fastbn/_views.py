@@ -93,7 +93,9 @@ def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: A
 
 
 def in_order_of(array: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """``array`` in the memory order of ``like``, copied if it lies otherwise."""
+    """``array`` in the memory order of a dense ``like``, copied if it lies otherwise."""
+    if array.strides == like.strides and array.dtype is like.dtype and array.flags.behaved:
+        return array
     array = dense(array)
     if is_channels_last(like):
         return channels_second(np.ascontiguousarray(channels_last(array)))
@@ -108,17 +110,14 @@ def as_ncs(array: np.ndarray) -> np.ndarray:
 
 def as_flat(array: np.ndarray) -> np.ndarray:
     """A dense array as one run of memory."""
-    memory = channels_last(array) if is_channels_last(array) else array
-    return _kernel_ready(memory).reshape(-1)
+    return _kernel_ready(array.ravel("K"))
 
 
 def flat(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """A dense (N, C, H, W) array as one run of memory, and the steps along its logical axes there."""
     _, c, h, w = array.shape
     # From the shape: NumPy lets the stride of an axis of length 1 be anything.
-    if is_channels_last(array):
-        return _kernel_ready(channels_last(array)).reshape(-1), (c * h * w, 1, w * c, c)
-    return _kernel_ready(array).reshape(-1), (c * h * w, h * w, w, 1)
+    return as_flat(array), (c * h * w, 1, w * c, c) if is_channels_last(array) else (c * h * w, h * w, w, 1)
 
 
 def with_places(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int, int, int]]:

@@ -84,6 +84,8 @@ MODELS = {
 
 
 def randomize(model, rng):
+    for parameter in model.parameters():
+        parameter.unlock()
     for name, array in model.state_dict().items():
         array[...] = 7 if "tracked" in name else rng.uniform(0.5, 2, array.shape)
     return model

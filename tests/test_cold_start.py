@@ -12,9 +12,8 @@ ANSWER = """
 import numpy as np
 import fastbn.functional as F
 
-x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-mean = F.batch_norm(x, training=True).mean()
-assert abs(mean) < 1e-6, mean
+y = F.relu(np.arange(-2, 3, dtype=np.float32))
+assert y.tolist() == [0, 0, 0, 1, 2], y
 """
 
 

@@ -13,7 +13,10 @@ from fastbn import functional as F
 from fastbn import models, nn
 from fastbn.errors import ArgumentError, DtypeError, ShapeError
 from fastbn.functional.conv_bn_lanes import unit_backward, unit_forward
-from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.functional.conv_geometry import Window
+from fastbn.functional.conv_lanes import backward_tiles
+from fastbn.kernels._simd import LANE_VECTORS, VECTOR_BYTES
+from fastbn.kernels.lanes import TILE_FIELDS
 
 TOL = {np.float32: 2e-5, np.float64: 1e-11}
 ACTIVATIONS = {None: nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid}
@@ -211,6 +214,14 @@ def test_a_step_of_a_fused_network_is_the_same(network, batch):
         for a, b in zip(plain.buffers(), fused.buffers(), strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-9)
     np.testing.assert_allclose(fused.eval()(x), plain.eval()(x), rtol=1e-9, atol=1e-9)
+
+
+def test_little_of_the_padding_is_multiplied():
+    """Of LeNet's second gradient to x, 1600 products a pair of channels: 2400 by whole rows of pixels and taps."""
+    window = Window((5, 5), (1, 1), (0, 0), (1, 1))
+    tiles = backward_tiles((16, 6, 5, 5), 1, (12, 12), (8, 8), window, 4)[2].reshape(-1, TILE_FIELDS)
+    lines, runs = tiles[:, 4], tiles[:, 6]
+    assert 1600 <= (lines * runs).sum() * LANE_VECTORS / 16 <= 2000
 
 
 def test_torch_agrees():

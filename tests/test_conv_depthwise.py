@@ -23,6 +23,9 @@ CASES = {
     "stride beyond the kernel": ((2, 16, 11, 10), (2, 1), (4, 3), (1, 0), (1, 1)),
     "padding beyond the kernel": ((2, 16, 3, 2), (2, 2), (1, 2), (3, 4), (1, 1)),
     "no padding": ((2, 16, 7, 8), (4, 3), (1, 1), (0, 0), (1, 1)),
+    "several small images together": ((11, 37, 6, 5), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "several small images, stride": ((11, 21, 12, 10), (3, 3), (2, 2), (1, 1), (1, 1)),
+    "rows asked for ahead": ((16, 32, 17, 41), (3, 3), (1, 1), (1, 1), (1, 1)),
     "an image smaller than the stride": ((2, 16, 2, 1), (3, 3), (4, 3), (1, 1), (1, 1)),
 }
 DTYPES = [np.float32, np.float64]

@@ -15,8 +15,10 @@ from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels._simd_point import SLIM_ROWS
 
-# Images, height, width, channels, outputs: whole panels, parts of vectors, one vector on either side, one run.
+# Images, height, width, channels, outputs: whole panels, parts of vectors, one vector on either side, one run; weights
+# that tasks share out.
 SIZES = (3, 13, 17, 64, 96), (2, 31, 33, 16, 24), (16, 5, 7, 24, 16), (1, 40, 41, 20, 72), (1, 5, 23, 40, 17)
+LARGE = (16, 3, 3, 200, 328), (16, 3, 3, 330, 164)
 
 
 def image(rng, *shape):
@@ -54,7 +56,7 @@ def statistics(sums, channels):
     return (means * counts).sum(axis=0)[:channels] / counts.sum(), squares.sum(axis=0)[:channels]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES + LARGE, ids=str)
 @pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
 def test_it_is_the_convolution_over_blocks(rng, size, normed, joined):
@@ -77,6 +79,37 @@ def test_it_is_the_convolution_over_blocks(rng, size, normed, joined):
         alone, nothing, _ = engine.backward(dy, x, weight, POINT, 1, of_dy, of_x, need_dx=False)
         assert nothing is None
         np.testing.assert_array_equal(alone, dweight)
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want, np.float64, scale=100)
+
+
+@pytest.mark.parametrize("size", LARGE, ids=str)
+def test_large_weights_are_shared_out(size):
+    n, height, width, channels, outputs = size
+    pixels = n * height * width
+    at_once, wide = conv_point._forward_share(pixels, channels, outputs, 8)
+    share = conv_point._backward_share(pixels, channels, outputs, 8)
+    assert wide < outputs
+    assert share.wide < channels
+    assert at_once % SLIM_ROWS == share.at_once % SLIM_ROWS == 0
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 3)], ids=str)
+@pytest.mark.parametrize("added", [False, True])
+def test_a_stride_visits_its_pixels_alone(rng, stride, added):
+    x, weight, _ = operands(rng, (3, 17, 23, 40, 24))
+    window = Window((1, 1), stride, (0, 0), (1, 1))
+    y = channels_last(np.full((3, 24, -(-17 // stride[0]), -(-23 // stride[1])), np.nan))
+    dy, other = image(rng, *y.shape), image(rng, *x.shape) if added else None
+    of_dy, of_x = prologues(rng, x, dy)
+    assert engine_for(x, weight.shape, window, 1, y.shape) is conv_point
+    found = []
+    for engine in conv_point, conv_blocks:
+        engine.forward(x, weight, None, window, 1, None, False, y, of_x)
+        dweight, dx, sums = engine.backward(dy, x, weight, window, 1, of_dy, of_x, other)
+        assert sums is None
+        found.append((y.copy(order="K"), dweight, dx))
+        assert engine.backward(dy, x, weight, window, 1, of_dy, of_x, need_dx=False)[1] is None
     for got, want in zip(*found, strict=True):
         assert_close(got, want, np.float64, scale=100)
 
@@ -184,8 +217,8 @@ def test_which_convolutions_it_is_for():
     assert engine_for(x, weight, POINT, 1, y_shape) is conv_blocks
     assert engine_for(channels_last(x), weight, strided, 1, (1, 32, 5, SLIM_ROWS // 2)) is conv_blocks
     assert engine_for(channels_last(x[:, :, :2]), weight, POINT, 1, (1, 32, 2, SLIM_ROWS)) is conv_blocks
-    large = channels_last(np.zeros((1, 1024, 9, SLIM_ROWS), np.float32))
-    assert engine_for(large, (1024, 1024, 1, 1), POINT, 1, large.shape) is conv_blocks
+    larger = channels_last(np.zeros((1, 16, 18, 2 * SLIM_ROWS), np.float32))
+    assert engine_for(larger, weight, strided, 1, y_shape) is conv_point
 
 
 def test_sums_of_a_gradient_behind_its_prologue(rng):

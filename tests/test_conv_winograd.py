@@ -11,7 +11,7 @@ import fastbn
 import fastbn.functional as F
 from bench import conv_numerics
 from fastbn.functional import conv_blocks, conv_winograd, winograd_portions
-from fastbn.functional.conv import conv2d_channels_last, engine_for
+from fastbn.functional.conv import convolve, engine_for
 from fastbn.functional.conv_bn import conv_bn_backward, conv_bn_forward
 from fastbn.functional.conv_geometry import Window
 
@@ -146,7 +146,7 @@ def test_torch_agrees(rng):
 @pytest.mark.parametrize("order", ORDERS)
 def test_x_may_lie_in_either_order(rng, order):
     x, weight, bias = operands(rng, (3, 64, 14, 14), 64, np.float32)
-    y = conv2d_channels_last(ORDERS[order](x), weight, bias, padding=1)
+    y = convolve(ORDERS[order](x), weight, bias, 1, 1, 1, 1, follows=False)
     np.testing.assert_array_equal(y, F.conv2d(x, weight, bias, padding=1))
 
 

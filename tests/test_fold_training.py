@@ -502,6 +502,7 @@ def test_fold_leaves_plain_layers(quantizer, in_place, rng):
     np.testing.assert_allclose(folded(x), want, rtol=1e-5, atol=1e-6)  # fused: other sums, in another memory order
     assert "0.conv.weight" in folded.state_dict()
     assert "2.a.weight" in folded.state_dict()
+    folded[0][0].weight.unlock()
     folded[0][0].weight.data[...] = 0
     np.testing.assert_array_equal(model(x), want)
 

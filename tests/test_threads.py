@@ -89,7 +89,7 @@ OPERATIONS = {
     conv2d: 1,
     conv2d_backward: 2,
     linear: 1,
-    linear_backward: 2,
+    linear_backward: 1,
     max_pool2d: 2,
     avg_pool2d: 2,
     relu: 2,

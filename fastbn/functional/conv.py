@@ -1,5 +1,6 @@
 """Two-dimensional convolution (cross-correlation, as PyTorch and ONNX mean it)."""
 
+import math
 from types import ModuleType
 
 import numpy as np
@@ -55,40 +56,44 @@ def conv2d(
     Returns (N, C_out, OH, OW) in the memory order of ``x``, OH = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1;
     out: written and returned if given, apart from ``x``. Raises ShapeError, DtypeError, ArgumentError.
     """
-    who = "conv2d"
-    sizes, y_shape = check_convolution(who, 2, x, weight, stride, padding, dilation, groups)
-    window, groups = Window(*sizes), int(groups)
-    source = dense(x)
-    check_operands(who, x, weight, bias, residual, out, y_shape)
-    y = empty_like(source, y_shape) if out is None else out
-    if y.size == 0:
-        return y
-    engine = engine_for(source, weight.shape, window, groups, y.shape, follows=True)
-    engine.forward(source, dense_c(weight), bias, window, groups, residual, bool(relu), y)
-    return y
+    return convolve(x, weight, bias, stride, padding, dilation, groups, residual=residual, relu=bool(relu), out=out)
 
 
-def conv2d_channels_last(
+def convolve(
     x: np.ndarray,
     weight: np.ndarray,
-    bias: np.ndarray | None = None,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
+    bias: np.ndarray | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
     *,
     residual: np.ndarray | None = None,
     relu: bool = False,
+    ceiling: float = math.inf,
+    out: np.ndarray | None = None,
+    follows: bool = True,
 ) -> np.ndarray:
-    """``conv2d`` with a channels-last output, the fast one, whatever the order of ``x``."""
+    """``conv2d``; ceiling: what the ReLU cuts above.
+
+    follows: the output lies in the memory order of ``x``, else it is channels-last, which is the fast one.
+    """
     who = "conv2d"
     sizes, y_shape = check_convolution(who, 2, x, weight, stride, padding, dilation, groups)
-    check_operands(who, x, weight, bias, residual, None, y_shape)
-    y = channels_second(empty((y_shape[0], *y_shape[2:], y_shape[1]), native(x)))
+    window, groups = Window(*sizes), int(groups)
+    check_operands(who, x, weight, bias, residual, out, y_shape)
+    source = dense(x)
+    if out is not None:
+        y = out
+    elif follows:
+        y = empty_like(source, y_shape)
+    else:
+        y = channels_second(empty((y_shape[0], *y_shape[2:], y_shape[1]), source.dtype))
     if y.size:
-        window, groups = Window(*sizes), int(groups)
-        engine = engine_for(x, weight.shape, window, groups, y.shape)
-        engine.forward(dense(x), dense_c(weight), bias, window, groups, residual, bool(relu), y)
+        engine = engine_for(source, weight.shape, window, groups, y_shape, follows)
+        if engine is conv_point and y.nbytes < conv_point.STREAMED:
+            engine = conv_blocks  # it reads weights ahead, and goes about few pixels panel by panel
+        engine.forward(source, dense_c(weight), bias, window, groups, residual, relu, y, ceiling=ceiling)
     return y
 
 

@@ -36,12 +36,19 @@ def check_convolution(
     check_rank(who, "weight", weight, (axes + 2,), f"(C_out, C_in / groups, {KERNEL[axes]})")
     options = stride, padding, dilation, groups
     # A cache takes True for 1.
-    sizes = _sizes if all(_exact(option) for option in options) else _sizes.__wrapped__
+    sizes = _sizes if _are_exact(options) else _sizes.__wrapped__
     return sizes(who, axes, x.shape, weight.shape, *options)
 
 
-def _exact(option: Any) -> bool:
-    return type(option) in (int, str) or (type(option) is tuple and all(type(entry) is int for entry in option))
+def _are_exact(options: tuple[Any, ...]) -> bool:
+    for option in options:
+        if type(option) is tuple:
+            for entry in option:
+                if type(entry) is not int:
+                    return False
+        elif type(option) is not int and type(option) is not str:
+            return False
+    return True
 
 
 @lru_cache(maxsize=512)

@@ -4,10 +4,12 @@ Channels-last operands may pass through a batch norm on their way in, see ``conv
 their way out, see ``norm_sums``.
 """
 
+import math
+
 import numpy as np
 
 from fastbn._memory import empty
-from fastbn._threads import launch, max_threads
+from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, flat, in_order_of, with_places
 from fastbn.functional.conv_geometry import Window, backward_planes
 from fastbn.functional.conv_portions import (
@@ -17,7 +19,7 @@ from fastbn.functional.conv_portions import (
     weight_portions,
 )
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
+from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, sums_for
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels.conv_blocks import correlate_blocks
 from fastbn.kernels.conv_blocks_weights import correlate_weights_blocks
@@ -41,19 +43,21 @@ def forward(
     y: np.ndarray,
     prologue: Prologue = PLAIN,
     moments: bool = False,
+    ceiling: float = math.inf,
 ) -> Sums | None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it; its moments, if wanted.
 
     prologue: of a channels-last ``x``. moments: of a channels-last y of one group.
     """
-    portions = forward_portions(x.shape, weight.shape, y.shape[2:], window, groups, x.itemsize, moments)
+    threads = None if moments else get_num_threads()
+    portions = forward_portions(x.shape, weight.shape, y.shape[2:], window, groups, x.itemsize, threads)
     sums = None
     if moments:
         sums = sums_for(y.shape, y.itemsize, portions.place.images, portions.place.rows).about_shifts(x.dtype)
     panels = packed(weight, lambda: _panels(weight, portions))
     memory, strides = flat(y)
     added = None if residual is None else as_flat(in_order_of(residual, y))
-    _correlate(x, prologue, portions, panels, bias, added, relu, memory, 0, y.shape, strides, sums)
+    _correlate(x, prologue, portions, panels, bias, added, limits_of(relu, ceiling), memory, 0, y.shape, strides, sums)
     return sums
 
 
@@ -109,7 +113,7 @@ def backward_data(
         first = part.first_row * strides[2] + part.first_column * strides[3]
         shape = x.shape[0], x.shape[1], part.height, part.width
         panels = _panels(weight, portions)
-        _correlate(dy, prologue, portions, panels, None, added, False, memory, first, shape, apart, sums)
+        _correlate(dy, prologue, portions, panels, None, added, limits_of(False), memory, first, shape, apart, sums)
     return dx, sums
 
 
@@ -126,7 +130,7 @@ def backward_weight(
 
     prologue: of a channels-last ``dy``, normed: of a channels-last ``x``.
     """
-    portions = weight_portions(dy.shape, weight.shape, window, groups, x.itemsize)
+    portions = weight_portions(dy.shape, x.shape[2:], weight.shape, window, groups, x.itemsize)
     panels = empty((portions.panels,), x.dtype)
     launch(
         correlate_weights_blocks,
@@ -160,7 +164,7 @@ def _correlate(
     panels: np.ndarray,
     bias: np.ndarray | None,
     residual: np.ndarray | None,
-    relu: bool,
+    limits: tuple[float, float],
     out: np.ndarray,
     first: int,
     out_shape: tuple[int, ...],
@@ -173,12 +177,12 @@ def _correlate(
         *with_places(x),
         *prologue.operands(),
         *portions.place,
-        portions.by_pixel,
+        portions.taps_at_once,
         panels,
         portions.at_once,
         None if bias is None else as_flat(dense_c(bias)),
         residual,
-        0.0 if relu else -np.inf,
+        limits,
         out,
         first,
         out_shape,

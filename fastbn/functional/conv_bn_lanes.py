@@ -14,19 +14,20 @@ import numpy as np
 
 from fastbn._checks import check_running_stats, check_same_dtype, check_shape
 from fastbn._memory import empty
-from fastbn._threads import launch, max_threads
+from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense, dense_c, in_order_of, native
 from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes
 from fastbn.functional.conv import Pair, engine_for
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.norm import Statistics, as_parameters, check_parameters, check_statistics, keep_moved
-from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.kernels._simd import DOT_COLUMNS, VECTOR_BYTES
 from fastbn.kernels.channels import SCALE
-from fastbn.kernels.conv_bn_lanes import NOTHING, RELU, RELU6, SIGMOID, forward_unit_lanes
+from fastbn.kernels.conv import whole_tiles
+from fastbn.kernels.conv_bn_lanes import forward_unit_lanes
 from fastbn.kernels.conv_bn_lanes_backward import backward_unit_lanes
+from fastbn.kernels.unit_activation import ACTIVATIONS
 
-ACTIVATIONS = {None: NOTHING, "relu": RELU, "relu6": RELU6, "sigmoid": SIGMOID}
 Maybe = np.ndarray | None
 
 
@@ -34,8 +35,8 @@ class Plan(NamedTuple):
     """What follows from shapes: operands of the kernels, and the elements of their workspaces.
 
     z_shape, y_shape: of the convolution's output and of the unit's. kept: shape of ``z`` and ``s``. convolution,
-    weights, data: see ``kernels.conv_bn_lanes``. panels: what they hold. splits: of the gradient to the weights,
-    ``at_once`` blocks each. cuts, spare: see there, too.
+    weights, data: see ``kernels.conv_bn_lanes``. panels: what they hold. padded, dense: how the gradient to z lies, for
+    that to x or without it. splits: of the gradient to the weights, ``at_once`` blocks each. cuts, spare: see there.
     """
 
     groups: int
@@ -45,6 +46,8 @@ class Plan(NamedTuple):
     convolution: tuple[Any, ...]
     panels: np.ndarray
     weights: tuple[Any, ...]
+    padded: tuple[Any, ...]
+    dense: tuple[Any, ...]
     data: tuple[Any, ...]
     splits: int
     at_once: int
@@ -165,6 +168,7 @@ def unit_forward(
         np.empty((2, plan.kept[0], channels)),
         plan.forward_cuts,
         _room(plan.forward_cuts, plan.spare, x.dtype),
+        get_num_threads(),
         work=plan.work,
     )
     if negative >= 0:
@@ -208,6 +212,7 @@ def unit_backward(
         gradients,
         plan.groups,
         plan.weights,
+        plan.padded if need_dx else plan.dense,
         plan.at_once,
         partials.reshape(-1),
         plan.data,
@@ -215,6 +220,7 @@ def unit_backward(
         dx.reshape(-1),
         plan.backward_cuts,
         _room(plan.backward_cuts, plan.spare, x.dtype),
+        get_num_threads(),
         work=2 * plan.work,
     )
     dbias = None
@@ -248,13 +254,16 @@ def _plan(
         return None
     shapes = weight_shape, groups, x_shape[2:], z_shape[2:], window, dtype.itemsize
     geometry, offsets, tiles, index = conv_lanes.forward_tiles(*shapes)
-    back, distances, back_tiles, back_index = conv_lanes.backward_tiles(*shapes)
-    _, products, dz_offsets = conv_lanes.product_tiles(weight_shape, groups, z_shape[2:], window, dtype.itemsize)
+    back, *data = conv_lanes.backward_tiles(*shapes, spread=True)
+    _, products, dense = conv_lanes.product_tiles(weight_shape, groups, z_shape[2:], window, dtype.itemsize)
     lanes, (blocks, at_once) = VECTOR_BYTES // dtype.itemsize, conv_lanes.split(x)
     image, pixels, depth = math.prod(x_shape[1:]), math.prod(z_shape[1:]), math.prod(weight_shape[1:])
     planes = x_shape[1] * geometry.channel_size
     forward = max(image, math.prod(y_shape[1:]) + lanes), planes
-    backward = max(pixels, conv_lanes.whole_panels(x_shape) + lanes), planes, pixels, z_shape[1] * back.channel_size
+    plane = conv_lanes.spread_out(back.channel_size)
+    padded = whole_tiles(np.arange(z_shape[1] // groups) * (plane * lanes), DOT_COLUMNS)
+    corner = -int(back.starts_h[0]) * back.width - int(back.starts_w[0])
+    backward = max(pixels, conv_lanes.whole_panels(x_shape) + lanes), planes, z_shape[1] * plane
     return Plan(
         groups=groups,
         z_shape=z_shape,
@@ -262,12 +271,14 @@ def _plan(
         kept=(blocks, conv_lanes.whole_panels(z_shape) * lanes),
         convolution=(geometry.source, offsets, tiles),
         panels=index,
-        weights=(*geometry.source, products, depth, dz_offsets),
-        data=(*back.source, distances, back_tiles, back_index, back.sparse),
+        weights=(*geometry.source, products, depth),
+        padded=(corner, back.width, plane, padded),
+        dense=(0, z_shape[3], z_shape[2] * z_shape[3], dense),
+        data=(*data, back.sparse),
         splits=-(-blocks // at_once),
         at_once=at_once,
         forward_cuts=_ends(forward, lanes),
-        backward_cuts=_ends((*backward, groups * products.size * dz_offsets.size), lanes),
+        backward_cuts=_ends((*backward, groups * products.size * dense.size), lanes),
         spare=lanes * lanes,
         work=len(x) * pixels * depth // 16,
     )

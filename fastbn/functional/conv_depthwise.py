@@ -1,5 +1,7 @@
 """Convolution by ``kernels.conv_depthwise``: one channel a group; arguments as in ``conv_blocks``."""
 
+import math
+
 import numpy as np
 
 from fastbn._checks import FLOAT64
@@ -7,11 +9,10 @@ from fastbn._memory import SMALLEST, empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, in_order_of, with_places
 from fastbn.functional.conv_geometry import Window
-from fastbn.functional.conv_portions import blocks_of
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.conv_rows import backward_rows, forward_rows, portions, splits_of
-from fastbn.functional.norm_sums import Sums, relu_operand, sums_for
-from fastbn.kernels._simd_depthwise import PIXELS
+from fastbn.functional.conv_rows import backward_rows, forward_rows
+from fastbn.functional.norm_sums import Sums, limits_of, relu_operand, sums_for
+from fastbn.functional.packed_weights import packed
 from fastbn.kernels.conv_depthwise import correlate_depthwise
 from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
@@ -33,39 +34,34 @@ def forward(
     y: np.ndarray,
     prologue: Prologue = PLAIN,
     moments: bool = False,
+    ceiling: float = math.inf,
 ) -> Sums | None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it; its moments, if wanted."""
-    lanes = block_lanes(x.itemsize)
-    places = forward_rows(window, y.shape[2:], lanes)
-    kept = len(places.offsets) * places.starts_w.size * places.columns * lanes
-    rows, group = portions(len(x), y.shape[2], blocks_of(groups, x.itemsize), kept * x.itemsize)
-    sums = None
+    target, y_shape, y_strides = with_places(y)
+    places = forward_rows(y_shape, window, x.itemsize, y_strides[1] == 1)
+    portions, sums = places.portions, None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, 1, rows).about_shifts(x.dtype)
-    _, ceiling, affine, _, floor = prologue.operands()
+        sums = sums_for(y_shape, y.itemsize, portions.images, portions.rows).about_shifts(x.dtype)
+    _, x_ceiling, affine, _, floor = prologue.operands()
     launch(
         correlate_depthwise,
         *with_places(x),
         affine,
-        ceiling,
+        x_ceiling,
         floor,
-        places.starts_w,
-        *window.stride,
-        window.padding[0],
-        places.window,
-        places.columns,
-        places.offsets,
-        _weights(weight, slice(None)),
+        window.stride[0],
+        *places[:6],
+        packed(weight, lambda: _weights(weight, slice(None)), "depthwise"),
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
-        0.0 if relu else -np.inf,
-        *with_places(y),
-        rows,
-        places.at_once,
-        group * lanes,
+        limits_of(relu, ceiling),
+        target,
+        y_shape,
+        y_strides,
+        *portions,
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
-        _workspace((y.shape[3] + 2 * PIXELS) * lanes + group * kept, x.dtype),
+        _workspace(places.workspace, x.dtype),
         work=y.size,
     )
     return sums
@@ -86,48 +82,35 @@ def backward(
 
     dweight is summed in float64 over runs of the image. What a run is follows from the shape alone.
     """
-    lanes, depth = block_lanes(x.itemsize), blocks_of(groups, x.itemsize)
-    steps = -(-x.shape[2] // window.stride[0])
-    places = backward_rows(window, x.shape[2:], lanes)
-    (kept_rows, taps), line = places.offsets.shape, -(-x.shape[3] // window.stride[1]) + PIXELS
-    kept = (
-        kept_rows * places.columns + taps + places.at_once * window.stride[0] * min(window.stride[1], x.shape[3]) * line
-    )
-    splits = splits_of(len(x), x.shape[2] * x.shape[3])
-    rows, group = portions(splits, steps, depth, kept * lanes * x.itemsize)
-    blocks = -(-steps // rows)
-    runs_at_once = -(-len(x) // splits) if blocks == 1 else 1
-    partials = empty((-(-len(x) * blocks // runs_at_once), taps, depth * lanes), FLOAT64)
+    source, x_shape, x_strides = with_places(x)
+    places = backward_rows(x_shape, window, x.itemsize, x_strides[1] == 1)
+    weights = _weights(weight, places.taps)
+    partials = empty((places.splits, *weights.shape), FLOAT64)
     dx, sums = empty_like(x), None
     if normed is not None:
-        sums = sums_for(x.shape, x.itemsize, 1, rows * window.stride[0])
+        sums = sums_for(x_shape, x.itemsize, places.portions.images, places.portions.rows * window.stride[0])
     _, ceiling, affine, _, floor = (normed or PLAIN).operands()
     launch(
         gradients_depthwise,
         *with_places(dy),
         *prologue.operands()[:-1],
-        *with_places(x),
+        source,
+        x_shape,
+        x_strides,
         affine,
         None if normed is None else relu_operand(normed.relu, normed.ceiling),
         ceiling,
         floor,
-        *window.stride,
-        places.top,
-        places.lead,
-        places.window,
-        places.columns,
-        places.offsets,
-        places.phases,
-        _weights(weight, places.taps),
+        window.stride[0],
+        *places[:8],
+        weights,
         None if residual is None else as_flat(in_order_of(residual, dx)),
         as_flat(dx),
-        rows,
-        places.at_once,
-        group * lanes,
-        runs_at_once,
+        *places.portions,
+        places.runs_at_once,
         None if sums is None else sums.partials,
         partials,
-        _workspace((2 * line + group * kept) * lanes, x.dtype),
+        _workspace(places.workspace, x.dtype),
         work=x.size,
     )
     dweight = np.zeros((groups, weight[0].size), x.dtype)

@@ -9,6 +9,7 @@ from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.functional.norm_sums import limits_of
 from fastbn.kernels import conv_lanes as kernels
 from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, VECTOR_BYTES
 from fastbn.kernels.conv import whole_tiles
@@ -40,10 +41,11 @@ def forward(
     residual: np.ndarray | None,
     relu: bool,
     y: np.ndarray,
+    ceiling: float = math.inf,
 ) -> None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it."""
     operands = forward_tiles(weight.shape, groups, x.shape[2:], y.shape[2:], window, x.itemsize)
-    _correlate(x, *operands, weight, bias, groups, residual, relu, y)
+    _correlate(x, *operands, weight, bias, groups, residual, limits_of(relu, ceiling), y)
 
 
 def backward(
@@ -60,7 +62,7 @@ def backward_data(
     """dx like ``x``; it makes no sums of it."""
     operands = backward_tiles(weight.shape, groups, x.shape[2:], dy.shape[2:], window, x.itemsize)
     dx = empty(x.shape, x.dtype)
-    _correlate(dy, *operands, weight, None, groups, None, False, dx)
+    _correlate(dy, *operands, weight, None, groups, None, limits_of(False), dx)
     return dx, None
 
 
@@ -106,7 +108,7 @@ def _correlate(
     bias: np.ndarray | None,
     groups: int,
     residual: np.ndarray | None,
-    relu: bool,
+    limits: tuple[float, float],
     out: np.ndarray,
 ) -> None:
     launch(
@@ -122,7 +124,7 @@ def _correlate(
         groups,
         geometry.sparse,
         np.empty(0, x.dtype) if residual is None else as_flat(in_order_of(residual, out)),
-        0.0 if relu else -np.inf,
+        limits,
         as_flat(out),
         out.shape,
         workspace(max(x[0].size, whole_panels(out.shape) + VECTOR_BYTES // x.itemsize), x),
@@ -135,6 +137,11 @@ def _correlate(
 def whole_panels(shape: tuple[int, ...]) -> int:
     """Pixels of an output (N, C, H, W)'s image, with as many channels more as the last panel may have."""
     return (shape[1] + LANE_ROWS - 1) * shape[2] * shape[3]
+
+
+def spread_out(vectors: int) -> int:
+    """Vectors from one channel to the next: an odd number, or else a pixel's channels meet in few sets of a cache."""
+    return vectors | 1
 
 
 def workspace(vectors: int, like: np.ndarray) -> np.ndarray:
@@ -179,16 +186,18 @@ def forward_tiles(
     window: Window,
     itemsize: int,
 ) -> Operands:
-    """The operands of the forward pass, whose weights k go by kernel row."""
+    """The operands of the forward pass, whose weights k go by kernel row, kernel column, channel."""
     lanes = VECTOR_BYTES // itemsize
     geometry = forward_planes(weight_shape[1], out_size, window)
-    taps = geometry.offsets[0].reshape(weight_shape[1:]).swapaxes(0, 1)
-    rows = np.arange(out_size[0])[:, None] * window.stride[0]
-    rows = rows + np.arange(window.kernel[0]) * window.dilation[0] - window.padding[0]
-    inside = (rows >= 0) & (rows < in_size[0])
+    taps = geometry.offsets[0].reshape(weight_shape[1:]).transpose(1, 2, 0)
+    inside = []
+    for axis in range(2):
+        places = np.arange(out_size[axis])[:, None] * window.stride[axis]
+        places = places + np.arange(window.kernel[axis]) * window.dilation[axis] - window.padding[axis]
+        inside.append((places >= 0) & (places < in_size[axis]))
     pixels = np.arange(out_size[0])[:, None] * geometry.width + np.arange(out_size[1])
-    tiles = _tiles(pixels, np.arange(pixels.size), inside, taps.size, (0, 0), lanes)
-    numbers = _numbered(weight_shape, groups).transpose(0, 1, 3, 2, 4)
+    tiles = _tiles(pixels, np.arange(pixels.size).reshape(pixels.shape), inside, weight_shape[1], (0, 0), lanes)
+    numbers = _numbered(weight_shape, groups).transpose(0, 1, 3, 4, 2)
     index = _panels(numbers, -1 - np.arange(weight_shape[0]).reshape(groups, -1))
     return geometry, taps.reshape(-1) * lanes, tiles.reshape(-1), index
 
@@ -201,43 +210,77 @@ def backward_tiles(
     out_size: tuple[int, int],
     window: Window,
     itemsize: int,
+    spread: bool = False,
 ) -> Operands:
-    """The operands of the gradient to x, one phase after the other."""
+    """The operands of the gradient to x, one phase after the other; spread: see ``spread_out``."""
     lanes = VECTOR_BYTES // itemsize
     outputs = weight_shape[0] // groups
     geometry = backward_planes(outputs, out_size, in_size, window)
-    numbers = _numbered(weight_shape, groups).transpose(0, 2, 3, 1, 4)
+    gap = spread_out(geometry.channel_size) - geometry.channel_size if spread else 0
+    numbers = _numbered(weight_shape, groups).transpose(0, 2, 3, 4, 1)
     offsets, tiles, index, place, base = [], [], [], 0, 0
     for phase, distances in zip(geometry.phases, geometry.offsets, strict=True):
-        rows, columns = np.arange(phase.height)[:, None], np.arange(phase.width)
-        shifts = (phase.first_row + window.padding[0] - phase.rows * window.dilation[0]) // window.stride[0]
-        inside = (rows + shifts >= 0) & (rows + shifts < out_size[0])
-        targets = (phase.first_row + rows * window.stride[0]) * in_size[1]
-        targets = targets + phase.first_column + columns * window.stride[1]
-        tiles.append(_tiles(rows * geometry.width + columns, targets, inside, distances.size, (base, place), lanes))
-        offsets.append(distances.reshape(outputs, len(phase.rows), -1).swapaxes(0, 1).reshape(-1) * lanes)
-        index.append(_panels(numbers[:, :, phase.rows][..., phase.columns], None))
+        inside, targets = [], []
+        for axis, (first, count, taps) in enumerate(
+            ((phase.first_row, phase.height, phase.rows), (phase.first_column, phase.width, phase.columns))
+        ):
+            shifts = (first + window.padding[axis] - taps * window.dilation[axis]) // window.stride[axis]
+            sources = np.arange(count)[:, None] + shifts
+            inside.append((sources >= 0) & (sources < out_size[axis]))
+            targets.append(first + np.arange(count) * window.stride[axis])
+        pixels = np.arange(phase.height)[:, None] * geometry.width + np.arange(phase.width)
+        written = targets[0][:, None] * in_size[1] + targets[1]
+        tiles.append(_tiles(pixels, written, inside, outputs, (base, place), lanes))
+        offsets.append((distances.reshape(outputs, -1) + np.arange(outputs)[:, None] * gap).T.reshape(-1) * lanes)
+        index.append(_panels(numbers[:, :, phase.rows][:, :, :, phase.columns], None))
         place += distances.size
         base += index[-1].size
     return geometry, np.concatenate(offsets), np.concatenate(tiles).reshape(-1), np.concatenate(index)
 
 
 def _tiles(
-    sources: np.ndarray, targets: np.ndarray, inside: np.ndarray, depth: int, starts: tuple[int, int], lanes: int
+    sources: np.ndarray,
+    targets: np.ndarray,
+    inside: list[np.ndarray],
+    channels: int,
+    starts: tuple[int, int],
+    lanes: int,
 ) -> np.ndarray:
     """Tiles (count, TILE_FIELDS) of the pixels ``sources`` (rows, columns) in the planes, ``targets`` in the output.
 
-    inside (rows, kernel rows): whether the input has what is under a kernel row; the others are left out of the sums.
+    inside: for both axes (pixels, kernel taps) whether the input has what is under a tap; the others are left out of
+    the sums, as far as all pixels of a tile can do without them: of the shapes of tiles that with the fewest products.
     starts: of the panels and of the offsets.
     """
-    count = -(-sources.size // LANE_VECTORS)
-    pixels = np.minimum(np.arange(count * LANE_VECTORS), sources.size - 1).reshape(count, LANE_VECTORS)
-    low, high = inside.argmax(axis=1), inside.shape[1] - inside[:, ::-1].argmax(axis=1)
-    rows = pixels // sources.shape[1]
-    first, last = low[rows].min(axis=1), high[rows].max(axis=1)
-    share = depth // inside.shape[1]
-    tiles = np.empty((count, TILE_FIELDS), np.int64)
-    tiles[:, :3] = starts[0], depth, starts[1]
-    tiles[:, 3], tiles[:, 4] = first * share, (last - first) * share
-    tiles[:, 5:] = np.hstack([sources.reshape(-1)[pixels], targets.reshape(-1)[pixels]]) * lanes
+    taps = [axis.shape[1] for axis in inside]
+    found = []
+    for pixels in _tilings(*sources.shape):
+        places = pixels // sources.shape[1], pixels % sources.shape[1]
+        runs = [
+            (axis.argmax(axis=1)[place].min(axis=1), (count - axis[:, ::-1].argmax(axis=1))[place].max(axis=1))
+            for axis, place, count in zip(inside, places, taps, strict=True)
+        ]
+        found.append((sum((runs[0][1] - runs[0][0]) * (runs[1][1] - runs[1][0])), pixels, runs))
+    _, pixels, ((top, bottom), (left, right)) = min(found, key=lambda entry: entry[0])
+    tiles = np.empty((len(pixels), TILE_FIELDS), np.int64)
+    tiles[:, :3] = starts[0], taps[0] * taps[1] * channels, starts[1]
+    tiles[:, 3], tiles[:, 4] = (top * taps[1] + left) * channels, bottom - top
+    tiles[:, 5], tiles[:, 6] = taps[1] * channels, (right - left) * channels
+    whole = right - left == taps[1]
+    tiles[whole, 4], tiles[whole, 6] = 1, ((bottom - top) * taps[1] * channels)[whole]
+    tiles[:, 7:] = np.hstack([sources.reshape(-1)[pixels], targets.reshape(-1)[pixels]]) * lanes
     return tiles
+
+
+def _tilings(rows: int, columns: int) -> list[np.ndarray]:
+    """The pixels of an image LANE_VECTORS by LANE_VECTORS, the last ones repeated: row by row, and in blocks."""
+    count = -(-rows * columns // LANE_VECTORS)
+    tilings = [np.minimum(np.arange(count * LANE_VECTORS), rows * columns - 1).reshape(count, LANE_VECTORS)]
+    for height in range(2, LANE_VECTORS + 1):
+        width = LANE_VECTORS // height
+        if height * width == LANE_VECTORS:
+            down, right = np.arange(-(-rows // height) * height), np.arange(-(-columns // width) * width)
+            grid = np.minimum(down, rows - 1)[:, None] * columns + np.minimum(right, columns - 1)
+            blocks = grid.reshape(len(down) // height, height, len(right) // width, width)
+            tilings.append(blocks.swapaxes(1, 2).reshape(-1, LANE_VECTORS))
+    return tilings

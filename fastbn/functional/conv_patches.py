@@ -3,6 +3,7 @@
 Arguments as in ``conv_blocks``; outputs are channels-last, and operands come without a prologue but for dy.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,10 +17,10 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_point import PIXELS, gathered, packed_panels, panels_size, streams
 from fastbn.functional.conv_portions import TASKS, Shape
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import Sums, sums_for
+from fastbn.functional.norm_sums import Sums, limits_of, sums_for
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels._simd_point import SLIM_ROWS
-from fastbn.kernels.conv_panels import block_lanes, panel_columns
+from fastbn.kernels.conv_panels import block_lanes, tile_elements
 from fastbn.kernels.conv_patches import correlate_patches, correlate_weights_patches
 
 
@@ -54,6 +55,7 @@ def forward(
     y: np.ndarray,
     prologue: Prologue = PLAIN,
     moments: bool = False,
+    ceiling: float = math.inf,
 ) -> Sums | None:
     """Write a channels-last ``y``; its moments, if wanted."""
     portions = _portions(weight.shape[1], y.shape[2:], window, x.itemsize)
@@ -69,12 +71,12 @@ def forward(
         packed(weight, lambda: packed_panels(weight, outputs, taps, (taps, 1)), "patches"),
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
-        0.0 if relu else -np.inf,
+        limits_of(relu, ceiling),
         as_flat(y),
         streams(y),
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
-        _workspace(portions, -(-pixels // SLIM_ROWS) * SLIM_ROWS * panel_columns(x.itemsize), pixels, 0, x.dtype),
+        _workspace(portions, tile_elements(x.itemsize), pixels, 0, x.dtype),
         work=y.size // outputs * weight.size // 16,
     )
     return sums
@@ -137,8 +139,8 @@ def _portions(channels: int, out_size: tuple[int, int], window: Window, itemsize
     return Portions(rows, geometry, columns, np.array(firsts), np.array(runs), np.array(counts), taps, room)
 
 
-def _workspace(portions: Portions, panel: int, pixels: int, outputs: int, dtype: np.dtype) -> np.ndarray:
-    """For each thread: the padded rows, a panel, the blocks of so many pixels and outputs, and what tiles may read."""
+def _workspace(portions: Portions, tile: int, pixels: int, outputs: int, dtype: np.dtype) -> np.ndarray:
+    """For each thread: the padded rows, a tile, the blocks of so many pixels and outputs, and what tiles may read."""
     lanes = block_lanes(dtype.itemsize)
     blocks = portions.firsts.size - 1 + -(-outputs // lanes)
-    return empty((max_threads(), portions.room + panel + (blocks * pixels + SLIM_ROWS) * lanes), dtype)
+    return empty((max_threads(), portions.room + tile + (blocks * pixels + SLIM_ROWS) * lanes), dtype)

@@ -1,11 +1,15 @@
 """Convolution by ``kernels.conv``, over planes: the engine for few channels."""
 
+import math
+
 import numpy as np
 
 from fastbn._memory import empty
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, element_strides, empty_like, in_order_of, native
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.functional.norm_sums import limits_of
+from fastbn.functional.packed_weights import packed
 from fastbn.kernels import conv as kernels
 from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, TILE_ROWS
 
@@ -19,6 +23,7 @@ def forward(
     residual: np.ndarray | None,
     relu: bool,
     y: np.ndarray,
+    ceiling: float = math.inf,
 ) -> None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it."""
     geometry = forward_planes(weight.shape[1], (y.shape[2], y.shape[3]), window)
@@ -30,10 +35,10 @@ def forward(
         weight.shape[1],
         geometry.width,
         geometry.offsets[0],
-        _panels(weight.reshape(groups, -1, weight[0].size)),
+        packed(weight, lambda: _panels(weight.reshape(groups, -1, weight[0].size)), "planes"),
         none if bias is None else as_flat(dense_c(bias)),
         none if residual is None else as_flat(in_order_of(residual, y)),
-        relu,
+        limits_of(relu, ceiling),
         as_flat(y),
         0,
         y.shape,
@@ -75,7 +80,7 @@ def backward_data(
             _panels(taps.transpose(0, 2, 1, 3, 4).reshape(groups, channels, -1)),
             none,
             none,
-            False,
+            limits_of(False),
             as_flat(dx),
             phase.first_row * strides[2] + phase.first_column * strides[3],
             (x.shape[0], x.shape[1], phase.height, phase.width),

@@ -6,19 +6,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastbn.functional.conv_cut import Cut, cut
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
 from fastbn.kernels.conv_panels import block_lanes, panel_columns, tile_elements
 
 BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
 TASKS = 16  # wanted at least
+PAIR = 1 << 18  # bytes, about, of the part of two panels that a pass over a task's pixels reads
+WORTH = 0.9  # of the products of taps and pixels: where no more of them meet the image, the others are left out
 WASTE = 1.1  # times as many pixels as the output has in the tiles of runs, and tiles take theirs one by one
 
 Shape = tuple[int, ...]
 
 
 class Place(NamedTuple):
-    """Where a task's pixels come to lie: operands of ``fill_blocks``; block, offsets and places in elements."""
+    """Where a task's pixels come to lie: operands of ``fill_blocks``; block, offsets and places in elements.
+
+    counts, places, targets: the lists of ``correlate_blocks``, empty if it does without.
+    """
 
     starts_h: np.ndarray
     starts_w: np.ndarray
@@ -30,7 +36,9 @@ class Place(NamedTuple):
     columns: int
     block: int
     offsets: np.ndarray
+    counts: np.ndarray
     places: np.ndarray
+    targets: np.ndarray
 
 
 class Layout(NamedTuple):
@@ -48,7 +56,7 @@ class Portions(NamedTuple):
     """Of ``correlate_blocks``. panels: elements; workspace: elements of a thread's."""
 
     place: Place
-    by_pixel: bool
+    taps_at_once: int
     at_once: int
     layout: Layout
     panels: int
@@ -87,22 +95,26 @@ def forward_portions(
     window: Window,
     groups: int,
     itemsize: int,
-    summed: bool,
+    threads: int | None,
 ) -> Portions:
-    """For y, of ``y_size`` pixels; summed: it stays in cache until its moments are taken."""
+    """For y, of ``y_size`` pixels; threads: to run it, None if it stays in cache until its moments are taken."""
     channels_out, channels, taps = weight_shape[0] // groups, weight_shape[1], weight_shape[2] * weight_shape[3]
     whole = forward_planes(1, y_size, window)
     vectors = blocks_of(channels, itemsize) * _planes_of(whole) * whole.width
-    if summed:
-        vectors = max(vectors, blocks_of(channels_out, itemsize) * y_size[1])
-    weights, panels = math.prod(weight_shape) * itemsize, -(-channels_out // panel_columns(itemsize))
-    rows = _rows_at_once(x_shape[0] * groups, y_size[0], vectors, weights // groups, panels)
-    images = _images_at_once(x_shape[0], rows < y_size[0], whole, weight_shape, groups, channels, itemsize)
-    planes = forward_planes(1, (rows, y_size[1]), window)
     layout = Layout(
         (channels_out * channels * taps, channels * taps, taps), np.arange(taps), taps, groups, channels_out, channels
     )
-    return _portions(planes, images, rows, (x_shape[0], *y_size), layout, itemsize)
+    size, panels = (x_shape[0], *y_size), -(-channels_out // panel_columns(itemsize))
+    if threads is not None:
+        depth, lanes = blocks_of(channels, itemsize), block_lanes(itemsize)
+        task = cut(x_shape[0], groups, y_size, window, depth, lanes, panels, threads)
+        return _of_tasks(forward_planes(1, (task.rows, y_size[1]), window), task, size, x_shape[2:], layout, itemsize)
+    vectors = max(vectors, blocks_of(channels_out, itemsize) * y_size[1])
+    weights = math.prod(weight_shape) * itemsize
+    rows = _rows_at_once(x_shape[0] * groups, y_size[0], vectors, weights // groups, panels)
+    images = _images_at_once(x_shape[0], rows < y_size[0], whole, weight_shape, groups, channels, itemsize)
+    planes = forward_planes(1, (rows, y_size[1]), window)
+    return _portions(planes, images, rows, size, x_shape[2:], layout, itemsize)
 
 
 @lru_cache(maxsize=512)
@@ -129,14 +141,16 @@ def backward_portions(
         places[used] = np.arange(used.size)
         layout = Layout(strides, places, used.size, groups, channels, channels_out)
         size = x_shape[0], phase.height, phase.width
-        portions = _portions(local, images, rows, size, layout, itemsize)
+        portions = _portions(local, images, rows, size, dy_shape[2:], layout, itemsize)
         parts.append(Part(portions, phase.first_row, phase.first_column, phase.height, phase.width))
     return tuple(parts)
 
 
 @lru_cache(maxsize=512)
-def weight_portions(dy_shape: Shape, weight_shape: Shape, window: Window, groups: int, itemsize: int) -> WeightPortions:
-    """For dweight."""
+def weight_portions(
+    dy_shape: Shape, x_size: Shape, weight_shape: Shape, window: Window, groups: int, itemsize: int
+) -> WeightPortions:
+    """For dweight; x_size: the pixels of an image of x."""
     count, size = dy_shape[0], (dy_shape[2], dy_shape[3])
     channels_out, channels, taps = weight_shape[0] // groups, weight_shape[1], weight_shape[2] * weight_shape[3]
     lanes, columns = block_lanes(itemsize), panel_columns(itemsize)
@@ -144,7 +158,8 @@ def weight_portions(dy_shape: Shape, weight_shape: Shape, window: Window, groups
     whole = forward_planes(1, size, window)
     rows = _rows_at_once(count * groups, size[0], depth * _planes_of(whole) * whole.width)
     images = _images_at_once(count, rows < size[0], whole, weight_shape, groups, channels, itemsize)
-    place = _place(forward_planes(1, (rows, size[1]), window), images, rows, size[1], itemsize)
+    planes = forward_planes(1, (rows, size[1]), window)
+    place = _place(planes, images, rows, _lists(planes, images, rows, size, x_size), itemsize)
     elements = groups * panel_count * taps * depth * lanes * columns
     runs = -(-count // images) * -(-size[0] // rows)
     # Few and small gradients are summed apart; where they are large, tasks share out their panels instead.
@@ -167,28 +182,39 @@ def _shared(depth: int, panels: int, block: int, panel: int, tasks: int) -> tupl
     return -(-depth // min(depth, -(-tasks // parts))), -(-panels // parts)
 
 
-def _portions(planes: Planes, images: int, rows: int, size: Shape, layout: Layout, itemsize: int) -> Portions:
-    """planes: of ``rows`` rows of an output of ``size`` (N, H, W)."""
-    lanes, columns = block_lanes(itemsize), panel_columns(itemsize)
-    place = _place(planes, images, rows, size[2], itemsize)
-    depth, panel_count = blocks_of(layout.channels, itemsize), -(-layout.outputs // columns)
+def _portions(
+    planes: Planes, images: int, rows: int, size: Shape, source: Shape, layout: Layout, itemsize: int
+) -> Portions:
+    """planes: of ``rows`` rows of an output of ``size`` (N, H, W), from images of ``source`` (H, W)."""
+    panel_count = -(-layout.outputs // panel_columns(itemsize))
     tasks = -(-size[0] // images) * layout.groups * -(-size[1] // rows)
     at_once = -(-panel_count // min(panel_count, -(-TASKS // tasks)))
     by_pixel = _wastes(rows, size[2], planes)
     if by_pixel:
         at_once += at_once % 2
+    return _of_tasks(planes, Cut(images, rows, at_once, by_pixel), size, source, layout, itemsize)
+
+
+def _of_tasks(planes: Planes, task: Cut, size: Shape, source: Shape, layout: Layout, itemsize: int) -> Portions:
+    """``_portions`` of such tasks."""
+    lanes, columns = block_lanes(itemsize), panel_columns(itemsize)
+    depth, panel_count = blocks_of(layout.channels, itemsize), -(-layout.outputs // columns)
+    lists, tile, taps_at_once = NO_LISTS, tile_elements(itemsize), layout.taps
+    if task.by_pixel:
+        lists = _lists(planes, task.images, task.rows, size[1:], source)
+        tile = 2 * columns * (task.images * task.rows * size[2] + 1)
+        taps_at_once = max(1, PAIR // (2 * columns * depth * lanes * itemsize)) if lists.counts.size == 1 else 1
+    place = _place(planes, task.images, task.rows, lists, itemsize)
     panels = layout.groups * panel_count * columns * layout.taps * depth * lanes
     slack = (planes.width + TILE_ROWS) * lanes  # that tiles may read past the last plane, for rows that are dropped
-    workspace = tile_elements(itemsize) + depth * place.block + slack
+    workspace = tile + depth * place.block + slack
     work = size[0] * size[1] * size[2] * panels // (16 * layout.groups)
-    return Portions(place, by_pixel, at_once, layout, panels, workspace, work)
+    return Portions(place, taps_at_once, task.at_once, layout, panels, workspace, work)
 
 
-def _place(planes: Planes, images: int, rows: int, length: int, itemsize: int) -> Place:
-    """planes: of one image; length: of a row of the output."""
+def _place(planes: Planes, images: int, rows: int, lists: "Lists", itemsize: int) -> Place:
+    """planes: of one image."""
     lanes, offsets, plane = block_lanes(itemsize), planes.offsets[0], planes.height * planes.width
-    row = np.arange(images)[:, None] * plane + np.arange(rows) * planes.width
-    places = (row.reshape(-1, 1) + np.arange(length)).reshape(-1)
     return Place(
         planes.starts_h,
         planes.starts_w,
@@ -199,8 +225,49 @@ def _place(planes: Planes, images: int, rows: int, length: int, itemsize: int) -
         planes.width,
         images * planes.channel_size * lanes,
         (offsets // plane * images * plane + offsets % plane) * lanes,
-        np.pad(places, (0, TILE_ROWS), mode="edge") * lanes,
+        lists.counts,
+        lists.places * lanes,
+        lists.targets,
     )
+
+
+class Lists(NamedTuple):
+    """Pixels of a task, see ``correlate_blocks``; places in vectors."""
+
+    counts: np.ndarray
+    places: np.ndarray
+    targets: np.ndarray
+
+
+NO_LISTS = Lists(*(np.empty(0, np.int64) for _ in Lists._fields))
+
+
+def _lists(planes: Planes, images: int, rows: int, size: Shape, source: Shape) -> Lists:
+    """planes: of ``rows`` rows of an output of ``size`` (H, W), from images of ``source`` (H, W)."""
+    met = _met(planes, rows, size, source)
+    if met.mean() > WORTH:
+        met = np.ones_like(met[:1])
+    plane, (_, _, length) = planes.height * planes.width, met.shape
+    counts = met.sum(axis=(1, 2))
+    longest = images * int(counts.max()) + TILE_ROWS
+    places, targets = np.zeros((len(met), longest), np.int64), np.full((len(met), longest), images * rows * length)
+    for which, pixels in enumerate(met):
+        image, (row, column) = np.arange(images)[:, None], np.nonzero(pixels)
+        number = images * counts[which]
+        places[which, :number] = (image * plane + row * planes.width + column).reshape(-1)
+        targets[which, :number] = ((image * rows + row) * length + column).reshape(-1)
+    return Lists(counts, places.reshape(-1), targets.reshape(-1))
+
+
+def _met(planes: Planes, rows: int, size: Shape, source: Shape) -> np.ndarray:
+    """(taps, rows, columns): whether a tap meets the image; above and below only where a task has all rows."""
+    plane, inner = np.divmod(planes.offsets[0], planes.height * planes.width)
+    row, column = np.divmod(inner, planes.width)
+    plane_h, plane_w = np.divmod(plane, planes.starts_w.size)
+    y = planes.starts_h[plane_h][:, None] + planes.stride[0] * (row[:, None] + np.arange(rows))
+    x = planes.starts_w[plane_w][:, None] + planes.stride[1] * (column[:, None] + np.arange(size[1]))
+    inside_h = (y >= 0) & (y < source[0]) if rows == size[0] else np.ones(y.shape, bool)
+    return inside_h[:, :, None] & ((x >= 0) & (x < source[1]))[:, None, :]
 
 
 def blocks_of(channels: int, itemsize: int) -> int:

@@ -4,15 +4,17 @@ A NaN in a pixel reaches the outputs whose windows hold it and no others, for wh
 term of it; so does an infinity, as a NaN it may be. In the gradient to the weights both reach all taps of a channel.
 """
 
+import math
+
 import numpy as np
 
 from fastbn._memory import empty
-from fastbn._threads import launch, max_threads
+from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, in_order_of, is_channels_last, with_places
 from fastbn.functional import conv_blocks
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import NOTHING, Sums, sums_for
+from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, sums_for
 from fastbn.functional.packed_weights import packed
 from fastbn.functional.winograd_portions import Portions, portions, weight_portions
 from fastbn.kernels.conv_panels import block_lanes, panel_columns
@@ -32,16 +34,18 @@ def forward(
     y: np.ndarray,
     prologue: Prologue = PLAIN,
     moments: bool = False,
+    ceiling: float = math.inf,
 ) -> Sums | None:
     """Write a channels-last ``y``; its moments, if wanted."""
     channels_out, channels = weight.shape[:2]
-    share = portions(y.shape, channels, (-window.padding[0], -window.padding[1]), x.itemsize)
+    threads = None if moments else get_num_threads()
+    share = portions(y.shape, channels, (-window.padding[0], -window.padding[1]), x.itemsize, threads)
     sums = None
     if moments:
         sums = sums_for(y.shape, y.itemsize, share.place.images, share.place.rows).about_shifts(x.dtype)
     layout = (0, channels * TAPS, TAPS), np.arange(TAPS), channels_out, channels
     panels = packed(weight, lambda: _panels(weight, *layout, share.panels), "winograd")
-    _correlate(x, prologue, share, panels, bias, residual, relu, y, sums)
+    _correlate(x, prologue, share, panels, bias, residual, limits_of(relu, ceiling), y, sums)
     return sums
 
 
@@ -83,7 +87,7 @@ def backward_data(
         sums = normed.sums_through(sums_for(dx.shape, dx.itemsize, share.place.images, share.place.rows), x)
     turned = np.arange(TAPS)[::-1].copy()
     panels = _panels(weight, (0, TAPS, channels * TAPS), turned, channels, channels_out, share.panels)
-    _correlate(dy, prologue, share, panels, None, residual, False, dx, sums)
+    _correlate(dy, prologue, share, panels, None, residual, limits_of(False), dx, sums)
     return dx, sums
 
 
@@ -111,7 +115,7 @@ def backward_weight(
         *prologue.operands()[:-1],
         *share.place,
         share.runs_at_once,
-        share.places,
+        share.most,
         empty((runs * share.values,), x.dtype),
         empty((runs * share.gradients + share.spare,), x.dtype),
         panels,
@@ -131,7 +135,7 @@ def _correlate(
     panels: np.ndarray,
     bias: np.ndarray | None,
     residual: np.ndarray | None,
-    relu: bool,
+    limits: tuple[float, float],
     out: np.ndarray,
     sums: Sums | None,
 ) -> None:
@@ -145,7 +149,7 @@ def _correlate(
         share.at_once,
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, out)),
-        0.0 if relu else -np.inf,
+        limits,
         as_flat(out),
         out.shape,
         *(NOTHING if sums is None else sums.operands()),

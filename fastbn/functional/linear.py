@@ -1,6 +1,7 @@
 """The linear layer: ``y = x W^T + b``."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
 from fastbn.kernels.gemm import gemm, gemm_workspace, packed_elements, packed_gemm
+from fastbn.kernels.linear_gradients import linear_gradients
 
 PACKED = 1 << 19  # elements of both operands, at most, to be packed whole: the second cache holds them
 
@@ -57,15 +59,75 @@ def linear_backward(
     features_out, features_in = weight.shape
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, (*x.shape[:-1], features_out))
-    rows, none, dx, dbias = math.prod(x.shape[:-1]), np.empty(0, native(x)), None, None
-    if need_dx:
-        dx = np.empty(x.shape, native(x))
-        _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
-    dweight = np.empty(weight.shape, native(x))
+    rows = math.prod(x.shape[:-1])
+    dx = np.empty(x.shape if need_dx else 0, native(x))
+    dweight, dbias = np.empty(weight.shape, native(x)), np.empty(features_out if need_dbias else 0, native(x))
+    sizes = rows, features_in, features_out
+    if fits_packed(*sizes, x.itemsize):
+        gradients(sizes, dense_c(dy), dense_c(x), dense_c(weight), dx, dweight, dbias)
+    else:
+        _gradients_apart(sizes, dy, x, weight, dx, dweight, dbias)
+    return dx if need_dx else None, dweight, dbias if need_dbias else None
+
+
+def gradients(
+    sizes: tuple[int, int, int],
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    dx: np.ndarray,
+    dweight: np.ndarray,
+    dbias: np.ndarray,
+) -> None:
+    """``linear_backward`` of dense operands that ``fits_packed``; dx and dbias empty where they are not needed."""
+    rows, features_in, features_out = sizes
+    cut, elements, room = _gradient_panels(*sizes, x.itemsize)
+    launch(
+        linear_gradients,
+        sizes,
+        as_flat(dy),
+        as_flat(x),
+        as_flat(weight),
+        dx.reshape(-1),
+        dweight.reshape(-1),
+        dbias,
+        empty((elements,), x.dtype),
+        cut,
+        empty((max_threads(), room), x.dtype),
+        work=rows * features_in * features_out // 8,
+    )
+
+
+@lru_cache(maxsize=256)
+def fits_packed(rows: int, features_in: int, features_out: int, itemsize: int) -> bool:
+    """Whether no size is 0 and the operands of each of a layer's products are small enough to be packed whole."""
+    sizes = (rows, features_out, features_in), (rows, features_in, features_out), (features_out, features_in, rows)
+    return min(sizes[0]) > 0 and all(packed_elements(*size, itemsize)[0] <= PACKED for size in sizes)
+
+
+@lru_cache(maxsize=256)
+def _gradient_panels(rows: int, features_in: int, features_out: int, itemsize: int) -> tuple[int, int, int]:
+    """Elements of the panels of dx, of all panels, and of a thread's room."""
+    cut, room = packed_elements(rows, features_in, features_out, itemsize)
+    return cut, cut + packed_elements(features_out, features_in, rows, itemsize)[0], room
+
+
+def _gradients_apart(
+    sizes: tuple[int, int, int],
+    dy: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    dx: np.ndarray,
+    dweight: np.ndarray,
+    dbias: np.ndarray,
+) -> None:
+    """As ``gradients``, of operands of any size, one after the other."""
+    rows, features_in, features_out = sizes
+    none = np.empty(0, native(x))
+    _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
     _multiply(features_out, features_in, rows, (dy, 1, features_out), (x, features_in, 1), none, False, dweight)
-    if need_dbias:
-        dbias = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64).astype(native(x))
-    return dx, dweight, dbias
+    if dbias.size:
+        dbias[:] = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64)
 
 
 def _check(who: str, x: np.ndarray, weight: np.ndarray) -> None:

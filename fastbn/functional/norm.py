@@ -38,6 +38,7 @@ class BatchNormSaved:
     x: the input. mean, var, inv_std: (C,) float64, of the batch or, when ``batch_stats`` is False, of the running
     statistics; var is biased. count: values per channel. Of a ReLU's operand the sign is computed again, or lies in
     ``signs``, one bit an element, if there was a residual; else that is None. stats, affine: as kernels left them.
+    plan: how kernels read x; None where that is empty.
     """
 
     x: np.ndarray
@@ -50,6 +51,7 @@ class BatchNormSaved:
     has_bias: bool
     has_residual: bool
     relu: bool
+    plan: norm_kernels.Plan | None
 
     @property
     def mean(self) -> np.ndarray:
@@ -103,14 +105,19 @@ def batch_norm(
     """
     if out is not None:
         check_out_of("batch_norm", out, x, may_be={"x": x, "residual": residual})
-    elif not training and residual is None and not relu:
-        vectors = weight, bias, running_mean, running_var
-        if _is_plain(x, *vectors, momentum, eps) and x.size:
-            y = norm_kernels.infer(x, vectors, eps)  # type: ignore[arg-type]
-            if y is not None:
-                return y
-    statistics = running_mean, running_var, momentum, eps
-    return forward("batch_norm", x, weight, bias, *statistics, residual, bool(relu), out, training, keep=False)[0]
+    elif (
+        not (training or relu)
+        and residual is None
+        and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps)
+        and x.size
+    ):
+        y = norm_kernels.infer(x, weight, bias, running_mean, running_var, eps)  # type: ignore[arg-type]
+        if y is not None:
+            return y
+    who, relu, keep = "batch_norm", bool(relu), False
+    return forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual, relu, out, training, keep)[
+        0
+    ]
 
 
 def batch_norm_forward(
@@ -134,9 +141,10 @@ def batch_norm_forward(
     """
     if out is not None:
         check_out_of("batch_norm_forward", out, x, may_be={"residual": residual}, apart_from={"x": x})
-    statistics = running_mean, running_var, momentum, eps
-    who = "batch_norm_forward"
-    y, saved = forward(who, x, weight, bias, *statistics, residual, bool(relu), out, training, keep=True)
+    who, relu, keep = "batch_norm_forward", bool(relu), True
+    y, saved = forward(
+        who, x, weight, bias, running_mean, running_var, momentum, eps, residual, relu, out, training, keep
+    )
     assert saved is not None
     return y, saved
 
@@ -201,13 +209,16 @@ def forward(
     count = x.size // features if features else 0
     if training and count == 1:
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
-    if count:
-        keep_signs = keep and relu and added is not None
-        operands = source, added, relu, parameters, momentum, eps, training, keep_signs
-        if defer or sums is not None:
-            negative, y, stats, affine, signs = norm_parts.forward(*operands, sums, defer)
-        else:
-            negative, y, stats, affine, signs = norm_kernels.forward(*operands, out, limits)
+    keep_signs = keep and relu and added is not None
+    plan = norm_kernels.plan_for(source) if count else None
+    if plan is not None and (defer or sums is not None):
+        negative, y, stats, affine, signs = norm_parts.forward(
+            plan, source, added, relu, parameters, momentum, eps, training, keep_signs, sums, defer
+        )
+    elif plan is not None:
+        negative, y, stats, affine, signs = norm_kernels.forward(
+            plan, source, added, relu, parameters, momentum, eps, training, keep_signs, out, limits
+        )
     else:
         negative, y, signs = -1, empty_like(source) if out is None else out, None
         stats, affine = np.zeros((3, features)), np.zeros((3, features), compute_dtype(x.dtype))
@@ -217,19 +228,8 @@ def forward(
         keep_moved(parameters, running_mean, running_var)
     if not keep:
         return y, None
-    saved = BatchNormSaved(
-        x=source,
-        weight=weight,
-        stats=stats,
-        affine=affine,
-        signs=signs,
-        count=count,
-        batch_stats=training,
-        has_bias=bias is not None,
-        has_residual=residual is not None,
-        relu=relu,
-    )
-    return y, saved
+    has_bias, has_residual = bias is not None, residual is not None
+    return y, BatchNormSaved(source, weight, stats, affine, signs, count, training, has_bias, has_residual, relu, plan)
 
 
 def _is_plain(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any, eps: Any) -> bool:
@@ -296,10 +296,21 @@ def batch_norm_backward(
         dresidual = dy.copy() if not saved.relu and out is not None and np.may_share_memory(out, dy) else dy
     if saved.count and dx_only and not saved.batch_stats and not saved.relu:
         return norm_parts.scaled(grad, saved.affine, out), None, None, dresidual
-    if saved.count:
-        constants = saved.stats, saved.affine, saved.batch_stats
+    if saved.plan is not None:
         masked = saved.has_residual and saved.relu
-        dx, cut, gradients = norm_kernels.backward(grad, x, saved.relu, saved.signs, *constants, out, masked, dtype)
+        dx, cut, gradients = norm_kernels.backward(
+            saved.plan,
+            grad,
+            x,
+            saved.relu,
+            saved.signs,
+            saved.stats,
+            saved.affine,
+            saved.batch_stats,
+            out,
+            masked,
+            dtype,
+        )
         dresidual = cut if masked else dresidual
     else:
         dx, gradients = empty_like(x) if out is None else out, np.zeros((2, x.shape[1]), dtype)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn._cache import beyond_cache
-from fastbn._memory import empty
-from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, launch
+from fastbn._memory import SMALLEST, empty
+from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, run
 from fastbn._views import as_flat, channels_second, compute_dtype, is_channels_last, storage
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
@@ -26,6 +26,8 @@ SHORT_ROW = 128  # elements; of shorter rows, columns are summed
 PORTION = 1 << 16  # bytes, about, that a task of an elementwise map writes
 MATRIX_CHUNKS = 64  # that an (M, C) array is cut into at most
 CHUNK_ROWS = 64  # that one of them has at least
+FEW_ROWS = 256  # of a matrix, which are not cut: tasks own some of its columns
+OWNERS = 2  # such tasks for every thread
 OWNED = 1 << 18  # bytes, about, of the channels of a task that owns them
 MOST_OWNED = 64  # channels
 
@@ -43,9 +45,10 @@ class Plan(NamedTuple):
     shape: of the view that kernels are given: (N, C, S), and (M, columns) of a matrix, whose rows hold the channels
     once or, where few of them would not fill a vector, several times. lanes: elements of a vector.
     run: elements that a row must be a multiple of to be streamed. chunk: images and positions, or rows of a matrix,
-    that are summed together. block: channels of a task that owns them. portion: rows (n, c), or rows of a matrix, that
-    a task of the map by given constants takes. partials: shape of the room for two sums of each channel or column of
-    each chunk. words: shape of an array with one bit an element. computed: the dtype of constants.
+    that are summed together. block: channels of a task that owns them; of a matrix 0 unless its rows are few.
+    portion: rows (n, c), or rows of a matrix, that a task of the map by given constants takes. partials: shape of the
+    room for two sums of each channel or column of each chunk. words: shape of an array with one bit an element.
+    computed: the dtype of constants. nbytes: of such an array.
     """
 
     kind: str
@@ -62,6 +65,8 @@ class Plan(NamedTuple):
     portion: int
     partials: tuple[int, int, int]
     words: tuple[int, ...]
+    dtype: np.dtype
+    nbytes: int
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """``array`` as kernels read it."""
@@ -71,10 +76,16 @@ class Plan(NamedTuple):
             array = storage(as_flat(array))
         return array.reshape(self.shape)
 
-    def empty(self, dtype: np.dtype) -> np.ndarray:
-        """A new array in the memory order that the plan is for, uninitialised."""
-        array = empty(self.memory, dtype)
+    def empty(self) -> np.ndarray:
+        """A new array of the kind that the plan is for, uninitialised."""
+        array = np.empty(self.memory, self.dtype) if self.nbytes < SMALLEST else empty(self.memory, self.dtype)
         return channels_second(array) if self.axes else array
+
+    def by_column(self, constants: np.ndarray, lead: int) -> np.ndarray:
+        """Room for per-channel ``constants`` column by column of a matrix; themselves where they are that."""
+        columns = self.shape[1]
+        wide = lead or columns > self.channels
+        return np.empty((len(constants), columns), constants.dtype) if wide else constants
 
     def signs(self) -> np.ndarray:
         """Room for one bit an element."""
@@ -86,10 +97,10 @@ class Plan(NamedTuple):
         also: another output is written vector by vector along with ``out``, so that there can be no lead.
         over: operands that ``out`` may be written over; they are in cache then, and would have to leave it.
         """
-        if self.shape[-1] % self.run:
+        if self.shape[-1] % self.run or not beyond_cache(moved * self.nbytes):
             return 0, False
         lead, streaming = stores(out, moved, self.lanes, *over)
-        aligned = lead == 0 or not (also or self.kind == "columns")
+        aligned = lead == 0 or not (also or self.kind == "columns" or (self.kind == "matrix" and self.block))
         return (lead, streaming) if aligned else (0, False)
 
 
@@ -123,12 +134,14 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
     itemsize, computed = dtype.itemsize, compute_dtype(dtype)
     lanes = VECTOR_BYTES // computed.itemsize
     s = math.prod(shape[2:])
+    nbytes = n * c * s * itemsize
 
     if rows_of_channels or s == 1:
         copies = _copies(n * s, c, lanes)
         m, width = n * s // copies, c * copies
         chunk = max(CHUNK_ROWS, -(-m // MATRIX_CHUNKS))
         vectors = -(-width // lanes)
+        owned = m <= FEW_ROWS and copies == 1
         partials = 2, -(-m // chunk), vectors * lanes
         return Plan(
             kind="matrix",
@@ -141,10 +154,12 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
             itemsize=itemsize,
             computed=computed,
             chunk=(chunk,),
-            block=0,
+            block=-(-c // (OWNERS * threads * 4 * lanes)) * 4 * lanes if owned else 0,
             portion=portion(m, width * itemsize, threads),
             partials=partials,
             words=(m, vectors),
+            dtype=dtype,
+            nbytes=nbytes,
         )
     fit = max(1, OWNED // (n * s * itemsize))
     if s < SHORT_ROW and n >= 8:
@@ -165,6 +180,8 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
             portion=portion(n * c, s * itemsize, threads),
             partials=(0, 0, 0),
             words=(n, words),
+            dtype=dtype,
+            nbytes=nbytes,
         )
     # Whole channels for every thread, or no work for a second one.
     owned = c % threads == 0 or c >= 4 * threads or n * c * s < MIN_PARALLEL_WORK
@@ -182,8 +199,10 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
         chunk=chunk_grid(n, s),
         block=block,
         portion=portion(n * c, s * itemsize, threads),
-        partials=(2, chunk_count(n, s), c),
+        partials=(chunk_count(n, s), 2, c),
         words=(n, c, -(-s // lanes)),
+        dtype=dtype,
+        nbytes=nbytes,
     )
 
 
@@ -201,6 +220,7 @@ Found = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def forward(
+    plan: Plan,
     x: np.ndarray,
     residual: np.ndarray | None,
     relu: bool,
@@ -216,8 +236,7 @@ def forward(
 
     limits: in training, those of batch renorm.
     """
-    plan = plan_for(x)
-    y = plan.empty(x.dtype) if out is None else out
+    y = plan.empty() if out is None else out
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
     if training and limits is not None:
         stats = _stats_to_renormalize(parameters, eps, limits)
@@ -244,47 +263,62 @@ def _stats_to_renormalize(parameters: Parameters, eps: float, limits: Limits) ->
     return stats
 
 
-def infer(x: np.ndarray, parameters: Parameters, eps: float) -> np.ndarray | None:
+def infer(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, running_mean: np.ndarray, running_var: np.ndarray, eps: float
+) -> np.ndarray | None:
     """y of a dense float32 ``x`` by the running statistics, with nothing kept: the shortest way there is.
 
     None if a running variance is negative.
     """
     plan = plan_for(x)
-    y, stats, affine = plan.empty(x.dtype), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
+    y, stats, affine = plan.empty(), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
     results = -math.inf, *plan.stores(y, 2, False), stats, affine, None, plan.view(y)
-    negative = normalize_by(plan, (plan.view(x), None, *parameters), eps, results, x.size)
+    given = plan.view(x), None, weight, bias, running_mean, running_var
+    negative = normalize_by(plan, given, eps, results, x.size)
     return y if negative < 0 else None
 
 
 def _train(plan: Plan, given: tuple[Any, ...], momentum: float, eps: float, results: tuple[Any, ...], work: int) -> int:
     if plan.kind == "channels":
-        return launch(forward_rows, *given, momentum, eps, *plan.chunk, plan.block, *results, work=work)
+        return run(forward_rows, (*given, momentum, eps, *plan.chunk, plan.block, *results), work)
     if plan.kind == "columns":
-        return launch(forward_columns, *given, momentum, eps, plan.block, *results, work=work)
-    partials = np.empty(plan.partials)
-    if plan.kind == "matrix":
-        share = *plan.chunk, plan.portion, partials
-        return launch(forward_matrix, *given, momentum, eps, *share, *results, work=work)
+        return run(forward_columns, (*given, momentum, eps, plan.block, *results), work)
     x, residual, weight, bias, mean, var = given
     parameters = weight, bias, mean, var, momentum, eps
-    _, _, _, stats, affine, _, _ = results
-    negative = launch(moments_rows, x, *parameters, *plan.chunk, partials, stats, affine, work=work)
+    floor, lead, streaming, stats, affine, signs, y = results
+    if plan.kind == "matrix" and plan.block:
+        x, residual, y = _as_columns(plan, x, residual, y)
+        results = floor, lead, streaming, stats, affine, signs, y
+        return run(forward_columns, (x, residual, *parameters, plan.block, *results), work)
+    partials = np.empty(plan.partials)
+    if plan.kind == "matrix":
+        shift = np.empty(plan.partials[2], plan.computed)
+        share = *plan.chunk, plan.portion, partials, shift, plan.by_column(affine, lead)
+        return run(forward_matrix, (x, residual, *parameters, *share, *results), work)
+    negative = run(moments_rows, (x, *parameters, *plan.chunk, partials, stats, affine), work)
     if negative < 0:
         normalize_by(plan, (x, residual, weight, bias, mean[:0], var[:0]), eps, results, work)
     return negative
 
 
+def _as_columns(plan: Plan, *views: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
+    """Views of a matrix as ``batch_norm_columns`` takes them."""
+    return tuple(None if view is None else view.reshape(*plan.shape, 1) for view in views)
+
+
 def normalize_by(plan: Plan, given: tuple[Any, ...], eps: float, results: tuple[Any, ...], work: int) -> int:
     """The map by the running statistics in ``given``, or by ready ones if those are empty."""
     if plan.kind == "matrix":
-        return launch(normalize_matrix, *given, eps, plan.portion, *results, work=work)
+        _, lead, _, _, affine, _, _ = results
+        return run(normalize_matrix, (*given, eps, plan.portion, plan.by_column(affine, lead), *results), work)
     *_, signs, _ = results
     if plan.kind == "columns" and signs is not None:
-        return launch(normalize_columns, *given, eps, plan.block, *results, work=work)
-    return launch(normalize_rows, *given, eps, plan.portion, *results, work=work)
+        return run(normalize_columns, (*given, eps, plan.block, *results), work)
+    return run(normalize_rows, (*given, eps, plan.portion, *results), work)
 
 
 def backward(
+    plan: Plan,
     dy: np.ndarray,
     x: np.ndarray,
     relu: bool,
@@ -297,32 +331,35 @@ def backward(
     dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """dx; dy where the ReLU let pass if ``masked``; dweight and dbias as (2, C) of ``dtype``."""
-    plan = plan_for(x)
-    dx = plan.empty(x.dtype) if out is None else out
-    dresidual = plan.empty(x.dtype) if masked else None
+    dx = plan.empty() if out is None else out
+    dresidual = plan.empty() if masked else None
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
     if dresidual is None:
         lead, streaming = plan.stores(dx, 3, False, dy)
     else:  # both are streamed, or neither
         lead, streaming = plan.stores(dx, 4, True)
         streaming = streaming and plan.stores(dresidual, 4, True)[1]
-    mask = signs, True if relu and signs is None else None
-    given = plan.view(dy), plan.view(x), *mask
-    constants = stats, affine, slopes, gradients
-    outputs = plan.view(dx), None if dresidual is None else plan.view(dresidual)
+    views: tuple[np.ndarray | None, ...] = plan.view(dy), plan.view(x), plan.view(dx)
+    views = *views, None if dresidual is None else plan.view(dresidual)
+    few_rows = plan.kind == "matrix" and plan.block
+    if few_rows:
+        views = _as_columns(plan, *views)
+    given = *views[:2], signs, True if relu and signs is None else None
+    constants, outputs = (stats, affine, slopes, gradients), views[2:]
     share: tuple[Any, ...]
     if plan.kind == "channels":
-        share = *plan.chunk, plan.block, lead, streaming
-        launch(backward_rows, *given, batch_stats, *share, *constants, *outputs, work=x.size)
-    elif plan.kind == "columns":
+        share = *plan.chunk, plan.block, lead, streaming, np.empty((2, plan.channels))
+        run(backward_rows, (*given, batch_stats, *share, *constants, *outputs), x.size)
+    elif plan.kind == "columns" or few_rows:
         share = plan.block, streaming
-        launch(backward_columns, *given, batch_stats, *share, *constants, *outputs, work=x.size)
+        run(backward_columns, (*given, batch_stats, *share, *constants, *outputs), x.size)
     elif plan.kind == "matrix":
-        share = *plan.chunk, plan.portion, np.empty(plan.partials), lead, streaming
-        launch(backward_matrix, *given, batch_stats, *share, *constants, *outputs, work=x.size)
+        wide = plan.by_column(affine, lead), plan.by_column(slopes, lead)
+        share = *plan.chunk, plan.portion, np.empty(plan.partials), *wide, lead, streaming
+        run(backward_matrix, (*given, batch_stats, *share, *constants, *outputs), x.size)
     else:
         share = *plan.chunk, np.empty(plan.partials)
-        launch(products_rows, *given, batch_stats, *share, *constants, work=x.size)
+        run(products_rows, (*given, batch_stats, *share, *constants), x.size)
         share = plan.portion, lead, streaming
-        launch(gradient_rows, *given, *share, affine, slopes, *outputs, work=x.size)
+        run(gradient_rows, (*given, *share, affine, slopes, *outputs), x.size)
     return dx, dresidual, gradients

@@ -8,13 +8,14 @@ import math
 import numpy as np
 
 from fastbn._threads import launch
-from fastbn.functional.norm_kernels import Found, Parameters, normalize_by, plan_for
+from fastbn.functional.norm_kernels import Found, Parameters, Plan, normalize_by, plan_for
 from fastbn.functional.norm_sums import Sums
 from fastbn.kernels.batch_norm_partials import finish_moments, finish_products, finish_running, products_matrix
 from fastbn.kernels.channels import SCALE
 
 
 def forward(
+    plan: Plan,
     x: np.ndarray,
     residual: np.ndarray | None,
     relu: bool,
@@ -30,7 +31,6 @@ def forward(
 
     sums: of x, for training. defer: y is not computed, and x comes in its place.
     """
-    plan = plan_for(x)
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
     if training:
         assert sums is not None
@@ -54,7 +54,7 @@ def normalize(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """y by known statistics, and the signs of a ReLU's operand where they are to be kept."""
     plan = plan_for(x)
-    y, signs = plan.empty(x.dtype) if out is None else out, plan.signs() if keep_signs else None
+    y, signs = plan.empty() if out is None else out, plan.signs() if keep_signs else None
     nothing = np.empty(0, plan.computed)
     given = plan.view(x), None if residual is None else plan.view(residual), nothing, nothing, nothing, nothing
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
@@ -91,7 +91,7 @@ def slopes_of(
     columns = plan.channels
     if sums is None:
         columns = plan.shape[1]
-        dresidual = plan.empty(x.dtype) if masked else None
+        dresidual = plan.empty() if masked else None
         views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
         partials, wide = np.empty(plan.partials), np.tile(affine, (1, columns // plan.channels))
         cut = None if dresidual is None else plan.view(dresidual)
@@ -115,7 +115,7 @@ def passed_sums(dy: np.ndarray, y: np.ndarray | None, keep: bool) -> tuple[np.nd
     """
     plan = plan_for(dy)
     columns = plan.shape[1]
-    passed = plan.empty(dy.dtype) if keep else None
+    passed = plan.empty() if keep else None
     partials, identity = np.empty(plan.partials), np.zeros((3, columns), plan.computed)
     identity[1] = 1
     views = plan.view(dy), plan.view(dy if y is None else y), None, None if y is None else True

@@ -17,6 +17,11 @@ def relu_operand(relu: bool, ceiling: float = math.inf) -> float | None:
     return float(ceiling) if relu else None
 
 
+def limits_of(relu: bool, ceiling: float = math.inf) -> tuple[float, float]:
+    """The least and the greatest number that a convolution writes; others become these."""
+    return (0.0, float(ceiling)) if relu else (-math.inf, math.inf)
+
+
 class Sums(NamedTuple):
     """Sums of a convolution's channels-last output, for the batch norm that comes next.
 

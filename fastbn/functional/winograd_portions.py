@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastbn.functional.conv_cut import parts
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_portions import BLOCKS, TASKS, Shape, blocks_of
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
@@ -48,7 +49,7 @@ class WeightPortions(NamedTuple):
     place: Place
     runs_at_once: int
     splits: int
-    places: np.ndarray
+    most: int
     panels: int
     values: int
     gradients: int
@@ -68,19 +69,27 @@ def pays(weight_shape: Shape, window: Window, groups: int, y_shape: Shape) -> bo
 
 
 @lru_cache(maxsize=512)
-def portions(out_shape: Shape, channels: int, starts: tuple[int, int], itemsize: int) -> Portions:
-    """For an output (N, C, H, W) from so many channels; starts: the row and column where its first window begins."""
+def portions(
+    out_shape: Shape, channels: int, starts: tuple[int, int], itemsize: int, threads: int | None = None
+) -> Portions:
+    """For an output (N, C, H, W) from so many channels; starts: the row and column where its first window begins.
+
+    threads: to run it; None if it stays in cache until it is summed: then it is cut by its shape alone.
+    """
     count, outputs, height, width = out_shape
     down, across = -(-height // 2), -(-width // 2)
     depth, panel_count = blocks_of(channels, itemsize), -(-outputs // panel_columns(itemsize))
-    images, rows = _task(count, down, across, depth, outputs, panel_count)
-    pieces = _pieces(images, rows, count, down, panel_count)
+    if threads is None:
+        images, rows = _task(count, down, across, depth, outputs, panel_count)
+        at_once = -(-panel_count // _pieces(images, rows, count, down, panel_count))
+    else:
+        images, rows, at_once = _cut(count, down, across, depth, panel_count, panel_columns(itemsize), threads)
     groups = -(-images * rows * across // TILE_ROWS)
     vectors = depth * (images * (2 * rows + 2) * (2 * across + 2) + POSITIONS * groups * TILE_ROWS)
     panels = panel_count * panel_columns(itemsize) * POSITIONS * depth * block_lanes(itemsize)
     return Portions(
         _place(starts, images, min(2 * rows, height)),
-        -(-panel_count // pieces),
+        at_once,
         panels,
         POSITIONS * tile_elements(itemsize) + vectors * block_lanes(itemsize),
         count * outputs * height * width * channels // 2,
@@ -110,7 +119,7 @@ def weight_portions(dy_shape: Shape, channels: int, starts: tuple[int, int], ite
         _place(starts, images, min(2 * rows, height)),
         runs_at_once,
         splits,
-        np.arange(most) * lanes,
+        most,
         splits * panels,
         POSITIONS * depth * most * lanes,
         POSITIONS * dy_depth * most * lanes,
@@ -131,9 +140,8 @@ def _evenly(count: int, most: int) -> int:
 
 def _task(count: int, down: int, across: int, depth: int, outputs: int, panel_count: int) -> tuple[int, int]:
     """Images, and rows of tiles, of a task: where the whole costs least."""
-    limit = max(GROUPS * TILE_ROWS, VALUES // (POSITIONS * depth * VECTOR_BYTES))
     choices = [(1, rows) for rows in range(1, down + 1)] + [(images, down) for images in range(2, count + 1)]
-    fitting = [choice for choice in choices if choice[0] * choice[1] * across <= limit] or choices[:1]
+    fitting = [choice for choice in choices if choice[0] * choice[1] * across <= _most(depth)] or choices[:1]
 
     def cost(choice: tuple[int, int]) -> float:
         """In tiles. To fill a pixel takes about as long as to multiply a tile for one output, to transform it four."""
@@ -149,6 +157,30 @@ def _task(count: int, down: int, across: int, depth: int, outputs: int, panel_co
         return total
 
     return min(reversed(fitting), key=cost)
+
+
+def _most(depth: int) -> int:
+    """Tiles of a task."""
+    return max(GROUPS * TILE_ROWS, VALUES // (POSITIONS * depth * VECTOR_BYTES))
+
+
+def _cut(
+    count: int, down: int, across: int, depth: int, panel_count: int, columns: int, threads: int
+) -> tuple[int, int, int]:
+    """Images, rows of tiles and panels of a task where nothing is summed, see ``conv_cut``."""
+
+    def cost(task: tuple[int, int, int]) -> float:
+        """As in ``_task``. To read a panel takes about as long as to multiply a group of tiles by it."""
+        images, rows, at_once = task
+        tasks = -(-count // images) * -(-down // rows) * -(-panel_count // at_once)
+        tiles = images * rows * across
+        filled = images * (2 * rows + 2) * (2 * across + 2)
+        multiplied = (-(-tiles // TILE_ROWS) + 1) * TILE_ROWS
+        return -(-tasks // threads) * (at_once * columns * multiplied + filled + 4 * tiles)
+
+    whole = [(1, rows) for rows in parts(down)] + [(images, down) for images in parts(count)[:-1]]
+    fitting = [choice for choice in whole if choice[0] * choice[1] * across <= _most(depth)] or [(1, 1)]
+    return min(((*choice, at_once) for choice in fitting for at_once in parts(panel_count)), key=cost)
 
 
 def _pieces(images: int, rows: int, count: int, down: int, panel_count: int) -> int:

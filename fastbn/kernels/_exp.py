@@ -8,15 +8,15 @@ from numba import float64, int32
 from numba.extending import intrinsic
 
 from fastbn.kernels._jit import body
-from fastbn.kernels._vector import DOUBLE, FLOAT, I32, I64, constant, fused
+from fastbn.kernels._vector import DOUBLE, FLOAT, I32, I64, constant, fused, magnitude
 
 LOWEST = -708.0  # exp of less is not a normal float64, and counts as 0
 LOG2_E = 1.4426950408889634
 LN_2_HIGH = 0.693145751953125  # 15 bits: its product with an exponent is exact
 LN_2_LOW = 1.4286068203094172e-06
-# The same in float32, for arguments whose exp is above 0 there.
-LOWEST_SINGLE, LOG2_E_SINGLE = np.float32(-104.0), np.float32(LOG2_E)
-LN_2_HIGH_SINGLE, LN_2_LOW_SINGLE = np.float32(0.693359375), np.float32(-2.12194440e-4)  # 10 bits, and the rest
+# For vectors: an argument whose exp is rounded to 0, log2 e, and ln 2 in two parts, the first in few bits.
+SINGLES = tuple(float(np.float32(number)) for number in (-104.0, LOG2_E, 0.693359375, -2.12194440e-4))
+DOUBLES = -746.0, LOG2_E, LN_2_HIGH, LN_2_LOW
 
 
 @intrinsic
@@ -60,40 +60,27 @@ def exp_nonpositive(x):
 def _exp_of(builder, value):
     """exp of every lane of at most 0; NaN for NaN.
 
-    As ``exp_nonpositive``; in float32 by the Taylor polynomial of degree 7, to 1 unit in the last place.
+    As ``exp_nonpositive``; in float32 by the Taylor polynomial of degree 7, to 1 unit in the last place. A sum with
+    a large number rounds to n and leaves it, biased, in the last bits, from where it goes into the exponent of a power
+    of two: a larger one than is meant, so that this is a normal number whatever the result.
     """
     single = value.type.element == FLOAT
-    lowest, log2_e, high, low = (
-        (LOWEST_SINGLE, LOG2_E_SINGLE, LN_2_HIGH_SINGLE, LN_2_LOW_SINGLE)
-        if single
-        else (LOWEST, LOG2_E, LN_2_HIGH, LN_2_LOW)
-    )
-    integers = ir.VectorType(I32, value.type.count)
-    inside = builder.fcmp_ordered(">=", value, constant(value.type, lowest))
-    clipped = builder.select(inside, value, constant(value.type, lowest))
-    scaled = builder.fmul(clipped, constant(value.type, log2_e))
-    n = builder.fptosi(builder.fsub(scaled, constant(value.type, 0.5)), integers)
-    negated = builder.fneg(builder.sitofp(n, value.type))
+    lowest, log2_e, high, low = SINGLES if single else DOUBLES
+    digits, bias, degree = (23, 127, 7) if single else (52, 1023, 13)
+    larger = (bias + 1) // 2
+    integers = ir.VectorType(I32 if single else I64, value.type.count)
+    rounding = constant(value.type, 1.5 * 2.0**digits + bias + larger)
+    below = builder.fcmp_ordered("<", value, constant(value.type, lowest))
+    clipped = builder.select(below, constant(value.type, lowest), value)
+    biased = fused(builder, clipped, constant(value.type, log2_e), rounding)
+    negated = builder.fneg(builder.fsub(biased, rounding))
     r = fused(builder, negated, constant(value.type, high), clipped)
     r = fused(builder, negated, constant(value.type, low), r)
-    p = constant(value.type, 1 / math.factorial(7 if single else 13))
-    for k in reversed(range(7 if single else 13)):
+    p = constant(value.type, 1 / math.factorial(degree))
+    for k in reversed(range(degree)):
         p = fused(builder, p, r, constant(value.type, 1 / math.factorial(k)))
-    half = builder.ashr(n, constant(integers, 1))
-    for exponent in (half, builder.sub(n, half)):
-        p = builder.fmul(p, _powers_of_two(builder, exponent, value.type))
-    below = builder.fcmp_ordered("<", value, constant(value.type, lowest))
-    return builder.select(inside, p, builder.select(below, constant(value.type, 0.0), value))
-
-
-def _powers_of_two(builder, n, vector):
-    """``_power_of_two`` of every lane, as ``vector``."""
-    bits, digits = (32, 23) if vector.element == FLOAT else (64, 52)
-    integers = ir.VectorType(ir.IntType(bits), vector.count)
-    exponent = builder.add(
-        n if bits == 32 else builder.sext(n, integers), constant(integers, (1 << bits - digits - 2) - 1)
-    )
-    return builder.bitcast(builder.shl(exponent, constant(integers, digits)), vector)
+    power = builder.bitcast(builder.shl(builder.bitcast(biased, integers), constant(integers, digits)), value.type)
+    return builder.fmul(builder.fmul(p, power), constant(value.type, 2.0**-larger))
 
 
 @intrinsic
@@ -104,7 +91,7 @@ def logistic(typingctx, value):
         x = arguments[0]
         zero, one = constant(x.type, 0.0), constant(x.type, 1.0)
         positive = builder.fcmp_ordered(">=", x, zero)
-        e = _exp_of(builder, builder.select(positive, builder.fneg(x), x))
+        e = _exp_of(builder, builder.fneg(magnitude(builder, x)))
         return builder.fdiv(builder.select(positive, one, e), builder.fadd(one, e))
 
     return value(value), codegen

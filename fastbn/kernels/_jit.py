@@ -1,8 +1,8 @@
 """Every Numba option in the library.
 
 ``driver`` compiles the entry of a kernel: it may hold ``prange`` and is kept in Numba's disk cache.
-``body`` and ``sum_body`` compile what a driver calls; ``inlined`` is for what is short or called once: a function that
-is compiled by itself is optimised again in each of its callers, and that is most of a kernel's compile time.
+``body`` and ``sum_body`` compile what a driver calls, as far as LLVM's code; what is left is done in each driver, see
+``_once``. ``inlined`` is for what is short or called once.
 A ``prange`` index is unsigned: drivers pass ``int64(index)`` on, so that the serial and the parallel loop share one
 version of the body, and ``divmod`` stays an integer.
 """
@@ -15,6 +15,8 @@ from typing import Any
 
 from numba import njit
 from numba.core.cpu import ParallelOptions
+
+from fastbn.kernels._once import KernelCompiler
 
 # A product and a sum may be fused. Nothing is reordered: a constant pulled out of a loop can overflow or cancel.
 ELEMENTWISE = {"contract"}
@@ -36,7 +38,10 @@ PRANGE_ONLY = ParallelOptions(
     }
 )
 
-COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+# Whoever calls a kernel holds its arrays, so references are not counted: that is a locked addition wherever an array
+# is passed on, and as long as the work itself on small arrays. What makes arrays must count them: ``allocating_...``.
+COMMON: dict[str, Any] = {"_nrt": False, "nogil": True, "error_model": "numpy", "boundscheck": False}
+ALLOCATING: dict[str, Any] = {"_nrt": True}
 
 
 # What only kernels call needs no entry from Python or C.
@@ -53,12 +58,22 @@ def body(function: Callable[..., Any]) -> Any:
     return njit(fastmath=ELEMENTWISE, **INTERNAL)(function)
 
 
+def allocating_body(function: Callable[..., Any]) -> Any:
+    """As ``body``, of a function that makes arrays; if it returns one, its callers are allocating, too."""
+    return njit(fastmath=ELEMENTWISE, **{**INTERNAL, **ALLOCATING})(function)
+
+
 def sum_body(function: Callable[..., Any]) -> Any:
     """Compile a function that drivers call, free to reorder its sums."""
     return njit(fastmath=SUMS, **INTERNAL)(function)
 
 
-DRIVER: dict[str, Any] = {"fastmath": ELEMENTWISE, "no_cfunc_wrapper": True, **COMMON}
+DRIVER: dict[str, Any] = {
+    "fastmath": ELEMENTWISE,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": KernelCompiler,
+    **COMMON,
+}
 
 
 class Kernel:
@@ -68,23 +83,29 @@ class Kernel:
     branch not taken, and its disk cache tells them apart by the argument's type.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._function = function
+        self._options = options
 
     @cached_property
     def serial(self) -> Any:
         """The version for one thread."""
-        return _cached(self._function, DRIVER)
+        return _cached(self._function, self._options)
 
     @cached_property
     def parallel(self) -> Any:
         """The version for all threads."""
-        return _cached(self._function, {"parallel": PRANGE_ONLY, **DRIVER})
+        return _cached(self._function, {"parallel": PRANGE_ONLY, **self._options})
 
 
 def driver(function: Callable[..., Any]) -> Kernel:
     """Compile a kernel's entry, from Numba's disk cache where one can be written."""
-    return Kernel(function)
+    return Kernel(function, DRIVER)
+
+
+def allocating_driver(function: Callable[..., Any]) -> Kernel:
+    """As ``driver``, of a kernel that makes arrays."""
+    return Kernel(function, {**DRIVER, **ALLOCATING})
 
 
 def serial_driver(function: Callable[..., Any]) -> Any:

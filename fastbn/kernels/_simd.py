@@ -33,8 +33,18 @@ DOT_ROWS, DOT_COLUMNS = (2, 5) if (TILE_ROWS, VECTOR_BYTES) in ((6, 32), (6, 16)
 LANE_ROWS = 6
 LANE_VECTORS = TILE_ROWS * TILE_VECTORS // LANE_ROWS
 
+# Where a prefetch leads, as LLVM counts them.
+FIRST_CACHE, SECOND_CACHE = 3, 2
+
+# Channels that a tile of blocks goes on at once, or as many as a vector has lanes, and lines of the panel after its own
+# that it asks for meanwhile.
+CHANNELS, ASKED = 4, 3
+
 # Rows of the tile of products summed over pixels, where a vector has as many lanes.
 OUTER_ROWS = 8 if TILE_ROWS >= 12 else 4
+
+# Where a prefetch leads, as LLVM counts them.
+FIRST_CACHE, SECOND_CACHE = 3, 2
 
 
 def _index(value):
@@ -74,14 +84,18 @@ class _Vectors:
         """Variables that LLVM keeps in registers."""
         return [cgutils.alloca_once(self.builder, self.type) for _ in range(count)]
 
-    def prefetch(self, pointer, offset):
+    def stream(self, value, pointer, offset):
+        """Store past the caches, at a multiple of a vector's size."""
+        written = self.builder.store(value, self._at(pointer, offset), align=VECTOR_BYTES)
+        written.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
+    def prefetch(self, pointer, offset, level=FIRST_CACHE, write=False):
         """Have the cache line at ``offset`` read soon; it may lie beyond the array."""
         integer = ir.IntType(32)
         place = self.builder.bitcast(self.builder.gep(pointer, [offset]), ir.IntType(8).as_pointer())
         function_type = ir.FunctionType(ir.VoidType(), [place.type, integer, integer, integer])
         function = cgutils.get_or_insert_function(self.builder.module, function_type, "llvm.prefetch.p0")
-        # To read, into every level, data.
-        self.builder.call(function, [place, *(ir.Constant(integer, number) for number in (0, 3, 1))])
+        self.builder.call(function, [place, *(ir.Constant(integer, number) for number in (int(write), level, 1))])
 
     def add_product(self, total, a, b):
         product = self.builder.fmul(a, b, flags=("contract",))
@@ -166,66 +180,95 @@ def tile_product_at(typingctx, a, a_start, b, b_start, offsets, tile):
 
 
 @intrinsic
-def lane_tile(typingctx, a, a_start, first, b, b_start, offsets, place, count, places, at, out, out_start, out_step):
-    """out[out_start + i * out_step + targets[j] + lane] = a[a_start + i] + sum over k from first to first + count of
+def lane_tile(
+    typingctx, a, a_start, b, b_start, offsets, place, first, lines, step, run, places, at, out, out_start, out_step
+):
+    """out[out_start + i * out_step + targets[j] + lane] = a[a_start + i] + sum over k of
     a[a_start + (1 + k) * LANE_ROWS + i] * b[b_start + offsets[place + k] + sources[j] + lane].
 
-    i < LANE_ROWS, j < LANE_VECTORS; sources and targets follow one another in ``places`` (int64) from ``at``.
+    k = first + line * step + number, line < ``lines``, number < ``run``; i < LANE_ROWS, j < LANE_VECTORS; sources and
+    targets follow one another in ``places`` (int64) from ``at``.
     """
 
     def codegen(context, builder, signature, arguments):
         types_of = signature.args
-        a_array, a_first, k_first, b_array, b_first, table, t_first, depth = arguments[:8]
-        place_array, p_first, out_array, out_first, step = arguments[8:]
+        a_array, a_first, b_array, b_first, table, t_first, k_first, line_count, line_step, count = arguments[:10]
+        place_array, p_first, out_array, out_first, out_rows = arguments[10:]
         vectors = _Vectors(context, builder, types_of[0].dtype)
         biases = builder.gep(_data(context, builder, types_of[0], a_array), [a_first])
-        a_panel = builder.gep(biases, [builder.mul(builder.add(k_first, _index(1)), _index(LANE_ROWS))])
-        origin = builder.gep(_data(context, builder, types_of[3], b_array), [b_first])
-        target = builder.gep(_data(context, builder, types_of[10], out_array), [out_first])
-        distances = builder.gep(_data(context, builder, types_of[5], table), [builder.add(t_first, k_first)])
-        numbers = builder.gep(_data(context, builder, types_of[8], place_array), [p_first])
+        origin = builder.gep(_data(context, builder, types_of[2], b_array), [b_first])
+        target = builder.gep(_data(context, builder, types_of[12], out_array), [out_first])
+        distances = builder.gep(_data(context, builder, types_of[4], table), [t_first])
+        numbers = builder.gep(_data(context, builder, types_of[10], place_array), [p_first])
         read = [builder.load(builder.gep(numbers, [_index(j)])) for j in range(2 * LANE_VECTORS)]
         sources = [builder.gep(origin, [number]) for number in read[:LANE_VECTORS]]
-
-        def columns_at(k):
-            distance = builder.load(builder.gep(distances, [k]))
-            return [builder.gep(source, [distance]) for source in sources]
-
         sums = vectors.registers(LANE_ROWS * LANE_VECTORS)
         for i in range(LANE_ROWS):
             bias = vectors.broadcast(builder.load(builder.gep(biases, [_index(i)])))
             for j in range(LANE_VECTORS):
                 builder.store(bias, sums[i * LANE_VECTORS + j])
-        _tile(context, builder, types_of[0].dtype, a_panel, LANE_ROWS, columns_at, depth, sums)
+        with cgutils.for_range(builder, line_count) as line:
+            begin = builder.add(k_first, builder.mul(line.index, line_step))
+            a_panel = builder.gep(biases, [builder.mul(builder.add(begin, _index(1)), _index(LANE_ROWS))])
+            line_distances = builder.gep(distances, [begin])
+
+            def columns_at(k):
+                distance = builder.load(builder.gep(line_distances, [k]))
+                return [builder.gep(source, [distance]) for source in sources]
+
+            _tile(context, builder, types_of[0].dtype, a_panel, LANE_ROWS, columns_at, count, sums)
         for i in range(LANE_ROWS):
-            row = builder.gep(target, [builder.mul(step, _index(i))])
+            row = builder.gep(target, [builder.mul(out_rows, _index(i))])
             for j, number in enumerate(read[LANE_VECTORS:]):
                 vectors.store(builder.load(sums[i * LANE_VECTORS + j]), row, number)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, i64, b, i64, offsets, i64, i64, places, i64, out, i64, i64), codegen
+    return types.void(a, i64, b, i64, offsets, i64, i64, i64, i64, i64, places, i64, out, i64, i64), codegen
+
+
+class _Ahead:
+    """What is read after a tile of blocks, and asked for meanwhile; see ``block_tile``."""
+
+    def __init__(self, builder, panel, pace, rows=(), at=None, step=None):
+        """panel: a pointer; rows: of (data, whether it is to be written)."""
+        self.builder, self.panel, self.pace, self.rows, self.at, self.step = builder, panel, pace, rows, at, step
+
+    def ask(self, vectors, group, rows, width):
+        """For lines of the panel, and a row of ``width`` vectors, as long as there are any."""
+        builder = self.builder
+        place = builder.mul(group, self.pace)
+        for line in range(ASKED):
+            vectors.prefetch(builder.gep(self.panel, [place]), _index(line * vectors.lanes), SECOND_CACHE)
+        if not self.rows:
+            return
+        row = builder.select(builder.icmp_signed("<", group, _index(rows)), group, _index(rows - 1))
+        place = builder.add(self.at, builder.mul(row, self.step))
+        for origin, write in self.rows:
+            for v in range(width):
+                vectors.prefetch(builder.gep(origin, [place]), _index(v * vectors.lanes), write=write)
 
 
 def _block_tile(
-    context, builder, a_type, a_rows, a_step, b_type, b_array, b_first, b_step, offsets, count, tile, panels
+    context, builder, a_type, a_rows, a_step, b_type, b_origin, b_step, offsets, taps, count, targets, add, ahead
 ):
-    """The tile of the pixels at the pointers ``a_rows`` and the columns of ``panels`` panels, ``b_step`` apart.
+    """Tiles of the pixels at the pointers ``a_rows`` and as many panels, ``b_step`` apart, as ``targets`` name.
 
-    offsets: (data, number); tile: data.
+    targets: for each panel a pointer to each pixel's columns; written over, or added to if ``add``. offsets: data;
+    taps: the first, and the one after the last. ahead: an ``_Ahead``.
     """
     vectors = _Vectors(context, builder, a_type.dtype)
-    lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
-    unrolled, rows = min(4, lanes), len(a_rows)
+    lanes, columns, panels = vectors.lanes, TILE_VECTORS * vectors.lanes, len(targets)
+    unrolled, rows = min(CHANNELS, lanes), len(a_rows)
     lines = -(-rows * unrolled // lanes) if panels == 1 else 0  # to be asked for, where pixels lie side by side
     places = [(panel, v) for panel in range(panels) for v in range(TILE_VECTORS)]
-    b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
     sums = {(i, *place): cgutils.alloca_once(builder, vectors.type) for i in range(rows) for place in places}
-    for total in sums.values():
-        builder.store(vectors.zero, total)
-    with cgutils.for_range(builder, offsets[1]) as taps:
-        tap = builder.load(builder.gep(offsets[0], [taps.index]))
-        b_tap = builder.gep(b_origin, [builder.mul(builder.mul(taps.index, count), _index(lanes * columns))])
+    for (i, panel, v), total in sums.items():
+        start = vectors.load(targets[panel][i], _index(v * lanes)) if add else vectors.zero
+        builder.store(start, total)
+    with cgutils.for_range(builder, taps[1], taps[0]) as loop:
+        tap = builder.load(builder.gep(offsets, [loop.index]))
+        b_tap = builder.gep(b_origin, [builder.mul(builder.mul(loop.index, count), _index(lanes * columns))])
         with cgutils.for_range(builder, count) as channels:
             pixel = builder.add(tap, builder.mul(channels.index, a_step))
             b_rows = builder.gep(b_tap, [builder.mul(channels.index, _index(lanes * columns))])
@@ -233,6 +276,9 @@ def _block_tile(
                 column = builder.add(pixel, builder.mul(steps.index, _index(unrolled)))
                 b_row = builder.gep(b_rows, [builder.mul(steps.index, _index(unrolled * columns))])
                 b_panels = [builder.gep(b_row, [builder.mul(b_step, _index(panel))]) for panel in range(panels)]
+                group = builder.add(builder.mul(builder.sub(loop.index, taps[0]), count), channels.index)
+                group = builder.add(builder.mul(group, _index(lanes // unrolled)), steps.index)
+                ahead.ask(vectors, group, rows, len(places))
                 # What the next block of channels will read: the hardware does not follow streams so short.
                 a_next = builder.gep(a_rows[0], [builder.add(pixel, a_step)])
                 a_next = builder.gep(a_next, [builder.mul(steps.index, _index(lines * lanes))])
@@ -251,75 +297,116 @@ def _block_tile(
                         for place, vector in right.items():
                             vectors.add_product(sums[i, *place], left, vector)
     for (i, panel, v), total in sums.items():
-        position = ((panel * rows + i) * TILE_VECTORS + v) * lanes
-        vectors.store(builder.load(total), tile, _index(position))
+        vectors.store(builder.load(total), targets[panel][i], _index(v * lanes))
 
 
 @intrinsic
-def block_tile(typingctx, a, a_start, a_block, b, b_start, b_panel, offsets, blocks, tile):
+def block_tile(
+    typingctx, a, a_start, a_block, b, b_start, offsets, blocks, tile, ahead, pace, out, residual, at, step
+):  # fmt: skip
     """tile[i, j] = sum over t, c, k of a[a_start + offsets[t] + c * a_block + i * lanes + k] * b[t, c, k, j].
 
     i < TILE_ROWS, c < ``blocks``, k < lanes of a vector; b: flat (offsets.size, blocks, lanes, columns) from b_start.
     As ``tile_product``, but the left operand lies in blocks of as many channels as a vector has lanes, pixel by pixel.
+
+    Meanwhile caches are asked for what comes next: of b, from ``ahead`` on, ``pace`` elements for CHANNELS channels, no
+    more than ASKED vectors of which are read; of out, to be written, and residual, unless None, the tile's rows from
+    ``at`` on, ``step`` apart. All of it may lie beyond the arrays.
     """
 
     def codegen(context, builder, signature, arguments):
-        a_type, _, _, b_type, _, _, offsets_type, _, tile_type = signature.args
-        a_array, a_first, a_step, b_array, b_first, b_step, offsets_array, count, tile_array = arguments
+        a_type, _, _, b_type, _, offsets_type, _, tile_type, _, _, *row_types, _, _ = signature.args
+        a_array, a_first, a_step, b_array, b_first, offsets_array, count, tile_array = arguments[:8]
+        first_ahead, pace, *row_arrays, row_at, row_step = arguments[8:]
         table = context.make_array(offsets_type)(context, builder, offsets_array)
         origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
         lanes = VECTOR_BYTES // (a_type.dtype.bitwidth // 8)
         rows = [builder.gep(origin, [_index(i * lanes)]) for i in range(TILE_ROWS)]
-        right = b_type, b_array, b_first, b_step
+        b_data = _data(context, builder, b_type, b_array)
+        right = b_type, builder.gep(b_data, [b_first]), _index(0)
         target = _data(context, builder, tile_type, tile_array)
-        _block_tile(context, builder, a_type, rows, a_step, *right, (table.data, table.nitems), count, target, 1)
+        targets = [[builder.gep(target, [_index(i * TILE_VECTORS * lanes)]) for i in range(TILE_ROWS)]]
+        taps = _index(0), table.nitems
+        given = zip(row_types, row_arrays, (True, False), strict=True)
+        asked = [(_data(context, builder, t, array), write) for t, array, write in given if t != types.none]
+        ahead = _Ahead(builder, builder.gep(b_data, [first_ahead]), pace, asked, row_at, row_step)
+        _block_tile(context, builder, a_type, rows, a_step, *right, table.data, taps, count, targets, False, ahead)
         return context.get_dummy_value()
 
-    integer = types.int64
-    return types.void(a, integer, integer, b, integer, integer, offsets, integer, tile), codegen
+    i64 = types.int64
+    return types.void(a, i64, i64, b, i64, offsets, i64, tile, i64, i64, out, residual, i64, i64), codegen
 
 
 @intrinsic
-def pixel_tile(typingctx, a, places, place, a_block, b, b_start, b_panel, offsets, blocks, tile):
-    """As ``block_tile``, of half as many pixels, which lie at places[place + i], and two panels, ``b_panel`` apart.
+def add_pixel_tile(
+    typingctx, a, places, targets, at, a_block, b, b_start, b_panel, offsets, tap, last, blocks, sums, apart, ahead,
+    pace,
+):  # fmt: skip
+    """As ``block_tile``, of half as many pixels, two panels and the taps from ``tap`` to ``last``, added to ``sums``.
 
-    The rows of the second panel follow those of the first.
+    Pixel i lies at places[at + i] in a, its sums at targets[at + i] * columns; panels lie ``b_panel`` apart, their sums
+    ``apart``. Of out and residual nothing is asked for.
     """
 
     def codegen(context, builder, signature, arguments):
-        a_type, places_type, _, _, b_type, _, _, offsets_type, _, tile_type = signature.args
-        a_array, places_array, first, a_step, b_array, b_first, b_step, offsets_array, count, tile_array = arguments
-        table = context.make_array(offsets_type)(context, builder, offsets_array)
-        origin = _data(context, builder, a_type, a_array)
-        numbers = builder.gep(_data(context, builder, places_type, places_array), [first])
-        rows = [builder.gep(origin, [builder.load(builder.gep(numbers, [_index(i)]))]) for i in range(TILE_ROWS // 2)]
-        right = b_type, b_array, b_first, b_step
-        target = _data(context, builder, tile_type, tile_array)
-        _block_tile(context, builder, a_type, rows, a_step, *right, (table.data, table.nitems), count, target, 2)
+        types_of = signature.args
+        a_array, places_array, targets_array, first, a_step, b_array, b_first, b_step = arguments[:8]
+        offsets_array, first_tap, last_tap, count, sums_array, step, first_ahead, pace = arguments[8:]
+        lanes = VECTOR_BYTES // (types_of[0].dtype.bitwidth // 8)
+
+        def pointers(array_type, array, table_type, table, scale):
+            origin = _data(context, builder, array_type, array)
+            numbers = builder.gep(_data(context, builder, table_type, table), [first])
+            read = [builder.load(builder.gep(numbers, [_index(i)])) for i in range(TILE_ROWS // 2)]
+            return [builder.gep(origin, [builder.mul(number, _index(scale))]) for number in read]
+
+        rows = pointers(types_of[0], a_array, types_of[1], places_array, 1)
+        sums_of = pointers(types_of[12], sums_array, types_of[2], targets_array, TILE_VECTORS * lanes)
+        goals = [sums_of, [builder.gep(goal, [step]) for goal in sums_of]]
+        b_data = _data(context, builder, types_of[5], b_array)
+        right = types_of[5], builder.gep(b_data, [b_first]), b_step
+        table, taps = _data(context, builder, types_of[8], offsets_array), (first_tap, last_tap)
+        ahead = _Ahead(builder, builder.gep(b_data, [first_ahead]), pace)
+        _block_tile(context, builder, types_of[0], rows, a_step, *right, table, taps, count, goals, True, ahead)
         return context.get_dummy_value()
 
-    integer = types.int64
-    return types.void(a, places, integer, integer, b, integer, integer, offsets, integer, tile), codegen
+    i64 = types.int64
+    return types.void(
+        a, places, targets, i64, i64, b, i64, i64, offsets, i64, i64, i64, sums, i64, i64, i64
+    ), codegen  # fmt: skip
 
 
-def _add_products(context, builder, dtype, a_at, b_origin, b_block, count, target):
-    """Add, for each pixel, the products of OUTER_ROWS channels from ``a_at(pixel)`` and the vectors of b."""
+def _add_products(context, builder, dtype, a_at, b_at, b_block, count, target):
+    """Add, for each pixel, the products of OUTER_ROWS channels from ``a_at(pixel)`` and the vectors from ``b_at``."""
     vectors = _Vectors(context, builder, dtype)
     lanes = vectors.lanes
-    b_blocks = [builder.gep(b_origin, [builder.mul(b_block, _index(j))]) for j in range(TILE_VECTORS)]
     rows = min(OUTER_ROWS, lanes)
     totals = vectors.registers(rows * TILE_VECTORS)
     for position, total in enumerate(totals):
         builder.store(vectors.load(target, _index(position * lanes)), total)
     with cgutils.for_range(builder, count) as loop:
-        right = [vectors.load(block, builder.mul(loop.index, _index(lanes))) for block in b_blocks]
-        left = a_at(loop.index)
+        left, first = a_at(loop.index), b_at(loop.index)
+        right = [vectors.load(first, builder.mul(b_block, _index(j))) for j in range(TILE_VECTORS)]
         for i in range(rows):
             row = vectors.broadcast(builder.load(builder.gep(left, [_index(i)])))
             for j, vector in enumerate(right):
                 vectors.add_product(totals[i * TILE_VECTORS + j], row, vector)
     for position, total in enumerate(totals):
         vectors.store(builder.load(total), target, _index(position * lanes))
+
+
+def _pixels(context, builder, array_type, array, start, scale, table=None):
+    """A function from a pixel's number to its place: ``table`` (type, array, start) says where, or they follow on."""
+    origin = builder.gep(_data(context, builder, array_type, array), [start])
+    if table is None:
+        return lambda pixel: builder.gep(origin, [builder.mul(pixel, _index(scale))])
+    table_type, numbers, first = table
+    numbers = builder.gep(_data(context, builder, table_type, numbers), [first])
+
+    def at(pixel):
+        return builder.gep(origin, [builder.mul(builder.load(builder.gep(numbers, [pixel])), _index(scale))])
+
+    return at
 
 
 @intrinsic
@@ -334,14 +421,10 @@ def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums,
         a_type, _, b_type, _, _, _, sums_type, _ = signature.args
         a_array, a_first, b_array, b_first, b_step, count, sums_array, sums_first = arguments
         lanes = VECTOR_BYTES // (a_type.dtype.bitwidth // 8)
-        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
-        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        a_at = _pixels(context, builder, a_type, a_array, a_first, lanes)
+        b_at = _pixels(context, builder, b_type, b_array, b_first, lanes)
         target = builder.gep(_data(context, builder, sums_type, sums_array), [sums_first])
-
-        def a_at(pixel):
-            return builder.gep(a_origin, [builder.mul(pixel, _index(lanes))])
-
-        _add_products(context, builder, a_type.dtype, a_at, b_origin, b_step, count, target)
+        _add_products(context, builder, a_type.dtype, a_at, b_at, b_step, count, target)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -349,25 +432,22 @@ def add_block_products(typingctx, a, a_start, b, b_start, b_block, pixels, sums,
 
 
 @intrinsic
-def add_pixel_products(typingctx, a, a_start, places, place, b, b_start, b_block, pixels, sums, at):
-    """As ``add_block_products``, but pixel p of a lies at a_start + places[place + p]."""
+def add_pixel_products(typingctx, a, a_start, places, b, b_start, targets, at, b_block, pixels, sums, sums_at):
+    """As ``add_block_products``, but pixel p lies at places[at + p] in a, and is number targets[at + p] in b."""
 
     def codegen(context, builder, signature, arguments):
-        a_type, _, places_type, _, b_type, _, _, _, sums_type, _ = signature.args
-        a_array, a_first, places_array, first, b_array, b_first, b_step, count, sums_array, sums_first = arguments
-        a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
-        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
-        numbers = builder.gep(_data(context, builder, places_type, places_array), [first])
+        a_type, _, places_type, b_type, _, targets_type, _, _, _, sums_type, _ = signature.args
+        a_array, a_first, places_array, b_array, b_first, targets_array, first = arguments[:7]
+        b_step, count, sums_array, sums_first = arguments[7:]
+        lanes = VECTOR_BYTES // (a_type.dtype.bitwidth // 8)
+        a_at = _pixels(context, builder, a_type, a_array, a_first, 1, (places_type, places_array, first))
+        b_at = _pixels(context, builder, b_type, b_array, b_first, lanes, (targets_type, targets_array, first))
         target = builder.gep(_data(context, builder, sums_type, sums_array), [sums_first])
-
-        def a_at(pixel):
-            return builder.gep(a_origin, [builder.load(builder.gep(numbers, [pixel]))])
-
-        _add_products(context, builder, a_type.dtype, a_at, b_origin, b_step, count, target)
+        _add_products(context, builder, a_type.dtype, a_at, b_at, b_step, count, target)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, places, i64, b, i64, i64, i64, sums, i64), codegen
+    return types.void(a, i64, places, b, i64, targets, i64, i64, i64, sums, i64), codegen
 
 
 @intrinsic

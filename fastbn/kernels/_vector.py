@@ -73,7 +73,7 @@ def _integers(count, width=I32):
     return ir.VectorType(width, count)
 
 
-def _splat(builder, scalar, count):
+def splatted(builder, scalar, count):
     undefined = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_integers(count), [0] * count))
@@ -84,13 +84,13 @@ def constant(vector_type, value):
     return ir.Constant(vector_type, [value] * vector_type.count)
 
 
-def _below(builder, count, lanes):
+def below(builder, count, lanes):
     """The mask of the first ``count`` lanes."""
     numbers = ir.Constant(_integers(lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, I32), lanes))
+    return builder.icmp_signed("<", numbers, splatted(builder, builder.trunc(count, I32), lanes))
 
 
-def _call(builder, name, result, arguments, **options):
+def call(builder, name, result, arguments, **options):
     function_type = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments, **options)
 
@@ -151,7 +151,7 @@ def splat(typingctx, array, scalar):
     vector = _vector_of(array)
 
     def codegen(context, builder, signature, arguments):
-        return _splat(builder, context.cast(builder, arguments[1], scalar, vector.dtype), vector.lanes)
+        return splatted(builder, context.cast(builder, arguments[1], scalar, vector.dtype), vector.lanes)
 
     return vector(array, scalar), codegen
 
@@ -205,7 +205,7 @@ def quotient(typingctx, value, divisor):
 
     def codegen(context, builder, signature, arguments):
         number = context.cast(builder, arguments[1], divisor, value.dtype)
-        return builder.fdiv(arguments[0], _splat(builder, number, value.lanes))
+        return builder.fdiv(arguments[0], splatted(builder, number, value.lanes))
 
     return value(value, divisor), codegen
 
@@ -216,7 +216,7 @@ def root(typingctx, value):
 
     def codegen(context, builder, signature, arguments):
         kind = "f32" if value.dtype == types.float32 else "f64"
-        return _call(builder, f"llvm.sqrt.v{value.lanes}{kind}", arguments[0].type, arguments)
+        return call(builder, f"llvm.sqrt.v{value.lanes}{kind}", arguments[0].type, arguments)
 
     return value(value), codegen
 
@@ -232,17 +232,25 @@ def load(typingctx, array, offset):
     return _vector_of(array)(array, types.int64), codegen
 
 
-@intrinsic
-def prefetch(typingctx, array, offset):
-    """Have the cache line at ``offset`` read soon; it may lie beyond the array."""
+def _prefetch(*hints):
+    @intrinsic
+    def prefetch(typingctx, array, offset):
+        """Have the cache line at ``offset`` ready soon; it may lie beyond the array."""
 
-    def codegen(context, builder, signature, arguments):
-        pointer = _Memory(context, builder, array, *arguments).pointer
-        hints = [ir.Constant(I32, number) for number in (0, 3, 1)]  # to read, into every level, data
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
-        return context.get_dummy_value()
+        def codegen(context, builder, signature, arguments):
+            pointer = builder.bitcast(_Memory(context, builder, array, *arguments).pointer, ir.IntType(8).as_pointer())
+            numbers = [ir.Constant(I32, number) for number in (*hints, 1)]  # data
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *numbers])
+            return context.get_dummy_value()
 
-    return types.void(array, types.int64), codegen
+        return types.void(array, types.int64), codegen
+
+    return prefetch
+
+
+prefetch = _prefetch(0, 3)  # to be read, into every cache
+prefetch_far = _prefetch(0, 2)  # to be read, into all caches but the first
+prefetch_to_write = _prefetch(1, 3)
 
 
 @intrinsic
@@ -251,10 +259,10 @@ def load_first(typingctx, array, offset, count, fill):
 
     def codegen(context, builder, signature, arguments):
         memory = _Memory(context, builder, array, *arguments[:2])
-        mask = _below(builder, arguments[2], memory.vector.count)
+        mask = below(builder, arguments[2], memory.vector.count)
         align, nothing = ir.Constant(I32, memory.itemsize), ir.Constant(memory.stored, ir.Undefined)
         operands = [memory.pointer, align, mask, nothing]
-        stored = _call(builder, f"llvm.masked.load.{memory.suffix}", memory.stored, operands)
+        stored = call(builder, f"llvm.masked.load.{memory.suffix}", memory.stored, operands)
         return builder.select(mask, memory.computed(stored), arguments[3])
 
     vector = _vector_of(array)
@@ -302,9 +310,9 @@ def store_first(typingctx, array, offset, value, count):
 
     def codegen(context, builder, signature, arguments):
         memory = _Memory(context, builder, array, *arguments[:2])
-        mask = _below(builder, arguments[3], memory.vector.count)
+        mask = below(builder, arguments[3], memory.vector.count)
         operands = [memory.rounded(arguments[2]), memory.pointer, ir.Constant(I32, memory.itemsize), mask]
-        _call(builder, f"llvm.masked.store.{memory.suffix}", ir.VoidType(), operands)
+        call(builder, f"llvm.masked.store.{memory.suffix}", ir.VoidType(), operands)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, _vector_of(array), types.int64), codegen
@@ -343,7 +351,13 @@ def fused(builder, a, b, c):
     if not HAS_FMA:
         return builder.fadd(builder.fmul(a, b), c)
     kind = "f32" if a.type.element == FLOAT else "f64"
-    return _call(builder, f"llvm.fma.v{a.type.count}{kind}", a.type, [a, b, c])
+    return call(builder, f"llvm.fma.v{a.type.count}{kind}", a.type, [a, b, c])
+
+
+def magnitude(builder, value):
+    """Every lane without its sign, for code that makes intrinsics."""
+    kind = "f32" if value.type.element == FLOAT else "f64"
+    return call(builder, f"llvm.fabs.v{value.type.count}{kind}", value.type, [value])
 
 
 @intrinsic
@@ -376,6 +390,28 @@ def at_least(typingctx, value, low):
         return builder.select(builder.fcmp_ordered("<", *arguments), arguments[1], arguments[0])
 
     return value(value, value), codegen
+
+
+@intrinsic
+def _clamped(typingctx, value, low, high):
+    def codegen(context, builder, signature, arguments):
+        value, low, high = arguments
+        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+        return builder.select(builder.fcmp_ordered(">", value, high), high, value)
+
+    return value(value, value, value), codegen
+
+
+@inlined
+def bounds_of(array, limits):
+    """A least and a greatest number as ``within`` takes them, for vectors of ``array``."""
+    return splat(array, limits[0]), splat(array, limits[1])
+
+
+@inlined
+def within(value, bounds):
+    """Each lane no less than the first of ``bounds_of`` and no more than the second; a NaN stays."""
+    return _clamped(value, bounds[0], bounds[1])
 
 
 def _positive(builder, value):
@@ -424,7 +460,7 @@ def at_most(typingctx, value, ceiling):
 def _ceiling(builder, vector, number):
     """A float64 in every lane of a vector as ``vector``."""
     element = vector.type.element
-    return _splat(builder, number if element == DOUBLE else builder.fptrunc(number, element), vector.type.count)
+    return splatted(builder, number if element == DOUBLE else builder.fptrunc(number, element), vector.type.count)
 
 
 @intrinsic
@@ -433,7 +469,7 @@ def places(typingctx, array, place):
     vector = Vector(types.int32, _vector_of(array).lanes)
 
     def codegen(context, builder, signature, arguments):
-        return _splat(builder, builder.trunc(arguments[1], I32), vector.lanes)
+        return splatted(builder, builder.trunc(arguments[1], I32), vector.lanes)
 
     return vector(array, types.int64), codegen
 
@@ -461,7 +497,7 @@ def place_of_larger(typingctx, best, index, value, place):
 
     def codegen(context, builder, signature, arguments):
         best, index, value, place = arguments
-        here = _splat(builder, builder.trunc(place, I32), index.type.count)
+        here = splatted(builder, builder.trunc(place, I32), index.type.count)
         return builder.select(_is_larger(builder, best, value), here, index)
 
     return index(best, index, best, types.int64), codegen
@@ -475,8 +511,8 @@ def store_places(typingctx, indices, offset, index, count):
         value = arguments[2]
         data = context.make_array(indices)(context, builder, arguments[0]).data
         pointer = builder.bitcast(builder.gep(data, [arguments[1]]), value.type.as_pointer())
-        operands = [value, pointer, ir.Constant(I32, 4), _below(builder, arguments[3], index.lanes)]
-        _call(builder, f"llvm.masked.store.v{index.lanes}i32.p0", ir.VoidType(), operands)
+        operands = [value, pointer, ir.Constant(I32, 4), below(builder, arguments[3], index.lanes)]
+        call(builder, f"llvm.masked.store.v{index.lanes}i32.p0", ir.VoidType(), operands)
         return context.get_dummy_value()
 
     return types.void(indices, types.int64, index, types.int64), codegen
@@ -552,7 +588,7 @@ def mean(typingctx, value):
 def _sum_lanes(builder, vector):
     operands = [ir.Constant(DOUBLE, -0.0), vector]
     name = f"llvm.vector.reduce.fadd.v{vector.type.count}f64"
-    return _call(builder, name, DOUBLE, operands, fastmath=("reassoc",))
+    return call(builder, name, DOUBLE, operands, fastmath=("reassoc",))
 
 
 @intrinsic

@@ -7,7 +7,7 @@ A task owns the columns of ``block`` channels, in all rows, and maps them while 
 import numpy as np
 from numba import int64, prange
 
-from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._jit import allocating_body, driver, inlined
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.batch_norm_tiles import (
     gradient_tile,
@@ -17,14 +17,8 @@ from fastbn.kernels.batch_norm_tiles import (
     tile_sums,
     whole_vectors,
 )
-from fastbn.kernels.channels import (
-    finish_backward,
-    finish_inference,
-    finish_training,
-    first_negative,
-    renormalize,
-    run_moments,
-)
+from fastbn.kernels.channels import first_negative
+from fastbn.kernels.finish import finish_backward, finish_inference, finish_training, renormalize, set_moments
 
 
 @inlined
@@ -41,24 +35,42 @@ def _first_word(task, x, block):
 
 @inlined
 def _spread(values, first, count, s):
-    """Rows of per-channel ``values`` from channel ``first`` on, each entry repeated for its ``s`` columns."""
+    """Rows of per-channel ``values``, each entry repeated for its ``s`` columns, and the column of channel ``first``.
+
+    Of ``count`` channels from that on, or ``values`` themselves.
+    """
+    if s == 1:
+        return values, first
     spread = np.empty((values.shape[0], count * s), values.dtype)
     for k in range(values.shape[0]):
         for c in range(count):
             for j in range(c * s, (c + 1) * s):
                 spread[k, j] = values[k, first + c]
-    return spread
+    return spread, 0
 
 
-@body
+@inlined
+def _gather(sums, products, count, s):
+    """Both begin with the sums of ``count`` channels of ``s`` columns."""
+    for k in range(count if s > 1 else 0):
+        sum_k = 0.0
+        product = 0.0
+        for j in range(k * s, (k + 1) * s):
+            sum_k += sums[j]
+            product += products[j]
+        sums[k], products[k] = sum_k, product
+
+
+@allocating_body
 def _normalize_task(task, x, residual, block, affine, floor, streaming, bits, out):
     n, c, s = x.shape
     first, count = _bounds(task, x, block)
-    word, spread = _first_word(task, x, block), _spread(affine, first, count, s)
-    normalize_tile(x, residual, bits, out, first * s, n, c * s, count * s, word, spread, 0, floor, streaming)
+    word = _first_word(task, x, block)
+    spread, column = _spread(affine, first, count, s)
+    normalize_tile(x, residual, bits, out, first * s, n, c * s, count * s, word, spread, column, floor, streaming)
 
 
-@body
+@allocating_body
 def _moments_task(task, x, weight, bias, running_mean, running_var, momentum, eps, block, stats, affine):
     n, c, s = x.shape
     first, count = _bounds(task, x, block)
@@ -66,17 +78,13 @@ def _moments_task(task, x, weight, bias, running_mean, running_var, momentum, ep
     sums, squares, shift = np.empty(wide), np.empty(wide), np.empty(wide, affine.dtype)
     set_shift(x, first * s, count * s, s, shift)
     tile_sums(x, first * s, n, c * s, count * s, shift, sums, squares)
+    last = first + count
+    _gather(sums, squares, count, s)
     for k in range(count):
-        sum_d = 0.0
-        about = 0.0
-        for j in range(k * s, (k + 1) * s):
-            sum_d += sums[j]
-            about += squares[j]
-        mean, about = run_moments(shift[k * s], sum_d, about, n * s)
-        finish_training(
-            first + k, n * s, mean, about, weight, bias, running_mean, running_var, momentum, eps, stats, affine
-        )
-    renormalize(first, first + count, weight, bias, stats, affine)
+        shift[k] = shift[k * s]
+    set_moments(first, last, n * s, shift, sums, squares, stats)
+    finish_training(first, last, n * s, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(first, last, weight, bias, stats, affine)
 
 
 @driver
@@ -158,25 +166,21 @@ def normalize_columns(
     return negative
 
 
-@body
+@allocating_body
 def _backward_task(
     task, dy, x, bits, relu, batch_stats, block, streaming, stats, affine, slopes, gradients, dx, dresidual
 ):
     n, c, s = x.shape
     first, count = _bounds(task, x, block)
     word, wide = _first_word(task, x, block), whole_vectors(count * s, lanes_of(x))
-    spread = _spread(affine, first, count, s)
+    spread, column = _spread(affine, first, count, s)
     sums, products = np.empty(wide), np.empty(wide)
-    tile_products(dy, x, bits, relu, first * s, n, c * s, count * s, word, spread, 0, sums, products, None)
-    for k in range(count):
-        sum_g = 0.0
-        product = 0.0
-        for j in range(k * s, (k + 1) * s):
-            sum_g += sums[j]
-            product += products[j]
-        finish_backward(first + k, n * s, sum_g, product, batch_stats, stats, affine, slopes, gradients)
-    tile, constants = (first * s, n, c * s, count * s, word), (spread, _spread(slopes, first, count, s))
-    gradient_tile(dy, x, bits, relu, *tile, *constants, 0, streaming, dx, dresidual)
+    tile_products(dy, x, bits, relu, first * s, n, c * s, count * s, word, spread, column, sums, products, None)
+    _gather(sums, products, count, s)
+    finish_backward(first, first + count, n * s, sums, products, batch_stats, stats, affine, slopes, gradients)
+    spread_slopes, _ = _spread(slopes, first, count, s)
+    tile, constants = (first * s, n, c * s, count * s, word), (spread, spread_slopes, column)
+    gradient_tile(dy, x, bits, relu, *tile, *constants, streaming, dx, dresidual)
 
 
 @driver

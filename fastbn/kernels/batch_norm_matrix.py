@@ -6,28 +6,13 @@ and run on into the next row, its constants rotated with them, so that streamed 
 with bits. Tiles, ``bits`` and operands that are None: see ``batch_norm_tiles``.
 """
 
-import numpy as np
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import lanes_of
-from fastbn.kernels.batch_norm_tiles import (
-    gradient_tile,
-    normalize_tile,
-    set_shift,
-    tile_products,
-    tile_sums,
-    whole_vectors,
-)
+from fastbn.kernels.batch_norm_tiles import gradient_tile, normalize_tile, set_shift, tile_products, tile_sums
 from fastbn.kernels.batch_norm_vectors import words_of
-from fastbn.kernels.channels import (
-    finish_backward,
-    finish_inference,
-    finish_training,
-    first_negative,
-    renormalize,
-    run_moments,
-)
+from fastbn.kernels.channels import first_negative
+from fastbn.kernels.finish import finish_backward, finish_inference, finish_training, renormalize, set_moments
 
 
 @inlined
@@ -38,33 +23,38 @@ def _bounds(task, x, rows):
 
 
 @inlined
-def _repeated(values, lead, columns):
-    """Per-channel constants of the columns of rows that begin at ``lead``."""
-    wide = np.empty((values.shape[0], columns), values.dtype)
+def _by_column(values, lead, wide):
+    """Per-channel constants of the columns of rows that begin at ``lead``: in ``wide``, unless they are ``values``."""
+    channels, columns = values.shape[1], wide.shape[1]
+    if lead == 0 and columns == channels:
+        return values
     for k in range(values.shape[0]):
-        for j in range(columns):
-            wide[k, j] = values[k, (j + lead) % values.shape[1]]
+        first = -(lead % channels)  # the column of channel 0
+        while first < columns:
+            for j in range(max(first, 0), min(first + channels, columns)):
+                wide[k, j] = values[k, j - first]
+            first += channels
     return wide
 
 
 @inlined
-def _add_partials(partials, columns):
-    """The first of ``partials`` (2, tasks, columns or more) becomes their sum, in order."""
+def add_partials(partials, columns, channels):
+    """The first of ``partials`` (2, tasks, columns or more) begins with the sums of every channel, in order."""
     for which in range(2):
         for task in range(1, partials.shape[1]):
             for j in range(columns):
                 partials[which, 0, j] += partials[which, task, j]
+        for first in range(channels, columns, channels):
+            for c in range(channels):
+                partials[which, 0, c] += partials[which, 0, first + c]
 
 
 @inlined
-def _shift(x, affine):
-    """The first value of each channel, for all columns, to a whole vector."""
-    columns = x.shape[1]
-    shift = np.empty(whole_vectors(columns, lanes_of(x)), affine.dtype)
-    set_shift(x, 0, columns, 1, shift)
-    for j in range(affine.shape[1], columns):
-        shift[j] = shift[j - affine.shape[1]]
-    return shift
+def _set_shift(x, channels, shift):
+    """The first value of each channel, for all columns."""
+    set_shift(x, 0, x.shape[1], 1, shift)
+    for j in range(channels, x.shape[1]):
+        shift[j] = shift[j - channels]
 
 
 @inlined
@@ -77,18 +67,12 @@ def _sums_task(task, x, rows, shift, partials):
 @body
 def _finish_sums(x, shift, partials, weight, bias, running_mean, running_var, momentum, eps, stats, affine):
     m, columns = x.shape
-    c_count = affine.shape[1]
-    _add_partials(partials, columns)
-    count = m * (columns // c_count)
-    for c in range(c_count):
-        sum_d = 0.0
-        squares = 0.0
-        for j in range(c, columns, c_count):
-            sum_d += partials[0, 0, j]
-            squares += partials[1, 0, j]
-        mean, squares = run_moments(shift[c], sum_d, squares, count)
-        finish_training(c, count, mean, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
-    renormalize(0, c_count, weight, bias, stats, affine)
+    channels = affine.shape[1]
+    add_partials(partials, columns, channels)
+    count = m * (columns // channels)
+    set_moments(0, channels, count, shift, partials[0, 0], partials[1, 0], stats)
+    finish_training(0, channels, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(0, channels, weight, bias, stats, affine)
 
 
 @inlined
@@ -130,6 +114,8 @@ def forward_matrix(
     rows,
     tile,
     partials,
+    shift,
+    wide,
     floor,
     lead,
     streaming,
@@ -141,28 +127,30 @@ def forward_matrix(
 ):
     """Training: stats, affine and bits are written, then out as by ``normalize_matrix``.
 
-    partials: (2, tasks, columns or more) float64, a workspace whose rows are whole vectors. out may be x or residual.
+    partials (2, tasks, columns or more) float64, shift (columns or more), wide (3, columns): workspaces, the rows of
+    the first two whole vectors; wide may be affine where rows hold the channels once and begin with the first. out may
+    be x or residual.
     """
     negative = first_negative(running_var)
     if negative >= 0:
         return negative
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
-    shift = _shift(x, affine)
+    _set_shift(x, affine.shape[1], shift)
     finish = (weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     if parallel:
         for task in prange(sum_tasks):
             _sums_task(int64(task), x, rows, shift, partials)
         _finish_sums(x, shift, partials, *finish)
-        wide = _repeated(affine, lead, x.shape[1])
+        constants = _by_column(affine, lead, wide)
         for task in prange(tasks):
-            _normalize_task(int64(task), x, residual, tile, wide, floor, lead, streaming, bits, out)
+            _normalize_task(int64(task), x, residual, tile, constants, floor, lead, streaming, bits, out)
     else:
         for task in range(sum_tasks):
             _sums_task(task, x, rows, shift, partials)
         _finish_sums(x, shift, partials, *finish)
-        wide = _repeated(affine, lead, x.shape[1])
+        constants = _by_column(affine, lead, wide)
         for task in range(tasks):
-            _normalize_task(task, x, residual, tile, wide, floor, lead, streaming, bits, out)
+            _normalize_task(task, x, residual, tile, constants, floor, lead, streaming, bits, out)
     return negative
 
 
@@ -176,6 +164,7 @@ def normalize_matrix(
     running_var,
     eps,
     tile,
+    wide,
     floor,
     lead,
     streaming,
@@ -187,20 +176,21 @@ def normalize_matrix(
 ):
     """out = max((x - mean) * scale + shift + residual, floor); it may be x or residual.
 
-    First stats and affine are written by the running statistics. bits: written, where the sum is above 0.
+    First stats and affine are written by the running statistics. wide: see ``forward_matrix``. bits: written, where
+    the sum is above 0.
     """
     negative = first_negative(running_var)
     if negative >= 0:
         return negative
     tasks = -(-x.shape[0] // tile)
     finish_inference(weight, bias, running_mean, running_var, eps, stats, affine)
-    wide = _repeated(affine, lead, x.shape[1])
+    constants = _by_column(affine, lead, wide)
     if parallel:
         for task in prange(tasks):
-            _normalize_task(int64(task), x, residual, tile, wide, floor, lead, streaming, bits, out)
+            _normalize_task(int64(task), x, residual, tile, constants, floor, lead, streaming, bits, out)
     else:
         for task in range(tasks):
-            _normalize_task(task, x, residual, tile, wide, floor, lead, streaming, bits, out)
+            _normalize_task(task, x, residual, tile, constants, floor, lead, streaming, bits, out)
     return negative
 
 
@@ -216,16 +206,10 @@ def products_task(task, dy, x, bits, relu, rows, affine, partials, dresidual):
 @body
 def _finish_products(x, partials, batch_stats, stats, affine, slopes, gradients):
     m, columns = x.shape
-    c_count = affine.shape[1]
-    _add_partials(partials, columns)
-    count = m * (columns // c_count)
-    for c in range(c_count):
-        sum_g = 0.0
-        product = 0.0
-        for j in range(c, columns, c_count):
-            sum_g += partials[0, 0, j]
-            product += partials[1, 0, j]
-        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
+    channels = affine.shape[1]
+    add_partials(partials, columns, channels)
+    sum_g, products, count = partials[0, 0], partials[1, 0], m * (columns // channels)
+    finish_backward(0, channels, count, sum_g, products, batch_stats, stats, affine, slopes, gradients)
 
 
 @inlined
@@ -247,6 +231,8 @@ def backward_matrix(
     rows,
     tile,
     partials,
+    wide,
+    wide_slopes,
     lead,
     streaming,
     stats,
@@ -257,22 +243,24 @@ def backward_matrix(
     dresidual,
     parallel,
 ):
-    """Backward of ``forward_matrix``: slopes and gradients (2, C) written, then dx and dresidual. dx may be dy."""
+    """Backward of ``forward_matrix``: slopes and gradients (2, C) written, then dx and dresidual. dx may be dy.
+
+    wide_slopes: (4, columns), to ``slopes`` what wide is to affine.
+    """
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
-    columns = x.shape[1]
-    wide_affine = _repeated(affine, 0, columns)
+    whole = _by_column(affine, 0, wide)
     finish = (batch_stats, stats, affine, slopes, gradients)
     if parallel:
         for task in prange(sum_tasks):
-            products_task(int64(task), dy, x, bits, relu, rows, wide_affine, partials, None)
+            products_task(int64(task), dy, x, bits, relu, rows, whole, partials, None)
         _finish_products(x, partials, *finish)
-        near, slope = _repeated(affine, lead, columns), _repeated(slopes, lead, columns)
+        near, slope = _by_column(affine, lead, wide), _by_column(slopes, lead, wide_slopes)
         for task in prange(tasks):
             _gradient_task(int64(task), dy, x, bits, relu, tile, near, slope, lead, streaming, dx, dresidual)
     else:
         for task in range(sum_tasks):
-            products_task(task, dy, x, bits, relu, rows, wide_affine, partials, None)
+            products_task(task, dy, x, bits, relu, rows, whole, partials, None)
         _finish_products(x, partials, *finish)
-        near, slope = _repeated(affine, lead, columns), _repeated(slopes, lead, columns)
+        near, slope = _by_column(affine, lead, wide), _by_column(slopes, lead, wide_slopes)
         for task in range(tasks):
             _gradient_task(task, dy, x, bits, relu, tile, near, slope, lead, streaming, dx, dresidual)

@@ -6,8 +6,9 @@ partials (2, pieces, C to a whole vector), float64; see ``conv_blocks.correlate_
 from numba import int64, prange
 
 from fastbn.kernels._jit import driver, serial_driver
-from fastbn.kernels.batch_norm_matrix import products_task
-from fastbn.kernels.channels import MEAN, VAR, finish_backward, finish_inference, finish_training, first_negative
+from fastbn.kernels.batch_norm_matrix import add_partials, products_task
+from fastbn.kernels.channels import MEAN, VAR, first_negative
+from fastbn.kernels.finish import finish_backward, finish_inference, finish_training
 
 
 @serial_driver
@@ -37,11 +38,7 @@ def finish_moments(
             sum_d = partials[0, piece, c]
             between = shifts[piece, c] + sum_d / n - stats[MEAN, c]
             stats[VAR, c] += max(partials[1, piece, c] - sum_d * sum_d / n, 0.0) + n * between * between
-    for c in range(channels):
-        finish_training(
-            c, count, stats[MEAN, c], stats[VAR, c], weight, bias, running_mean, running_var, momentum, eps, stats,
-            affine,
-        )  # fmt: skip
+    finish_training(0, channels, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     return negative
 
 
@@ -61,15 +58,9 @@ def finish_products(columns, count, partials, batch_stats, stats, affine, slopes
     columns: of a piece, C or a multiple of it. partials is overwritten.
     """
     channels = stats.shape[1]
-    for which in range(2):
-        for piece in range(1, partials.shape[1]):
-            for c in range(columns):
-                partials[which, 0, c] += partials[which, piece, c]
-        for c in range(channels, columns):
-            partials[which, 0, c % channels] += partials[which, 0, c]
-    for c in range(channels):
-        sums = partials[0, 0, c], partials[1, 0, c]
-        finish_backward(c, count, sums[0], sums[1], batch_stats, stats, affine, slopes, gradients)
+    add_partials(partials, columns, channels)
+    sum_g, product = partials[0, 0], partials[1, 0]
+    finish_backward(0, channels, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
 
 
 @driver

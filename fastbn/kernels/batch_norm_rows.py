@@ -29,17 +29,8 @@ from fastbn.kernels._vector import (
     widen,
 )
 from fastbn.kernels.batch_norm_vectors import normalized, normalized_first, words_of
-from fastbn.kernels.channels import (
-    NEAR_MEAN,
-    SCALE,
-    SHIFT,
-    finish_inference,
-    finish_training,
-    first_negative,
-    merge,
-    renormalize,
-    run_moments,
-)
+from fastbn.kernels.channels import MEAN, NEAR_MEAN, SCALE, SHIFT, VAR, first_negative, merge, run_moments
+from fastbn.kernels.finish import finish_inference, finish_training, renormalize
 from fastbn.kernels.sums import chunk_bounds, chunks_of
 
 AHEAD = 512  # elements: far enough for memory to answer, near enough to be still in the first cache
@@ -64,10 +55,10 @@ def ahead_of(i, first, last, next_row):
     return ahead if ahead < last else ahead - (last - first) + next_row
 
 
-@body
-def _chunk_moments(chunk, c, x, n_block, s_block):
-    """Count, mean and sum of squares about it of channel c in a chunk."""
-    n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
+@inlined
+def _chunk_moments(bounds, c, x):
+    """Count, mean and sum of squares about it of channel c in a chunk of ``chunk_bounds``."""
+    n_first, n_last, s_first, s_last = bounds
     lanes = lanes_of(x)
     about = element(x, row_offset(x, n_first, c) + s_first)
     about = about if np.isfinite(about) else 0.0
@@ -93,17 +84,31 @@ def _chunk_moments(chunk, c, x, n_block, s_block):
     return count, mean, squares
 
 
-@inlined
+@body
 def channel_moments(c, x, n_block, s_block):
     """Count, mean and sum of squares about it of channel c, chunk by chunk."""
     count = 0
     about = 0.0
     squares = 0.0
     for chunk in range(chunks_of(x, n_block, s_block)):
-        k, about_k, squares_k = _chunk_moments(chunk, c, x, n_block, s_block)
+        k, about_k, squares_k = _chunk_moments(chunk_bounds(chunk, x, n_block, s_block), c, x)
         about, squares = merge(count, about, squares, k, about_k, squares_k)
         count += k
     return count, about, squares
+
+
+@inlined
+def _add_chunk(chunk, first, last, x, n_block, s_block, count, moments):
+    """The chunk merged into moments (2 or more, C), means and sums of squares about them, of ``count`` values so far.
+
+    Channels from first to last; returns the new count.
+    """
+    bounds = chunk_bounds(chunk, x, n_block, s_block)
+    k = 0
+    for c in range(first, last):
+        k, about, squares = _chunk_moments(bounds, c, x)
+        moments[MEAN, c], moments[VAR, c] = merge(count, moments[MEAN, c], moments[VAR, c], k, about, squares)
+    return count + k
 
 
 @inlined
@@ -150,9 +155,10 @@ def _forward_task(
 ):
     first = task * block
     last = min(x.shape[1], first + block)
-    for c in range(first, last):
-        count, about, squares = channel_moments(c, x, n_block, s_block)
-        finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    count = 0
+    for chunk in range(chunks_of(x, n_block, s_block)):
+        count = _add_chunk(chunk, first, last, x, n_block, s_block, count, stats)
+    finish_training(first, last, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     renormalize(first, last, weight, bias, stats, affine)
     for n in range(x.shape[0]):
         for c in range(first, last):
@@ -205,14 +211,14 @@ def forward_rows(
 @inlined
 def _moments_task(task, x, n_block, s_block, partials):
     chunk, c = divmod(task, x.shape[1])
-    _, partials[0, chunk, c], partials[1, chunk, c] = _chunk_moments(chunk, c, x, n_block, s_block)
+    _add_chunk(chunk, c, c + 1, x, n_block, s_block, 0, partials[chunk])
 
 
 @driver
 def moments_rows(
     x, weight, bias, running_mean, running_var, momentum, eps, n_block, s_block, partials, stats, affine, parallel
 ):
-    """Training, a chunk of a channel a task: stats and affine written. partials: (2, chunks, C), a workspace."""
+    """Training, a chunk of a channel a task: stats and affine written. partials: (chunks, 2, C), a workspace."""
     negative = first_negative(running_var)
     if negative >= 0:
         return negative
@@ -223,17 +229,16 @@ def moments_rows(
     else:
         for task in range(chunks * x.shape[1]):
             _moments_task(task, x, n_block, s_block, partials)
-    for c in range(x.shape[1]):
-        count = 0
-        about = 0.0
-        squares = 0.0
-        for chunk in range(chunks):
-            n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
-            k = (n_last - n_first) * (s_last - s_first)
-            about, squares = merge(count, about, squares, k, partials[0, chunk, c], partials[1, chunk, c])
-            count += k
-        finish_training(c, count, about, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
-    renormalize(0, x.shape[1], weight, bias, stats, affine)
+    channels = x.shape[1]
+    count = 0
+    for chunk in range(chunks):
+        n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
+        k, new = (n_last - n_first) * (s_last - s_first), partials[chunk]
+        for c in range(channels):
+            stats[MEAN, c], stats[VAR, c] = merge(count, stats[MEAN, c], stats[VAR, c], k, new[MEAN, c], new[VAR, c])
+        count += k
+    finish_training(0, channels, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    renormalize(0, channels, weight, bias, stats, affine)
     return negative
 
 

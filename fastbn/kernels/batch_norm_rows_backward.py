@@ -22,14 +22,15 @@ from fastbn.kernels._vector import (
 )
 from fastbn.kernels.batch_norm_rows import ahead_of, row_offset, row_step
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, passed, words_of
-from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K, finish_backward
+from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
+from fastbn.kernels.finish import finish_backward
 from fastbn.kernels.sums import chunk_bounds, chunks_of
 
 
-@body
-def _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block):
-    """Sums of g and of g (x - affine's mean) of channel c in a chunk."""
-    n_first, n_last, s_first, s_last = chunk_bounds(chunk, x, n_block, s_block)
+@inlined
+def _chunk_products(bounds, c, dy, x, bits, relu, affine):
+    """Sums of g and of g (x - affine's mean) of channel c in a chunk of ``chunk_bounds``."""
+    n_first, n_last, s_first, s_last = bounds
     lanes = lanes_of(x)
     near, scale, shift = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c]), splat(x, affine[SHIFT, c])
     zero = splat(x, 0.0)
@@ -63,16 +64,28 @@ def _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block):
     return total(g0 + g1), total(p0 + p1)
 
 
-@inlined
+@body
 def channel_products(c, dy, x, bits, relu, affine, n_block, s_block):
     """Sums of g and of g (x - affine's mean) of channel c, chunk by chunk."""
     sum_g = 0.0
     product = 0.0
     for chunk in range(chunks_of(x, n_block, s_block)):
-        g, p = _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block)
+        g, p = _chunk_products(chunk_bounds(chunk, x, n_block, s_block), c, dy, x, bits, relu, affine)
         sum_g += g
         product += p
     return sum_g, product
+
+
+@inlined
+def _add_chunk(chunk, first, last, dy, x, bits, relu, affine, n_block, s_block, sums):
+    """The chunk's sums added to those in sums (2, C), of g and of g (x - affine's mean); the first chunk sets them.
+
+    Channels from first to last.
+    """
+    bounds = chunk_bounds(chunk, x, n_block, s_block)
+    for c in range(first, last):
+        g, product = _chunk_products(bounds, c, dy, x, bits, relu, affine)
+        sums[0, c], sums[1, c] = (g + sums[0, c], product + sums[1, c]) if chunk else (g, product)
 
 
 @inlined
@@ -110,6 +123,7 @@ def _backward_task(
     block,
     lead,
     streaming,
+    sums,
     stats,
     affine,
     slopes,
@@ -119,10 +133,10 @@ def _backward_task(
 ):
     first = task * block
     last = min(x.shape[1], first + block)
-    for c in range(first, last):
-        sum_g, product = channel_products(c, dy, x, bits, relu, affine, n_block, s_block)
-        count = x.shape[0] * x.shape[2]
-        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
+    for chunk in range(chunks_of(x, n_block, s_block)):
+        _add_chunk(chunk, first, last, dy, x, bits, relu, affine, n_block, s_block, sums)
+    sum_g, products, count = sums[0, first:], sums[1, first:], x.shape[0] * x.shape[2]
+    finish_backward(first, last, count, sum_g, products, batch_stats, stats, affine, slopes, gradients)
     for n in range(x.shape[0]):
         for c in range(first, last):
             gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx, dresidual)
@@ -142,6 +156,7 @@ def backward_rows(
     block,
     lead,
     streaming,
+    sums,
     stats,
     affine,
     slopes,
@@ -152,10 +167,10 @@ def backward_rows(
 ):
     """``block`` channels a task: slopes and gradients written, then dx and dresidual as by ``gradient_rows``.
 
-    gradients (2, C): dweight, dbias. dx may be dy.
+    gradients (2, C): dweight, dbias. sums: (2, C) float64, a workspace. dx may be dy.
     """
     tasks = -(-x.shape[1] // block)
-    grid, outputs = (n_block, s_block, block, lead, streaming), (stats, affine, slopes, gradients, dx, dresidual)
+    grid, outputs = (n_block, s_block, block, lead, streaming), (sums, stats, affine, slopes, gradients, dx, dresidual)
     arguments = (dy, x, bits, relu, batch_stats, *grid, *outputs)
     if parallel:
         for task in prange(tasks):
@@ -168,15 +183,15 @@ def backward_rows(
 @inlined
 def _products_task(task, dy, x, bits, relu, affine, n_block, s_block, partials):
     chunk, c = divmod(task, x.shape[1])
-    found = _chunk_products(chunk, c, dy, x, bits, relu, affine, n_block, s_block)
-    partials[0, chunk, c], partials[1, chunk, c] = found
+    bounds = chunk_bounds(chunk, x, n_block, s_block)
+    partials[chunk, 0, c], partials[chunk, 1, c] = _chunk_products(bounds, c, dy, x, bits, relu, affine)
 
 
 @driver
 def products_rows(
     dy, x, bits, relu, batch_stats, n_block, s_block, partials, stats, affine, slopes, gradients, parallel
 ):
-    """A chunk of a channel a task: slopes and gradients written. partials: (2, chunks, C), a workspace."""
+    """A chunk of a channel a task: slopes and gradients written. partials: (chunks, 2, C), a workspace."""
     chunks = chunks_of(x, n_block, s_block)
     if parallel:
         for task in prange(chunks * x.shape[1]):
@@ -184,14 +199,13 @@ def products_rows(
     else:
         for task in range(chunks * x.shape[1]):
             _products_task(task, dy, x, bits, relu, affine, n_block, s_block, partials)
-    for c in range(x.shape[1]):
-        sum_g = 0.0
-        product = 0.0
-        for chunk in range(chunks):
-            sum_g += partials[0, chunk, c]
-            product += partials[1, chunk, c]
-        count = x.shape[0] * x.shape[2]
-        finish_backward(c, count, sum_g, product, batch_stats, stats, affine, slopes, gradients)
+    channels = x.shape[1]
+    for chunk in range(1, chunks):
+        for c in range(channels):
+            partials[0, 0, c] += partials[chunk, 0, c]
+            partials[0, 1, c] += partials[chunk, 1, c]
+    sum_g, products, count = partials[0, 0], partials[0, 1], x.shape[0] * x.shape[2]
+    finish_backward(0, channels, count, sum_g, products, batch_stats, stats, affine, slopes, gradients)
 
 
 @body

@@ -106,9 +106,10 @@ def split_planes(x, x_shape, x_strides, starts_h, starts_w, stride_h, stride_w, 
 
 
 @body
-def _store_tile(tile, q_first, rows, bias, bias_start, residual, relu, width, out, at, out_shape, out_strides):
+def _store_tile(tile, q_first, rows, bias, bias_start, residual, limits, width, out, at, out_shape, out_strides):
     """Write the columns of a tile that are pixels of the output; at: the output's element for row 0 and q = 0."""
     columns = tile.size // TILE_ROWS
+    low, high = tile.dtype.type(limits[0]), tile.dtype.type(limits[1])
     row, left = divmod(q_first, width)
     done = 0
     while done < columns and row < out_shape[2]:
@@ -124,7 +125,7 @@ def _store_tile(tile, q_first, rows, bias, bias_start, residual, relu, width, ou
                     value += shift
                 if residual.size:
                     value += residual[target + j * out_strides[3]]
-                out[target + j * out_strides[3]] = 0 if relu and value < 0 else value
+                out[target + j * out_strides[3]] = low if value < low else high if value > high else value
         done += count
         left = 0
         row += 1
@@ -141,7 +142,7 @@ def _grid(out_shape, width, groups, columns):
 
 @body
 def _correlate_task(
-    task, planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first, out_shape,
+    task, planes, channel_size, channels, width, offsets, panels, bias, residual, limits, out, first, out_shape,
     out_strides, groups, tile,
 ):  # fmt: skip
     columns = tile.size // TILE_ROWS
@@ -160,17 +161,17 @@ def _correlate_task(
             a_start = (group * group_panels + panel) * offsets.size * TILE_ROWS
             tile_product_at(panels, a_start, planes, source + q, offsets, tile)
             _store_tile(
-                tile, q, min(TILE_ROWS, rows - row), bias, group * rows + row, residual, relu, width,
+                tile, q, min(TILE_ROWS, rows - row), bias, group * rows + row, residual, limits, width,
                 out, target + row * out_strides[1], out_shape, out_strides,
             )  # fmt: skip
 
 
 @driver
 def correlate(
-    planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first, out_shape, out_strides,
+    planes, channel_size, channels, width, offsets, panels, bias, residual, limits, out, first, out_shape, out_strides,
     groups, workspace, parallel,
 ):  # fmt: skip
-    """out = relu(sum over k of panels[row, k] * planes[offsets[k] + q] + bias + residual).
+    """out = the sum over k of panels[row, k] * planes[offsets[k] + q], + bias + residual, within ``limits``.
 
     planes: what ``split_planes`` made, ``channels`` of ``channel_size`` for each group, then ``slack``. width: of the
     planes. panels: flat (groups, row panels, K, TILE_ROWS). bias, residual: flat, may be empty; residual lies as out.
@@ -181,13 +182,13 @@ def correlate(
     if parallel:
         for task in prange(tasks):
             _correlate_task(
-                int64(task), planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first,
+                int64(task), planes, channel_size, channels, width, offsets, panels, bias, residual, limits, out, first,
                 out_shape, out_strides, groups, workspace[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(tasks):
             _correlate_task(
-                task, planes, channel_size, channels, width, offsets, panels, bias, residual, relu, out, first,
+                task, planes, channel_size, channels, width, offsets, panels, bias, residual, limits, out, first,
                 out_shape, out_strides, groups, workspace[0],
             )  # fmt: skip
 

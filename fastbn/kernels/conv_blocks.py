@@ -8,14 +8,14 @@ see ``conv_panels``, and so do their gradients, in ``conv_blocks_weights``.
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, block_tile, pixel_tile
-from fastbn.kernels._vector import at_least, lanes_of, load, splat, store
+from fastbn.kernels._simd import ASKED, CHANNELS, TILE_ROWS, TILE_VECTORS, add_pixel_tile, block_tile
+from fastbn.kernels._vector import bounds_of, lanes_of, load, store, within
 from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums, whole_vectors
 from fastbn.kernels.conv_fill import fill_blocks
 
 
 @inlined
-def _store_whole(tile, i, bias, channel, residual, low, out, at):
+def _store_whole(tile, i, bias, channel, residual, bounds, out, at):
     """Row i of a tile, one pixel, of which all channels are wanted and lie together."""
     lanes = lanes_of(tile)
     for v in range(TILE_VECTORS):
@@ -24,11 +24,11 @@ def _store_whole(tile, i, bias, channel, residual, low, out, at):
             value = value + load(bias, channel + v * lanes)
         if residual is not None:
             value = value + load(residual, at + v * lanes)
-        store(out, at + v * lanes, at_least(value, low))
+        store(out, at + v * lanes, within(value, bounds))
 
 
 @inlined
-def _store_part(tile, i, channels, bias, channel, residual, low, out, at, stride):
+def _store_part(tile, i, channels, bias, channel, residual, bounds, out, at, stride):
     """Row i of a tile, one pixel, into ``channels`` places of the output, ``stride`` apart."""
     lanes = lanes_of(tile)
     first = i * TILE_VECTORS * lanes
@@ -38,9 +38,69 @@ def _store_part(tile, i, channels, bias, channel, residual, low, out, at, stride
         if residual is not None:
             tile[first + j] += residual[at + j * stride]
     for v in range(TILE_VECTORS):
-        store(tile, first + v * lanes, at_least(load(tile, first + v * lanes), low))
+        store(tile, first + v * lanes, within(load(tile, first + v * lanes), bounds))
     for j in range(channels):
         out[at + j * stride] = tile[first + j]
+
+
+@inlined
+def _store_tile(
+    tile, first, rows, row, column, line, lines, length, channels, bias, channel, residual, bounds, out, origin, strides
+):  # fmt: skip
+    """``rows`` rows of a tile from ``first`` on, as far as they are pixels of the output, into ``channels`` of them.
+
+    channel: the first in ``bias``. row, column: of the first of them, in an image of ``lines`` lines, whose first pixel
+    is at ``origin``; of each line, ``length`` pixels are the output's.
+    """
+    whole = strides[1] == 1 and channels == TILE_VECTORS * lanes_of(tile)
+    for i in range(first, first + rows):
+        if column < length:
+            at = origin + row * strides[2] + column * strides[3]
+            if whole:
+                _store_whole(tile, i, bias, channel, residual, bounds, out, at)
+            else:
+                _store_part(tile, i, channels, bias, channel, residual, bounds, out, at, strides[1])
+        column += 1
+        if column == line:
+            row, column = row + 1, 0
+            if row == lines:
+                row = 0
+                origin += strides[0]
+
+
+@inlined
+def pixels_of(counts, tap, images, rows, all_rows):
+    """The list of a tap, and how many of its pixels lie in so many images of ``rows`` rows, ``all_rows`` if several."""
+    which = min(tap, counts.size - 1)
+    return which, counts[which] * (images - 1) + counts[which] * rows // all_rows
+
+
+@inlined
+def _pair_sums(
+    counts, places, targets, taps_at_once, images, rows, all_rows, blocks, block, panels, b_start, panel_size, offsets,
+    depth, sums, apart, more,
+):  # fmt: skip
+    """The sums of all pixels of a task for two panels; what a pass over the pixels reads of these stays in cache.
+
+    more: whether panels follow, to be asked for meanwhile.
+    """
+    lanes = lanes_of(blocks)
+    steps = depth * (lanes // min(CHANNELS, lanes))  # of a tap and a tile
+    tiles = 1
+    for tap in range(offsets.size):
+        tiles += pixels_of(counts, tap, images, rows, all_rows)[1] // (TILE_ROWS // 2)
+    ahead, pace = b_start + 2 * panel_size, min(ASKED * lanes, -(-2 * panel_size // (tiles * steps))) if more else 0
+    for index in range(2 * apart):
+        sums[index] = 0
+    for tap in range(0, offsets.size, taps_at_once):
+        which, number = pixels_of(counts, tap, images, rows, all_rows)
+        start, last = which * (places.size // counts.size), min(tap + taps_at_once, offsets.size)
+        for q in range(0, number, TILE_ROWS // 2):
+            add_pixel_tile(
+                blocks, places, targets, start + q, block, panels, b_start, panel_size, offsets, tap, last, depth, sums,
+                apart, ahead, pace,
+            )  # fmt: skip
+            ahead += pace * steps * (last - tap)
 
 
 @inlined
@@ -71,12 +131,15 @@ def sum_piece(out, begin, pixels, width, c, used, piece, shifts, source, source_
 @body
 def _correlate_task(
     task, x_shape, x_strides, out_shape, out_strides, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w,
-    stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, places, by_pixel, panels, at_once, bias,
-    residual, floor, out, first, groups, shifts, source, source_relu, source_affine, partials, work,
+    stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, counts, places, targets, taps_at_once,
+    panels, at_once, bias, residual, limits, out, first, groups, shifts, source, source_relu, source_affine, partials,
+    work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     breadth = TILE_VECTORS * lanes
-    tile, blocks = work[: TILE_ROWS * breadth], work[TILE_ROWS * breadth :]
+    by_pixel, places_at_once = counts.size > 0, images * rows * out_shape[3] + 1
+    room = (2 * places_at_once if by_pixel else TILE_ROWS) * breadth
+    tile, blocks = work[:room], work[room:]
     channels, channels_out = x_shape[1] // groups, out_shape[1] // groups
     depth = -(-channels // lanes)
     panel_count = -(-channels_out // breadth)
@@ -96,12 +159,13 @@ def _correlate_task(
             x_strides[1:], starts_h, starts_w, first_row, stride_h, stride_w, plane_rows, columns,
             blocks[image * pixels_apart * lanes :], block, images * pixels_apart * lanes,
         )  # fmt: skip
-    low = splat(x, floor)
+    bounds = bounds_of(x, limits)
     first_panel, last_panel = panel_block * at_once, min(panel_count, (panel_block + 1) * at_once)
+    groups_of_channels = offsets.size * depth * (lanes // min(CHANNELS, lanes))
     panel = first_panel
     while panel < last_panel:
         wide = by_pixel and panel + 1 < last_panel
-        height, parts = (TILE_ROWS // 2, 2) if wide else (TILE_ROWS, 1)
+        height, parts = (places_at_once, 2) if wide else (TILE_ROWS, 1)
         # A run: all pixels where none is padding; else an image with the padding between its rows, or one row.
         dense = wide or (columns == length and plane_rows == rows)
         line, lines = (length, rows) if wide else (columns, plane_rows)
@@ -112,35 +176,37 @@ def _correlate_task(
         if dense:
             run_length += (last_image - first_image - 1) * lines * line
         b_start = (group * panel_count + panel) * panel_size
+        more = panel + parts < last_panel
+        if wide:
+            _pair_sums(
+                counts, places, targets, taps_at_once, last_image - first_image, count, rows, blocks, block, panels,
+                b_start, panel_size, offsets, depth, tile, height * breadth, more,
+            )  # fmt: skip
+        ahead, tiles = b_start + panel_size, run_count * -(-run_length // height)
+        pace = min(ASKED * lanes, -(-panel_size // (tiles * groups_of_channels))) if more else 0
+        channel = group * channels_out + panel * breadth
         for run in range(run_count):
             run_image, run_row = divmod(run, runs_of_image)
             run_start = (run_image * lines + run_row) * line
             for q in range(0, run_length, height):
-                if wide:
-                    pixel_tile(blocks, places, q, block, panels, b_start, panel_size, offsets, depth, tile)
-                else:
-                    a_start = (run_start + q) * lanes
-                    block_tile(blocks, a_start, block, panels, b_start, panel_size, offsets, depth, tile)
+                image, rest = divmod(run_start + q, lines * line)
+                row, column = divmod(rest, line)
+                origin = first + (first_image + image) * out_strides[0] + first_row * out_strides[2]
+                origin += channel * out_strides[1]
+                if not wide:
+                    at, step = origin + row * out_strides[2] + column * out_strides[3], out_strides[3]
+                    block_tile(
+                        blocks, (run_start + q) * lanes, block, panels, b_start, offsets, depth, tile, ahead, pace, out,
+                        residual, at, step,
+                    )  # fmt: skip
+                    ahead += pace * groups_of_channels
                 for part in range(parts):
-                    stored = min(breadth, channels_out - (panel + part) * breadth)
-                    channel = group * channels_out + (panel + part) * breadth
-                    whole = out_strides[1] == 1 and stored == breadth
-                    image, rest = divmod(run_start + q, lines * line)
-                    row, column = divmod(rest, line)
-                    origin = first + (first_image + image) * out_strides[0] + channel * out_strides[1]
-                    for i in range(part * height, part * height + min(height, run_length - q)):
-                        if column < length:
-                            at = origin + (first_row + row) * out_strides[2] + column * out_strides[3]
-                            if whole:
-                                _store_whole(tile, i, bias, channel, residual, low, out, at)
-                            else:
-                                _store_part(tile, i, stored, bias, channel, residual, low, out, at, out_strides[1])
-                        column += 1
-                        if column == line:
-                            row, column = row + 1, 0
-                            if row == lines:
-                                row = 0
-                                origin += out_strides[0]
+                    c = part * breadth
+                    stored = min(breadth, channels_out - panel * breadth - c)
+                    _store_tile(
+                        tile, part * height, min(height, run_length - q), row, column, line, lines, length, stored,
+                        bias, channel + c, residual, bounds, out, origin + c * out_strides[1], out_strides,
+                    )  # fmt: skip
         panel += parts
     begin = first + first_image * out_strides[0] + first_row * out_strides[2]
     pixels, width = (last_image - first_image) * count * length, out_shape[1]
@@ -152,18 +218,22 @@ def _correlate_task(
 @driver
 def correlate_blocks(
     x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w, images,
-    rows, plane_rows, columns, block, offsets, places, by_pixel, panels, at_once, bias, residual, floor, out, first,
-    out_shape, out_strides, groups, shifts, source, source_relu, source_affine, partials, workspace, parallel,
+    rows, plane_rows, columns, block, offsets, counts, places, targets, taps_at_once, panels, at_once, bias, residual,
+    limits, out, first, out_shape, out_strides, groups, shifts, source, source_relu, source_affine, partials, workspace,
+    parallel,
 ):  # fmt: skip
-    """out = max(sum over t, c of panels * blocks + bias + residual, floor).
+    """out = the sum over t, c of panels * blocks, + bias + residual, within ``limits``: a least and a greatest number.
 
     A task has ``rows`` rows of ``images`` images, several only if all rows, and ``at_once`` panels.
     x: flat; partner, relu, affine, slopes, x_floor: its prologue. plane_rows, columns: of an image in a plane; a plane
-    has the images of a task one after the other. block: elements of a block's planes. offsets: of the taps, places: of
-    a task's pixels and some more, in elements. by_pixel: panels are taken in pairs, and pixels from their places, which
-    need not follow one another. bias, residual: flat, or None; residual lies as out. first: the element of ``out`` at
-    its logical origin; out_shape (N, C, H, W) and out_strides may name a part of it. workspace: (threads, a tile, the
-    blocks of a task and what tiles may read past them).
+    has the images of a task one after the other. block: elements of a block's planes. offsets: of the taps.
+    counts: if any, panels are taken in pairs, ``taps_at_once`` of their taps in a pass over the task's pixels. These
+    come from lists: one for all taps, or one for each, without the pixels that it brings only padding. counts: of an
+    image's pixels in a list; places: theirs in a block, in elements; targets: their numbers in the task, or the one
+    after the last for those that fill up a tile. bias, residual: flat, or None; residual lies as out. first: the
+    element of ``out`` at its logical origin; out_shape (N, C, H, W) and out_strides may name a part of it. workspace:
+    (threads, a tile or a pair's sums of all pixels and one more, the blocks of a task and what tiles may read past
+    them).
     Sums of a dense channels-last output of one group, made while it is in cache: partials (2, pieces, channels to a
     whole vector), float64; a piece has the rows and images of a task. Of d and d d, where d = out - its row of shifts,
     which is written too; or, with ``source``, of g and g (source - near), where g is out as it passed source's ReLU.
@@ -173,7 +243,8 @@ def correlate_blocks(
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * groups * -(-panel_count // at_once)
     image = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, stride_h, stride_w)
     share = (
-        images, rows, plane_rows, columns, block, offsets, places, by_pixel, panels, at_once, bias, residual, floor,
+        images, rows, plane_rows, columns, block, offsets, counts, places, targets, taps_at_once, panels, at_once, bias,
+        residual,
     )  # fmt: skip
     target = (out, first, groups, shifts, source, source_relu, source_affine, partials)
     if parallel:
@@ -186,9 +257,12 @@ def correlate_blocks(
                 out_strides,
                 *image,
                 *share,
+                limits,
                 *target,
                 workspace[get_thread_id()],
             )
     else:
         for task in range(tasks):
-            _correlate_task(task, x_shape, x_strides, out_shape, out_strides, *image, *share, *target, workspace[0])
+            _correlate_task(
+                task, x_shape, x_strides, out_shape, out_strides, *image, *share, limits, *target, workspace[0]
+            )

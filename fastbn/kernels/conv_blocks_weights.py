@@ -3,19 +3,20 @@
 import numpy as np
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import allocating_body, driver
 from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_pixel_products
 from fastbn.kernels._vector import lanes_of
+from fastbn.kernels.conv_blocks import pixels_of
 from fastbn.kernels.conv_fill import fill_blocks
 
 RUN = 128  # pixels that one tile visits: their panel stays in the first cache for all taps and channels
 
 
-@body
+@allocating_body
 def _weights_task(
     task, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes,
-    starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, places, groups,
-    runs_at_once, deep, at_once, panels, work,
+    starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, counts, places,
+    targets, groups, runs_at_once, deep, at_once, panels, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     breadth = TILE_VECTORS * lanes
@@ -66,26 +67,29 @@ def _weights_task(
                 dy_strides[1:], nothing, nothing, first_row, 1, 1, rows, dy_shape[3],
                 dy_blocks[image * dy_apart :], dy_block, dy_block,
             )  # fmt: skip
-        pixels = ((count - 1) * rows + min(rows, dy_shape[2] - first_row)) * dy_shape[3]
+        used_rows = min(rows, dy_shape[2] - first_row)
+        pixels = ((count - 1) * rows + used_rows) * dy_shape[3]
         for panel in range(first_panel, last_panel):
             for q in range(0, pixels, RUN):
-                b_start = (panel - first_panel) * TILE_VECTORS * dy_block + q * lanes
+                b_start = (panel - first_panel) * TILE_VECTORS * dy_block
                 for c in range(last_block - first_block):
                     for tap in range(offsets.size):
+                        which, number = pixels_of(counts, tap, count, used_rows, rows)
+                        place = which * (places.size // counts.size) + q
                         at = start + panel * panel_size + (tap * depth + first_block + c) * lanes * breadth
                         for i in range(lanes // height):
                             a_start = c * block + offsets[tap] + i * height
                             add_pixel_products(
-                                blocks, a_start, places, q, dy_blocks, b_start, dy_block, min(RUN, pixels - q),
-                                panels, at + i * tile,
+                                blocks, a_start, places, dy_blocks, b_start, targets, place, dy_block,
+                                min(RUN, number - q), panels, at + i * tile,
                             )  # fmt: skip
 
 
 @driver
 def correlate_weights_blocks(
     x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
-    starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, places, groups,
-    runs_at_once, deep, at_once, panels, workspace, parallel,
+    starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, counts, places,
+    targets, groups, runs_at_once, deep, at_once, panels, workspace, parallel,
 ):  # fmt: skip
     """panels[split] = sum over the split's runs of x times dy, laid out as weights; see ``correlate_blocks``.
 
@@ -99,14 +103,14 @@ def correlate_weights_blocks(
     depth = -(-(x_shape[1] // groups) // lanes)
     tasks = -(-runs // runs_at_once) * groups * -(-panel_count // at_once) * -(-depth // deep)
     operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes)
-    places = (starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block, offsets, places)
-    share = (groups, runs_at_once, deep, at_once, panels)
+    planes = (starts_h, starts_w, stride_h, stride_w, images, rows, plane_rows, columns, block)
+    share = (offsets, counts, places, targets, groups, runs_at_once, deep, at_once, panels)
     if parallel:
         for task in prange(tasks):
             _weights_task(
-                int64(task), x_shape, x_strides, dy_shape, dy_strides, *operands, *places, *share,
+                int64(task), x_shape, x_strides, dy_shape, dy_strides, *operands, *planes, *share,
                 workspace[get_thread_id()],
             )  # fmt: skip
     else:
         for task in range(tasks):
-            _weights_task(task, x_shape, x_strides, dy_shape, dy_strides, *operands, *places, *share, workspace[0])
+            _weights_task(task, x_shape, x_strides, dy_shape, dy_strides, *operands, *planes, *share, workspace[0])

@@ -2,21 +2,16 @@
 
 See ``lanes``. Between the passes images stay side by side: ``z`` (blocks, elements), what the convolution made, and
 ``s``, what the activation made of it; both (channels, pixels, lanes) in a row, with LANE_ROWS - 1 channels more.
-activation: NOTHING and so on. pool: height and width of the windows, which meet and begin in the corner; 1 and 1 for
-none. Their sums are taken in the dtype of the images.
+activation: see ``unit_activation``. pool: height and width of the windows, which meet and begin in the corner; 1 and 1
+for none. Their sums are taken in the dtype of the images.
 """
-
-import math
 
 import numpy as np
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._exp import logistic
-from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._jit import allocating_body, allocating_driver, body, inlined
 from fastbn.kernels._vector import (
     add_to,
-    at_least,
-    at_most,
     element,
     fma,
     lanes_of,
@@ -26,17 +21,10 @@ from fastbn.kernels._vector import (
     total,
     widen,
 )
-from fastbn.kernels.channels import (
-    NEAR_MEAN,
-    SCALE,
-    SHIFT,
-    finish_inference,
-    finish_training,
-    first_negative,
-    merge,
-    run_moments,
-)
+from fastbn.kernels.channels import MEAN, NEAR_MEAN, SCALE, SHIFT, VAR, first_negative, merge, run_moments
+from fastbn.kernels.finish import finish_inference, finish_training
 from fastbn.kernels.lanes import (
+    backwards,
     channel_size,
     correlate_planes,
     first_image,
@@ -44,11 +32,10 @@ from fastbn.kernels.lanes import (
     read_planes,
     write_images,
 )
+from fastbn.kernels.unit_activation import activated, ceiling_of, floor_of
 
-NOTHING, RELU, RELU6, SIGMOID = range(4)
 
-
-@body
+@allocating_body
 def _plane_moments(z, start, pixels, skipped):
     """Mean of a plane and sum of squares about it, but for the first ``skipped`` lanes."""
     lanes = lanes_of(z)
@@ -100,26 +87,18 @@ def _finish_moments(x_shape, z_shape, lanes, partials, parameters, momentum, eps
             k = (lanes - skipped) * z_shape[2] * z_shape[3]
             mean, squares = merge(count, mean, squares, k, partials[0, block, c], partials[1, block, c])
             count += k
-        finish_training(c, count, mean, squares, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+        stats[MEAN, c], stats[VAR, c] = mean, squares
+    count = x_shape[0] * z_shape[2] * z_shape[3]
+    finish_training(0, z_shape[1], count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
 
 
 @body
 def _activate(z, affine, c, activation, s):
     """s = the activation of the normalised channel ``z``."""
     near, scale, shift = splat(z, affine[NEAR_MEAN, c]), splat(z, affine[SCALE, c]), splat(z, affine[SHIFT, c])
-    low, high = splat(z, -math.inf if activation == NOTHING else 0.0), ceiling_of(activation)
-    if activation == SIGMOID:
-        for i in range(0, z.size, lanes_of(z)):
-            store(s, i, logistic(fma(load(z, i) - near, scale, shift)))
-    else:
-        for i in range(0, z.size, lanes_of(z)):
-            store(s, i, at_most(at_least(fma(load(z, i) - near, scale, shift), low), high))
-
-
-@inlined
-def ceiling_of(activation):
-    """What a ReLU cuts above."""
-    return 6.0 if activation == RELU6 else math.inf
+    low, high = floor_of(z, activation), ceiling_of(activation)
+    for i in range(0, z.size, lanes_of(z)):
+        store(s, i, activated(fma(load(z, i) - near, scale, shift), activation, low, high))
 
 
 @body
@@ -147,19 +126,19 @@ def _finish_task(block, x_shape, z_shape, activation, pool, affine, z, s, y, y_s
         _activate(z[c * plane : (c + 1) * plane], affine, c, activation, s[c * plane : (c + 1) * plane])
         _pool_plane(s, c * plane, z_shape[2], z_shape[3], pool, work, c * size * lanes)
     start = first * channels * size
-    write_images(work, channels * size, skipped, y[:0], splat(y, -math.inf), y, start, spare)
+    write_images(work, channels * size, skipped, y[:0], (-np.inf, np.inf), y, start, spare)
 
 
-@driver
+@allocating_driver
 def forward_unit_lanes(
     x, x_shape, source, offsets, tiles, weight, bias, index, groups, z_shape, parameters, momentum, eps, training,
-    activation, pool, z, s, y, y_shape, stats, affine, partials, cuts, room, parallel,
+    activation, pool, z, s, y, y_shape, stats, affine, partials, cuts, room, parts, parallel,
 ):  # fmt: skip
     """y = the pooled activation of the batch norm of a convolution; z, s, stats and affine are for the backward pass.
 
     The convolution's operands: see ``correlate_lanes``; parameters, stats, affine: see ``channels``. training: by the
     batch's statistics. partials: (2, blocks, C), float64, room for theirs. room: (threads, elements), of which ``cuts``
-    are the ends of images and planes; a square of vectors is left.
+    are the ends of images and planes; a square of vectors is left. parts: threads.
     """
     negative = first_negative(parameters[3])
     if negative >= 0:
@@ -183,12 +162,13 @@ def forward_unit_lanes(
     else:
         finish_inference(parameters[0], parameters[1], parameters[2], parameters[3], eps, stats, affine)
     if parallel:
-        for task in prange(blocks):
-            _finish_task(
-                int64(task), x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts,
-                room[get_thread_id()],
-            )  # fmt: skip
+        for part in prange(parts):
+            for task in backwards(int64(part), parts, blocks):
+                _finish_task(
+                    task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts,
+                    room[get_thread_id()],
+                )  # fmt: skip
     else:
-        for task in range(blocks):
+        for task in backwards(0, 1, blocks):
             _finish_task(task, x_shape, z_shape, activation, pool, affine, z[task], s[task], y, y_shape, cuts, room[0])
     return negative

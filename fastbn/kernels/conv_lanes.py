@@ -2,8 +2,8 @@
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
-from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._jit import allocating_driver, body, driver
+from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.lanes import (
     add_products,
     channel_size,
@@ -19,7 +19,7 @@ from fastbn.kernels.lanes import (
 
 @body
 def _correlate_task(
-    task, x, x_shape, source, offsets, tiles, panels, groups, sparse, residual, floor, out, out_shape, work, planes,
+    task, x, x_shape, source, offsets, tiles, panels, groups, sparse, residual, limits, out, out_shape, work, planes,
     spare,
 ):  # fmt: skip
     lanes = lanes_of(x)
@@ -30,20 +30,22 @@ def _correlate_task(
     read_planes(x, x_shape, first, 0, source, work, planes)
     outputs = out_shape[1] // groups
     correlate_planes(planes, group_size, offsets, tiles, panels, groups, outputs, plane * lanes, sparse, work)
-    write_images(work, size, skipped, residual, splat(out, floor), out, first * size, spare)
+    write_images(work, size, skipped, residual, limits, out, first * size, spare)
 
 
-@driver
+@allocating_driver
 def correlate_lanes(
-    x, x_shape, source, offsets, tiles, weight, bias, index, groups, sparse, residual, floor, out, out_shape, work,
+    x, x_shape, source, offsets, tiles, weight, bias, index, groups, sparse, residual, limits, out, out_shape, work,
     planes, spare, parallel,
 ):  # fmt: skip
-    """out = max(sum over k of panels * planes + bias + residual, floor), all (N, C, H, W) and flat; N fills a block.
+    """out = the sum over k of panels * planes, + bias + residual, within ``limits``; all (N, C, H, W) and flat.
 
+    N fills a block.
     offsets: of the weights k, in elements. tiles: TILE_FIELDS each: where its panels start, their depth, where its
-    offsets start, the first k and the number of them, and of LANE_VECTORS pixels the offset in the planes and that in
-    the output. index: what panels (phases, groups, row panels, 1 + depth, LANE_ROWS), the bias first, hold of the
-    flat weight and bias, which may be empty; see ``gather_panels``.
+    offsets start; of its weights the first, the number of runs, the distance from one to the next and their length;
+    and of LANE_VECTORS pixels the offset in the planes and that in the output. index: what panels (phases,
+    groups, row panels, 1 + depth, LANE_ROWS), the bias first, hold of the flat weight and bias, which may be empty; see
+    ``gather_panels``.
     sparse: there are pixels that no tile has. residual: may be empty.
     work, planes, spare: (threads, elements): images before and after, with LANE_ROWS - 1 channels more; planes; a
     vector a lane.
@@ -54,13 +56,13 @@ def correlate_lanes(
         for task in prange(blocks):
             thread = get_thread_id()
             _correlate_task(
-                int64(task), x, x_shape, source, offsets, tiles, panels, groups, sparse, residual, floor, out,
+                int64(task), x, x_shape, source, offsets, tiles, panels, groups, sparse, residual, limits, out,
                 out_shape, work[thread], planes[thread], spare[thread],
             )  # fmt: skip
     else:
         for task in range(blocks):
             _correlate_task(
-                task, x, x_shape, source, offsets, tiles, panels, groups, sparse, residual, floor, out, out_shape,
+                task, x, x_shape, source, offsets, tiles, panels, groups, sparse, residual, limits, out, out_shape,
                 work[0], planes[0], spare[0],
             )  # fmt: skip
 
@@ -71,7 +73,7 @@ def _weights_task(
     sums,
 ):  # fmt: skip
     lanes, columns = lanes_of(x), source[5]
-    dy_size = dy_shape[1] * dy_shape[2] * dy_shape[3]
+    dy_size, dy_lie = dy_shape[1] * dy_shape[2] * dy_shape[3], (0, dy_shape[3], dy_shape[2] * dy_shape[3])
     group_size = x_shape[1] // groups * channel_size(source) * lanes
     blocks = -(-x_shape[0] // lanes)
     for index in range(sums.size):
@@ -80,7 +82,7 @@ def _weights_task(
         first, skipped = first_image(block, lanes, x_shape[0])
         read_planes(x, x_shape, first, skipped, source, work, planes)
         read_images(dy, first * dy_size, dy_size, skipped, work)
-        add_products(work, dy_shape, dy_offsets, groups, planes, group_size, columns, offsets, depth, sums)
+        add_products(work, dy_shape, dy_lie, dy_offsets, groups, planes, group_size, columns, offsets, depth, sums)
     store_products(sums, task, groups, dy_shape[1] // groups, depth, partials)
 
 

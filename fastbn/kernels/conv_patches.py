@@ -7,8 +7,7 @@ A task copies the rows of the image that it needs, padded, and from them the pat
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import TILE_VECTORS
-from fastbn.kernels._simd_point import SLIM_ROWS
+from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
 from fastbn.kernels._vector import lanes_of, load, load_first, splat, store, store_first
 from fastbn.kernels.conv_point import fill_pixels, multiply_pixels
 from fastbn.kernels.conv_point_backward import add_products
@@ -81,44 +80,42 @@ def _patches_of(
 @body
 def _correlate_task(
     task, x_shape, x_strides, out_shape, window, x, rows, columns, firsts, runs, counts, taps, room, panels, bias,
-    residual, floor, out, streaming, shifts, partials, work,
+    residual, limits, out, streaming, shifts, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     block = rows * out_shape[3] * lanes
-    panel_size = -(-block // (SLIM_ROWS * lanes)) * SLIM_ROWS * TILE_VECTORS * lanes
-    padded, panel, blocks = work[:room], work[room:], work[room + panel_size :]
+    padded, tile, blocks = work[:room], work[room:], work[room + TILE_ROWS * TILE_VECTORS * lanes :]
     first, pixels = _patches_of(
         task, x, x_shape, x_strides, out_shape, rows, window, columns, firsts, runs, counts, padded, blocks, block
     )  # fmt: skip
     multiply_pixels(
-        blocks, block, pixels, taps, panels, out_shape[1], bias, residual, floor, out, first, streaming, shifts, None,
-        None, None, partials, task, panel,
+        blocks, block, pixels, taps, panels, out_shape[1], 0, out_shape[1], bias, residual, limits, out, first,
+        streaming, shifts, None, None, None, partials, task, tile, None, 0, 0,
     )  # fmt: skip
 
 
 @driver
 def correlate_patches(
     x, x_shape, x_strides, out_shape, rows, window, columns, firsts, runs, counts, taps, room, panels, bias, residual,
-    floor, out, streaming, shifts, partials, workspace, parallel,
+    limits, out, streaming, shifts, partials, workspace, parallel,
 ):  # fmt: skip
-    """out (pixels, outputs) = max(patches * panels + bias + residual, floor), ``rows`` rows of an image a task.
+    """out (pixels, outputs) = patches * panels + bias + residual, within ``limits``; ``rows`` rows of an image a task.
 
     x: flat. window: (first row, first column, stride of rows, of columns, rows that one reaches over). columns: of a
     padded row. firsts, runs, counts: where a patch lies, see ``_fill_patches``; taps: elements of it. room: for the
-    padded rows. streaming, shifts, partials: as in ``correlate_points``. workspace: (threads, the padded rows, a panel
-    of a task's pixels, to whole tiles, its blocks and SLIM_ROWS vectors).
+    padded rows. streaming, shifts, partials: as in ``correlate_points``. workspace: (threads, the padded rows, a tile,
+    the blocks of a task and SLIM_ROWS vectors).
     """
     tasks = out_shape[0] * -(-out_shape[2] // rows)
-    image = (x, rows, columns, firsts, runs, counts, taps, room)
-    share = (panels, bias, residual, floor, out, streaming, shifts, partials)
+    image = (x, rows, columns, firsts, runs, counts, taps, room, panels, bias, residual)
+    target = (out, streaming, shifts, partials)
     if parallel:
         for task in prange(tasks):
-            _correlate_task(
-                int64(task), x_shape, x_strides, out_shape, window, *image, *share, workspace[get_thread_id()]
-            )  # fmt: skip
+            work = workspace[get_thread_id()]
+            _correlate_task(int64(task), x_shape, x_strides, out_shape, window, *image, limits, *target, work)
     else:
         for task in range(tasks):
-            _correlate_task(task, x_shape, x_strides, out_shape, window, *image, *share, workspace[0])
+            _correlate_task(task, x_shape, x_strides, out_shape, window, *image, limits, *target, workspace[0])
 
 
 @body
@@ -132,13 +129,16 @@ def _weights_task(
     dy_blocks = blocks[(firsts.size - 1) * block :]
     total = sums[task]
     total[:] = 0
+    outputs, filled = out_shape[1], -(-taps // lanes) * lanes
     pieces = out_shape[0] * -(-out_shape[2] // rows)
     for piece in range(task * pieces_at_once, min(pieces, (task + 1) * pieces_at_once)):
         first, pixels = _patches_of(
             piece, x, x_shape, x_strides, out_shape, rows, window, columns, firsts, runs, counts, padded, blocks, block
         )  # fmt: skip
-        fill_pixels(dy, partner, relu, affine, slopes, floor, first, pixels, out_shape[1], dy_blocks, block)
-        add_products(blocks, taps, dy_blocks, out_shape[1], block, pixels, total)
+        fill_pixels(
+            dy, partner, relu, affine, slopes, floor, first, pixels, outputs, int64(0), outputs, dy_blocks, block
+        )
+        add_products(blocks, taps, dy_blocks, outputs, block, pixels, total, filled, None, None, 0, 0)
 
 
 @driver

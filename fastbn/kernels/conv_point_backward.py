@@ -1,34 +1,43 @@
 """Both gradients of a convolution of single pixels in one pass; see ``kernels.conv_point``.
 
 A task goes through a share of the pixels run by run. A run of dy, through its prologue, is in cache for both products:
-with the weights for dx, and with the run of x for its part of the weights' gradient.
+with the weights for dx, and with the run of x for its part of the weights' gradient. Where weights are large and pixels
+few, tasks share out the channels of x as well, and all runs of dy go through the prologue before.
 """
 
-import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_block_products
-from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, add_slim_products
+from fastbn.kernels._simd import OUTER_ROWS, TILE_ROWS, TILE_VECTORS
+from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, add_point_products, add_slim_products
 from fastbn.kernels._vector import lanes_of, load, set_to, splat, widen
-from fastbn.kernels.conv_point import fill_pixels, multiply_pixels
+from fastbn.kernels.conv_point import fill_pixels, multiply_pixels, next_run, pace_of
 
 
 @body
-def add_products(blocks, channels, dy_blocks, outputs, block, pixels, sums):
-    """sums, laid out as panels, += sum over pixels of blocks * dy_blocks."""
+def add_products(blocks, channels, dy_blocks, outputs, block, pixels, sums, filled, ahead, beside, place, due):
+    """sums, laid out as panels of ``filled`` channels each, += sum over pixels of blocks * dy_blocks.
+
+    ahead, beside, place, due: as ``multiply_pixels`` has them.
+    """
     lanes = lanes_of(blocks)
     breadth = TILE_VECTORS * lanes
-    filled = -(-channels // lanes) * lanes
+    pace = pace_of(due, -(-outputs // breadth) * -(-channels // min(OUTER_ROWS, lanes)) * pixels, lanes)
     for o in range(0, outputs, breadth):
         slim = outputs - o <= lanes
         height = min(SLIM_OUTER_ROWS if slim else OUTER_ROWS, lanes)
+        dy_start = o // lanes * block
         for c in range(0, channels, height):
             start, at = c // lanes * block + c % lanes, (o // breadth * filled + c) * breadth
             if slim:
-                add_slim_products(blocks, start, dy_blocks, o // lanes * block, pixels, sums, at)
+                add_slim_products(
+                    blocks, start, dy_blocks, dy_start, block, pixels, sums, at, ahead, beside, place, pace
+                )
             else:
-                add_block_products(blocks, start, dy_blocks, o // lanes * block, block, pixels, sums, at)
+                add_point_products(
+                    blocks, start, dy_blocks, dy_start, block, pixels, sums, at, ahead, beside, place, pace
+                )
+            place += pixels * pace
 
 
 @inlined
@@ -46,53 +55,85 @@ def _set_sums(blocks, block, pixels, channels, sums):
         set_to(sums, c, even + odd)
 
 
+@inlined
+def _clear(sums, channels, outputs, filled, lanes):
+    """The first channels of each panel."""
+    breadth = TILE_VECTORS * lanes
+    for start in range(0, -(-outputs // breadth) * filled * breadth, filled * breadth):
+        sums[start : start + -(-channels // lanes) * lanes * breadth] = 0
+
+
 @body
 def _gradients_task(
-    task, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs,
-    at_once, runs_at_once, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums, work,
+    task, stage, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs,
+    at_once, runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials, dy_sums,
+    sums, work,
 ):  # fmt: skip
+    """A task of ``gradients_points``; at stage 0, a run of dy that comes before."""
     lanes = lanes_of(x)
     block = at_once * lanes
-    room = at_once * TILE_VECTORS * lanes
-    panel, work = work[:room], work[room:]
-    depth = -(-channels // lanes)
-    blocks, dy_blocks = work[: depth * block], work[depth * block :]
-    total = sums[task]
-    total[:] = 0
-    for run in range(task * runs_at_once, min(-(-pixels // at_once), (task + 1) * runs_at_once)):
+    room = TILE_ROWS * TILE_VECTORS * lanes
+    filled = -(-channels // lanes) * lanes
+    tile, blocks, dy_blocks = work[:room], work[room:], work[room + -(-wide // lanes) * block :]
+    part, split = divmod(task, sums.shape[0])
+    channel = part * wide
+    used = min(wide, channels - channel)
+    total = sums[split, channel * TILE_VECTORS * lanes :]
+    first_run, last_run = split * runs_at_once, min(-(-pixels // at_once), (split + 1) * runs_at_once)
+    if stage == 0:
+        first_run, last_run = task, task + 1
+    else:
+        _clear(total, used, outputs, filled, lanes)
+    for run in range(first_run, last_run):
         first = run * at_once
         count = min(at_once, pixels - first)
-        fill_pixels(dy, partner, relu, affine, slopes, floor, first, count, outputs, dy_blocks, block)
-        fill_pixels(x, None, x_ceiling, x_affine, None, x_floor, first, count, channels, blocks, block)
-        if dy_sums is not None:
-            _set_sums(dy_blocks, block, count, outputs, dy_sums[run])
-        add_products(blocks, channels, dy_blocks, outputs, block, count, total)
+        following, soon = next_run(first, count, pixels)
+        if wide < channels:
+            dy_blocks, soon = dy_filled[run * -(-outputs // lanes) * block :], 0
+        if stage == 0 or wide == channels:
+            fill_pixels(
+                dy, partner, relu, affine, slopes, floor, first, count, outputs, int64(0), outputs, dy_blocks, block
+            )
+            if dy_sums is not None:
+                _set_sums(dy_blocks, block, count, outputs, dy_sums[run])
+        if stage == 0:
+            continue
+        fill_pixels(x, None, x_ceiling, x_affine, None, x_floor, first, count, channels, channel, used, blocks, block)
+        add_products(
+            blocks, used, dy_blocks, outputs, block, count, total, filled, dy, partner, following * outputs,
+            soon * outputs,
+        )  # fmt: skip
         if dx is not None:
             multiply_pixels(
-                dy_blocks, block, count, outputs, panels, channels, None, residual, -np.inf, dx, first, streaming,
-                None, source, source_relu, x_affine, partials, run, panel,
+                dy_blocks, block, count, outputs, panels, channels, channel, channel + used, None, residual, None, dx,
+                first, streaming, None, source, source_relu, x_affine, partials, run, tile, x, following * channels,
+                soon * channels,
             )  # fmt: skip
 
 
 @driver
 def gradients_points(
     x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs, at_once,
-    runs_at_once, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums, workspace, parallel,
+    runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums,
+    workspace, parallel,
 ):  # fmt: skip
-    """sums (tasks, panels) = x^T dy of each task's pixels; dx (pixels, channels) = dy * panels + residual, unless None.
+    """sums (splits, panels) = x^T dy of a split's pixels; dx (pixels, channels) = dy * panels + residual, unless None.
 
     All flat; x_ceiling, x_affine, x_floor: the prologue of x, and partner, relu, affine, slopes, floor that of dy. A
-    task has ``runs_at_once`` runs of ``at_once`` pixels. streaming: dx lies on whole vectors and is written past the
-    caches. source, partials: x again, and sums of dx for its batch norm with the ReLU ``source_relu``, a run a piece;
-    or None. dy_sums (runs, outputs to a whole vector), float64: those of dy behind its prologue, or None.
-    at_once: whole tiles. workspace: (threads, a panel of ``at_once`` pixels and the blocks of a run of x and dy).
+    split has ``runs_at_once`` runs of ``at_once`` pixels, in whole tiles. A task has a split and ``wide`` channels of
+    x, all or whole panels of them. dy_filled: room for the blocks of all runs of dy, if they are not all.
+    streaming: dx lies on whole vectors and is written past the caches. source, partials: x again, and sums of dx for
+    its batch norm with the ReLU ``source_relu``, a run a piece; or None. dy_sums (runs, outputs to a whole vector),
+    float64: those of dy behind its prologue, or None. workspace: (threads, a tile and the blocks of a task's run of x
+    and dy).
     """
-    tasks = sums.shape[0]
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)
-    share = (at_once, runs_at_once, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums)
-    if parallel:
-        for task in prange(tasks):
-            _gradients_task(int64(task), *operands, *share, workspace[get_thread_id()])
-    else:
-        for task in range(tasks):
-            _gradients_task(task, *operands, *share, workspace[0])
+    share = (at_once, runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials)
+    for stage in range(1 if wide == channels else 0, 2):
+        tasks = sums.shape[0] * -(-channels // wide) if stage else -(-pixels // at_once)
+        if parallel:
+            for task in prange(tasks):
+                _gradients_task(int64(task), stage, *operands, *share, dy_sums, sums, workspace[get_thread_id()])
+        else:
+            for task in range(tasks):
+                _gradients_task(task, stage, *operands, *share, dy_sums, sums, workspace[0])

@@ -7,18 +7,18 @@ as the register tile has rows back from the first cache.
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, block_tile
+from fastbn.kernels._jit import allocating_body, driver
+from fastbn.kernels._simd import ASKED, CHANNELS, TILE_ROWS, TILE_VECTORS, block_tile
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.conv_blocks import sum_piece
 from fastbn.kernels.conv_fill import fill_blocks
 from fastbn.kernels.winograd_tiles import POSITIONS, output_tiles, transform_tiles
 
 
-@body
+@allocating_body
 def _winograd_task(
     task, x_shape, x_strides, out_shape, x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images,
-    rows, panels, at_once, bias, residual, floor, out, shifts, source, source_relu, source_affine, partials,
+    rows, panels, at_once, bias, residual, limits, out, shifts, source, source_relu, source_affine, partials,
     work,
 ):  # fmt: skip
     lanes = lanes_of(x)
@@ -50,18 +50,27 @@ def _winograd_task(
     strides = height * width * channels_out, width * channels_out, channels_out
     begin = first_image * strides[0] + first_row * strides[1]
     first_panel, last_panel = panel_block * at_once, min(panel_count, (panel_block + 1) * at_once)
+    tile_groups = -(-tiles // TILE_ROWS)
+    groups_of_channels = depth * (lanes // min(CHANNELS, lanes))
+    most = min(ASKED * lanes, -(-panel_size // (tile_groups * groups_of_channels)))
     for panel in range(first_panel, last_panel):
         channel = panel * breadth
         stored = min(breadth, channels_out - channel)
+        pace = most if panel + 1 < last_panel else 0
         for tile in range(0, tiles, TILE_ROWS):
+            tile_group = tile // TILE_ROWS
             for position in range(POSITIONS):
-                a_start = (tile // TILE_ROWS * POSITIONS + position) * size
+                a_start = (tile_group * POSITIONS + position) * size
                 b_start = (panel * POSITIONS + position) * panel_size
+                ahead = b_start + POSITIONS * panel_size + tile_group * pace * groups_of_channels
                 product = products[position * tile_size :]
-                block_tile(values, a_start, TILE_ROWS * lanes, panels, b_start, 0, at_start, depth, product)
+                block_tile(
+                    values, a_start, TILE_ROWS * lanes, panels, b_start, at_start, depth, product, ahead, pace, None,
+                    None, 0, 0,
+                )  # fmt: skip
             output_tiles(
                 products, tile, min(TILE_ROWS, tiles - tile), down, across, row_count, width, bias, channel, stored,
-                residual, floor, out, begin + channel, strides,
+                residual, limits, out, begin + channel, strides,
             )  # fmt: skip
     c = first_panel * breadth
     used = min(channels_out, last_panel * breadth) - c
@@ -74,10 +83,10 @@ def _winograd_task(
 @driver
 def correlate_winograd(
     x, x_shape, x_strides, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows, panels,
-    at_once, bias, residual, floor, out, out_shape, shifts, source, source_relu, source_affine, partials, workspace,
+    at_once, bias, residual, limits, out, out_shape, shifts, source, source_relu, source_affine, partials, workspace,
     parallel,
 ):  # fmt: skip
-    """out = max(x convolved with panels + bias + residual, floor), out and residual channels-last.
+    """out = x convolved with panels, + bias + residual, within ``limits``; out and residual channels-last.
 
     starts_h, starts_w: where the first window begins. A task has ``rows`` rows, an even number or all, of ``images``
     images, several only if all rows, and ``at_once`` panels. workspace: (threads, the products of
@@ -86,12 +95,12 @@ def correlate_winograd(
     """
     panel_count = -(-out_shape[1] // (TILE_VECTORS * lanes_of(x)))
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * -(-panel_count // at_once)
-    operands = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows, panels, at_once)
-    target = (bias, residual, floor, out, shifts, source, source_relu, source_affine, partials)
+    operands = (x, partner, relu, affine, slopes, x_floor, starts_h, starts_w, images, rows, panels, at_once, bias)
+    target = (out, shifts, source, source_relu, source_affine, partials)
     if parallel:
         for task in prange(tasks):
             work = workspace[get_thread_id()]
-            _winograd_task(int64(task), x_shape, x_strides, out_shape, *operands, *target, work)
+            _winograd_task(int64(task), x_shape, x_strides, out_shape, *operands, residual, limits, *target, work)
     else:
         for task in range(tasks):
-            _winograd_task(task, x_shape, x_strides, out_shape, *operands, *target, workspace[0])
+            _winograd_task(task, x_shape, x_strides, out_shape, *operands, residual, limits, *target, workspace[0])

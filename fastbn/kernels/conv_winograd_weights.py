@@ -9,8 +9,8 @@ own, over the tiles of many runs.
 import numpy as np
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_pixel_products
+from fastbn.kernels._jit import allocating_body, body, driver
+from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_block_products
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.conv_fill import fill_blocks
 from fastbn.kernels.winograd_tiles import POSITIONS, transform_tiles
@@ -38,13 +38,13 @@ def _tiles_of_run(
     transform_tiles(blocks, images * plane, margin, depth, count * down * across, down, across, most, values)
 
 
-@body
+@allocating_body
 def _transform_task(
     run, place, side, x_shape, x_strides, dy_shape, dy_strides, x, x_affine, x_ceiling, x_floor, dy, partner, relu,
-    affine, slopes, starts_h, starts_w, images, rows, places, values, gradients, blocks,
+    affine, slopes, starts_h, starts_w, images, rows, most, values, gradients, blocks,
 ):  # fmt: skip
     """A run's tiles of x, side 0, or of dy, side 1."""
-    lanes, most = lanes_of(x), places.size
+    lanes = lanes_of(x)
     size = POSITIONS * most * lanes
     nothing = starts_h * 0
     share = (dy_shape[2], dy_shape[3], images, rows, most)
@@ -64,12 +64,12 @@ def _transform_task(
 
 @body
 def _products_task(
-    position, first_run, last_run, first_place, fresh, x_shape, dy_shape, images, rows, places, values, gradients,
+    position, first_run, last_run, first_place, fresh, x_shape, dy_shape, images, rows, most, values, gradients,
     panels,
 ):  # fmt: skip
     """The products at one position, added to what is there unless that is ``fresh``."""
     lanes = lanes_of(panels)
-    breadth, step, block = TILE_VECTORS * lanes, min(OUTER_ROWS, lanes), places.size * lanes
+    breadth, step, block = TILE_VECTORS * lanes, min(OUTER_ROWS, lanes), most * lanes
     depth, dy_depth, panel_count = -(-x_shape[1] // lanes), -(-dy_shape[1] // lanes), -(-dy_shape[1] // breadth)
     height, across = dy_shape[2], -(-dy_shape[3] // 2)
     row_blocks = -(-height // rows)
@@ -90,19 +90,19 @@ def _products_task(
             for c in range(depth):
                 for i in range(0, lanes, step):
                     a_start = (place * depth + c) * block + i
-                    add_pixel_products(values, a_start, places, 0, gradients, b_start, block, tiles, panels, at)
+                    add_block_products(values, a_start, gradients, b_start, block, tiles, panels, at)
                     at += step * breadth
 
 
 @body
 def _split_task(
     split, thread, runs_at_once, panels, blocks, x_shape, x_strides, dy_shape, dy_strides, operands, images, rows,
-    places, values, gradients,
+    most, values, gradients,
 ):  # fmt: skip
     """Runs by themselves, one after the other, in the second cache."""
     runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
     first = split * runs_at_once
-    share = (images, rows, places, values, gradients)
+    share = (images, rows, most, values, gradients)
     for run in range(first, min(runs, first + runs_at_once)):
         for side in range(2):
             _transform_task(
@@ -115,14 +115,14 @@ def _split_task(
 @driver
 def correlate_weights_apart(
     x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
-    starts_h, starts_w, images, rows, runs_at_once, places, values, gradients, panels, workspace, parallel,
+    starts_h, starts_w, images, rows, runs_at_once, most, values, gradients, panels, workspace, parallel,
 ):  # fmt: skip
     """panels[split] = at every position the products of the tiles of x and of dy, summed; as transformed weights.
 
     A run has ``rows`` rows of dy, an even number or all, of ``images`` images, several only if all rows; a split, which
     is a task, has ``runs_at_once`` of them. x_affine, x_ceiling, x_floor: the prologue of x;
     partner, relu, affine, slopes: that of dy. starts_h, starts_w: where x's first window begins.
-    places: of a run's tiles in a block, in elements.
+    most: tiles of a run at most.
     values, gradients: flat, (threads, 16, blocks of x or of dy, tiles, lanes), and those of a block behind.
     workspace: (threads, the planes of a run of x or of dy).
     """
@@ -130,7 +130,7 @@ def correlate_weights_apart(
     splits = -(-runs // runs_at_once)
     size = panels.size // splits
     operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes, starts_h, starts_w)
-    share = (images, rows, places, values, gradients)
+    share = (images, rows, most, values, gradients)
     shapes = (x_shape, x_strides, dy_shape, dy_strides)
     if parallel:
         for split in prange(splits):
@@ -148,7 +148,7 @@ def correlate_weights_apart(
 @driver
 def correlate_weights_together(
     x, x_shape, x_strides, x_affine, x_ceiling, x_floor, dy, dy_shape, dy_strides, partner, relu, affine, slopes,
-    starts_h, starts_w, images, rows, runs_at_once, places, values, gradients, panels, workspace, parallel,
+    starts_h, starts_w, images, rows, runs_at_once, most, values, gradients, panels, workspace, parallel,
 ):  # fmt: skip
     """As ``correlate_weights_apart``, all in one sum: ``runs_at_once`` are transformed, then multiplied by position.
 
@@ -156,7 +156,7 @@ def correlate_weights_together(
     """
     runs = -(-x_shape[0] // images) * -(-dy_shape[2] // rows)
     operands = (x, x_affine, x_ceiling, x_floor, dy, partner, relu, affine, slopes, starts_h, starts_w)
-    share = (images, rows, places, values, gradients)
+    share = (images, rows, most, values, gradients)
     shapes = (x_shape, x_strides, dy_shape, dy_strides)
     for first in range(0, runs, runs_at_once):
         last = min(runs, first + runs_at_once)

@@ -5,11 +5,12 @@ operand in panels of TILE_ROWS, columns of the right one in panels as wide as th
 are zero, so ``tile_product`` needs no case for them. All arrays are flat and addressed by element strides.
 """
 
+import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, transpose
-from fastbn.kernels._vector import lanes_of, load, load_first, load_part, splat, store, store_part
+from fastbn.kernels._vector import at_least, lanes_of, load, load_first, load_part, splat, store, store_part
 
 DEPTH_BLOCK = 256  # steps of the summed axis between two visits to the output; a panel block stays in L2
 LEAST_WORK = 1 << 21  # multiply-adds of a task, about: below, packing the operands again shows
@@ -114,15 +115,14 @@ def _block_product(a_panels, b_panels, depth, rows, columns, tile, out, start, r
 
 @body
 def _epilogue(rows, columns, bias, bias_start, relu, out, start, row_stride):
+    lanes, zero, low = lanes_of(out), splat(out, 0.0), splat(out, 0.0 if relu else -np.inf)
     for i in range(rows):
-        base = start + i * row_stride
-        for j in range(columns):
-            value = out[base + j]
+        for j in range(0, columns, lanes):
+            at, count = start + i * row_stride + j, min(lanes, columns - j)
+            value = load_part(out, at, count, zero)
             if bias.size:
-                value += bias[bias_start + j]
-            if relu and value < 0:
-                value = 0
-            out[base + j] = value
+                value = value + load_part(bias, bias_start + j, count, zero)
+            store_part(out, at, at_least(value, low), count)
 
 
 @body
@@ -174,7 +174,8 @@ def _panel_at(row_panels, column_panels, depth, width, lanes):
 
 
 @body
-def _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare):
+def pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare):
+    """Pack one panel of ``packed_gemm``'s operands, those of the left one first."""
     lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
     if task < row_panels:
         row, at = task * TILE_ROWS, _panel_at(task, 0, depth, width, lanes)
@@ -185,7 +186,8 @@ def _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_colu
 
 
 @body
-def _row_task(task, rows, columns, depth, panels, bias, relu, out, tile):
+def row_task(task, rows, columns, depth, panels, bias, relu, out, tile):
+    """The rows of ``packed_gemm``'s output that one panel of the left operand makes."""
     lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
     height, start = min(TILE_ROWS, rows - task * TILE_ROWS), task * TILE_ROWS * columns
     left = _panel_at(task, 0, depth, width, lanes)
@@ -210,14 +212,14 @@ def packed_gemm(rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, b
     if parallel:
         for task in prange(packs):
             spare = room[get_thread_id()][tile:]
-            _pack_task(int64(task), rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare)
+            pack_task(int64(task), rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare)
         for task in prange(row_panels):
-            _row_task(int64(task), rows, columns, depth, panels, bias, relu, out, room[get_thread_id()][:tile])
+            row_task(int64(task), rows, columns, depth, panels, bias, relu, out, room[get_thread_id()][:tile])
     else:
         for task in range(packs):
-            _pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, room[0][tile:])
+            pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, room[0][tile:])
         for task in range(row_panels):
-            _row_task(task, rows, columns, depth, panels, bias, relu, out, room[0][:tile])
+            row_task(task, rows, columns, depth, panels, bias, relu, out, room[0][:tile])
 
 
 @driver

@@ -2,12 +2,12 @@
 
 from numba import int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import allocating_body, driver
 from fastbn.kernels._vector import lanes_of, load_part, splat, store_part, total, widen
 from fastbn.kernels.tensors import tensor_at
 
 
-@body
+@allocating_body
 def _square_task(task, objects, pieces, tasks, like, sums):
     zero, lanes = splat(like, 0.0), lanes_of(like)
     wide = widen(zero)
@@ -31,7 +31,7 @@ def square_sums(objects, pieces, tasks, like, sums, parallel):
             _square_task(task, objects, pieces, tasks, like, sums)
 
 
-@body
+@allocating_body
 def _scale_task(task, objects, pieces, tasks, factor):
     scale, zero, lanes = splat(factor, factor[0]), splat(factor, 0.0), lanes_of(factor)
     for piece in range(tasks[task], tasks[task + 1]):

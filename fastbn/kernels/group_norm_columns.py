@@ -8,7 +8,7 @@ A task owns ``block`` groups of an image, and maps their columns while they are 
 import numpy as np
 from numba import int64, prange
 
-from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._jit import allocating_body, driver, inlined
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.batch_norm_tiles import (
     gradient_tile,
@@ -47,7 +47,7 @@ def _copied(values, first, last):
     return some
 
 
-@body
+@allocating_body
 def _moments_task(task, x, weight, bias, eps, block, stats, affine):
     first, last, channels, start = _bounds(task, x, stats, block)
     s, columns = x.shape[1], (last - first) * channels
@@ -66,7 +66,7 @@ def _moments_task(task, x, weight, bias, eps, block, stats, affine):
         set_group(r, channels, mean, about / count, eps, weight, bias, stats, affine)
 
 
-@body
+@allocating_body
 def _normalize_task(task, x, block, streaming, stats, affine, out):
     first, last, channels, start = _bounds(task, x, stats, block)
     constants, columns = _copied(affine, first * channels, last * channels), (last - first) * channels
@@ -86,7 +86,7 @@ def forward_group_columns(x, weight, bias, eps, block, streaming, stats, affine,
             _normalize_task(task, x, block, streaming, stats, affine, out)
 
 
-@body
+@allocating_body
 def _backward_task(task, dy, x, weight, block, streaming, stats, affine, slopes, sums, dx):
     first, last, channels, start = _bounds(task, x, stats, block)
     s, columns = x.shape[1], (last - first) * channels

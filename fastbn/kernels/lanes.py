@@ -10,7 +10,7 @@ source: what ``functional.conv_lanes`` says of planes: starts_h, starts_w, strid
 
 import numpy as np
 
-from fastbn.kernels._jit import body
+from fastbn.kernels._jit import allocating_body, body, inlined
 from fastbn.kernels._simd import (
     DOT_COLUMNS,
     DOT_ROWS,
@@ -20,11 +20,17 @@ from fastbn.kernels._simd import (
     lane_tile,
     transpose,
 )
-from fastbn.kernels._vector import at_least, lanes_of, load, load_part, splat, store, store_part
+from fastbn.kernels._vector import bounds_of, lanes_of, load, load_part, splat, store, store_part, within
 from fastbn.kernels.conv import store_dots
 
-TILE_FIELDS = 5 + 2 * LANE_VECTORS
+TILE_FIELDS = 7 + 2 * LANE_VECTORS
 RUN = 64  # pixels in one visit of a tile of dot products, about: its operands stay in the first cache
+
+
+@inlined
+def backwards(part, parts, tasks):
+    """The tasks of one of ``parts`` threads, the last ones first: a pass before this left them in the second cache."""
+    return range((part + 1) * tasks // parts - 1, part * tasks // parts - 1, -1)
 
 
 @body
@@ -97,10 +103,10 @@ def channel_size(source):
 
 
 @body
-def write_images(images, size, skipped, residual, low, out, start, spare):
-    """out[start + lane * size + e] = max(images[e, lane] + residual, low), but for the first ``skipped`` lanes."""
+def write_images(images, size, skipped, residual, limits, out, start, spare):
+    """out[start + lane * size + e] = images[e, lane] + residual, within ``limits``; not of the first ``skipped``."""
     lanes = lanes_of(out)
-    zero = splat(out, 0.0)
+    zero, bounds = splat(out, 0.0), bounds_of(out, limits)
     for e in range(0, size, lanes):
         transpose(images, e * lanes, lanes, spare, 0)
         count = min(lanes, size - e)
@@ -109,10 +115,10 @@ def write_images(images, size, skipped, residual, low, out, start, spare):
             value = load(spare, lane * lanes)
             if residual.size:
                 value = value + load_part(residual, at, count, zero)
-            store_part(out, at, at_least(value, low), count)
+            store_part(out, at, within(value, bounds), count)
 
 
-@body
+@allocating_body
 def gather_panels(weight, bias, index):
     """Panels as ``correlate_lanes`` has them: weight[i - 1] for i above 0, bias[-i - 1] below it if there is one, 0."""
     panels = np.zeros(index.size, weight.dtype)
@@ -136,33 +142,37 @@ def correlate_planes(planes, group_size, offsets, tiles, panels, groups, outputs
         for index in range(groups * outputs * plane):
             out[index] = 0
     for at in range(0, tiles.size, TILE_FIELDS):
-        base, depth, place, low, count = tiles[at], tiles[at + 1], tiles[at + 2], tiles[at + 3], tiles[at + 4]
+        base, depth, place = tiles[at], tiles[at + 1], tiles[at + 2]
+        first, lines, step, run = tiles[at + 3], tiles[at + 4], tiles[at + 5], tiles[at + 6]
         for group in range(groups):
             for panel in range(group_panels):
                 a_start = base + (group * group_panels + panel) * (depth + 1) * LANE_ROWS
                 lane_tile(
-                    panels, a_start, low, planes, group * group_size, offsets, place, count, tiles, at + 5,
+                    panels, a_start, planes, group * group_size, offsets, place, first, lines, step, run, tiles, at + 7,
                     out, (group * outputs + panel * LANE_ROWS) * plane, plane,
                 )  # fmt: skip
 
 
 @body
-def add_products(dy, dy_shape, dy_offsets, groups, planes, group_size, columns, offsets, depth, sums):
-    """Add the products of a block to the sums, tile after tile of (groups, outputs, weights), some rows at a time."""
+def add_products(dy, dy_shape, dy_lie, dy_offsets, groups, planes, group_size, columns, offsets, depth, sums):
+    """Add the products of a block to the sums, tile after tile of (groups, outputs, weights), some rows at a time.
+
+    dy_lie: where dy begins, and the vectors from row to row and from output to output.
+    """
     lanes = lanes_of(dy)
     outputs, height, width = dy_shape[1] // groups, dy_shape[2], dy_shape[3]
-    dy_group = outputs * height * width * lanes
+    dy_start, dy_line, dy_group = dy_lie[0] * lanes, dy_lie[1] * lanes, outputs * dy_lie[2] * lanes
     tile = DOT_ROWS * DOT_COLUMNS * lanes
     lines = max(1, RUN // width)
     for row in range(0, height, lines):
-        a_row, b_row = row * columns * lanes, row * width * lanes
+        a_row, b_row = row * columns * lanes, dy_start + row * dy_line
         at = 0
         for group in range(groups):
             for output in range(0, outputs, DOT_COLUMNS):
                 for k in range(0, depth, DOT_ROWS):
                     add_dot_products(
                         planes, group * group_size + a_row, offsets, k, columns * lanes,
-                        dy, group * dy_group + b_row, dy_offsets, output, width * lanes,
+                        dy, group * dy_group + b_row, dy_offsets, output, dy_line,
                         width, min(lines, height - row), sums[at : at + tile],
                     )  # fmt: skip
                     at += tile

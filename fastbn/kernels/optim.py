@@ -7,7 +7,7 @@ dtype; rows (arrays,), int64: which. In every row: the rate, below 0, by which t
 
 from numba import int64, prange
 
-from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._jit import allocating_body, body, driver, inlined
 from fastbn.kernels._vector import at_least, fma, lanes_of, larger, load_part, root, splat, store_part
 from fastbn.kernels.tensors import tensor_at
 
@@ -19,7 +19,7 @@ def _decayed(g, p, decays, decay):
     return fma(decay, p, g) if decays else g  # not 0 times an infinite weight
 
 
-@body
+@allocating_body
 def _sgd_piece(objects, tensor, first, stop, row):
     moving = int64(objects.shape[0] > 2)
     param, grad = tensor_at(row, objects[0, tensor], stop), tensor_at(row, objects[1, tensor], stop)
@@ -59,7 +59,7 @@ def sgd(objects, pieces, tasks, numbers, rows, parallel):
             _sgd_task(task, objects, pieces, tasks, numbers, rows)
 
 
-@body
+@allocating_body
 def _rmsprop_piece(objects, tensor, first, stop, row):
     moving = int64(row[OWN + 4])
     centred = objects.shape[0] > 3 + moving
@@ -108,7 +108,7 @@ def rmsprop(objects, pieces, tasks, numbers, rows, parallel):
             _rmsprop_task(task, objects, pieces, tasks, numbers, rows)
 
 
-@body
+@allocating_body
 def _adam_piece(objects, tensor, first, stop, row):
     param, grad = tensor_at(row, objects[0, tensor], stop), tensor_at(row, objects[1, tensor], stop)
     mean, square = tensor_at(row, objects[2, tensor], stop), tensor_at(row, objects[3, tensor], stop)

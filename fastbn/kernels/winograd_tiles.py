@@ -8,7 +8,7 @@ Tiles run along the rows of an image, then down, then on to the next image. Plan
 
 from fastbn.kernels._jit import body, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
-from fastbn.kernels._vector import at_least, lanes_of, load, load_part, splat, store, store_part
+from fastbn.kernels._vector import bounds_of, lanes_of, load, load_part, splat, store, store_part, within
 
 POSITIONS = 16
 
@@ -117,25 +117,25 @@ def transform_tiles(blocks, block, margin, depth, count, rows, across, height, v
 
 
 @inlined
-def _put_pixel(value, bias, channel, residual, low, out, at, count):
+def _put_pixel(value, bias, channel, residual, bounds, out, at, count):
     if bias is not None:
-        value = value + load_part(bias, channel, count, low)
+        value = value + load_part(bias, channel, count, value)
     if residual is not None:
-        value = value + load_part(residual, at, count, low)
-    store_part(out, at, at_least(value, low), count)
+        value = value + load_part(residual, at, count, value)
+    store_part(out, at, within(value, bounds), count)
 
 
 @body
 def output_tiles(
-    products, first, count, rows, across, height, width, bias, channel, stored, residual, floor, out, origin, strides
+    products, first, count, rows, across, height, width, bias, channel, stored, residual, limits, out, origin, strides
 ):  # fmt: skip
-    """max(A^T m A + bias + residual, floor) of tiles ``first`` to ``first + count`` into a channels-last ``out``.
+    """A^T m A + bias + residual, within ``limits``, of ``count`` tiles from ``first`` on into a channels-last ``out``.
 
     products[position, tile, column]; ``stored`` of the columns are channels, from ``channel`` on. height, width: of the
     output's part that begins with tile 0 at ``origin``; strides: of its images, rows and columns.
     """
     lanes = lanes_of(products)
-    low = splat(products, floor)
+    bounds = bounds_of(products, limits)
     step = TILE_ROWS * TILE_VECTORS * lanes
     image, rest = divmod(first, rows * across)
     row, column = divmod(rest, across)
@@ -153,14 +153,14 @@ def output_tiles(
                 left, right = _outputs(a0, b0, c0, d0)
                 lower_left, lower_right = _outputs(a1, b1, c1, d1)
                 place, c = at + v * lanes, channel + v * lanes
-                _put_pixel(left, bias, c, residual, low, out, place, part)
+                _put_pixel(left, bias, c, residual, bounds, out, place, part)
                 if wide:
-                    _put_pixel(right, bias, c, residual, low, out, place + strides[2], part)
+                    _put_pixel(right, bias, c, residual, bounds, out, place + strides[2], part)
                 if high:
-                    _put_pixel(lower_left, bias, c, residual, low, out, place + strides[1], part)
+                    _put_pixel(lower_left, bias, c, residual, bounds, out, place + strides[1], part)
                 if high and wide:
                     below = place + strides[1] + strides[2]
-                    _put_pixel(lower_right, bias, c, residual, low, out, below, part)
+                    _put_pixel(lower_right, bias, c, residual, bounds, out, below, part)
         column += 1
         if column == across:
             column, row = 0, row + 1

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from fastbn.functional.conv import conv2d, conv2d_channels_last
 from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
-from fastbn.functional.conv_bn_lanes import has_few_channels, suits
+from fastbn.functional.conv_bn_lanes import has_few_channels
 from fastbn.functional.conv_gram import GramSaved
 from fastbn.nn.activation import ReLU, ReLU6
-from fastbn.nn.batchnorm import BatchNorm2d
+from fastbn.nn.batchnorm import BatchNorm1d, BatchNorm2d
 from fastbn.nn.conv import Conv2d
 from fastbn.nn.lanes_unit import LanesUnit, is_plain
+from fastbn.nn.linear import Linear
+from fastbn.nn.linear_unit import LinearUnit
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 from fastbn.nn.parametrization import Parametrization
@@ -77,7 +78,7 @@ class Block:
         return dx, dresidual
 
 
-Step = Block | LanesUnit | Module
+Step = Block | LanesUnit | LinearUnit | Module
 
 
 def as_blocks(modules: Iterable[Module]) -> list[Step]:
@@ -87,7 +88,9 @@ def as_blocks(modules: Iterable[Module]) -> list[Step]:
         last = steps[-1] if steps else None
         if isinstance(module, BatchNorm2d) and isinstance(last, Conv2d) and _match(last, module):
             steps[-1] = _unit(last, module)
-        elif isinstance(last, LanesUnit) and last.absorb(module):
+        elif isinstance(module, BatchNorm1d) and isinstance(last, Linear) and _match_features(last, module):
+            steps[-1] = LinearUnit(last, module)
+        elif isinstance(last, (LanesUnit, LinearUnit)) and last.absorb(module):
             continue
         elif isinstance(last, Block) and not last.relu and (absorbs_relu(module) or is_plain(module, ReLU6)):
             last.relu, last.ceiling = True, 6.0 if isinstance(module, ReLU6) else math.inf
@@ -100,6 +103,10 @@ def _match(conv: Conv2d, norm: BatchNorm2d) -> bool:
     return is_plain(conv, Conv2d) and is_plain(norm, BatchNorm2d) and conv.out_channels == norm.num_features
 
 
+def _match_features(linear: Linear, norm: BatchNorm1d) -> bool:
+    return is_plain(linear, Linear) and is_plain(norm, BatchNorm1d) and linear.out_features == norm.num_features
+
+
 def _unit(conv: Conv2d, norm: BatchNorm2d) -> Block | LanesUnit:
     block = Block(conv, norm)
     return LanesUnit(block) if has_few_channels(conv.weight.data, conv.groups) else block
@@ -108,38 +115,6 @@ def _unit(conv: Conv2d, norm: BatchNorm2d) -> Block | LanesUnit:
 def absorbs_relu(module: Module) -> bool:
     """Whether a block may do what ``module`` does at its end."""
     return is_plain(module, ReLU)
-
-
-def infer(
-    modules: list[Module], x: np.ndarray, residual: np.ndarray | None = None, relu: bool = False
-) -> tuple[np.ndarray, bool]:
-    """The output in eval mode, every convolution with the ReLU after it in one pass; nothing is kept.
-
-    residual: added by the last convolution, and then the ReLU if ``relu``, in the same pass, if nothing comes after it;
-    also returned is whether it was.
-    """
-    joined = False
-    position = 0
-    while position < len(modules):
-        module = modules[position]
-        position += 1
-        if isinstance(module, Conv2d) and is_plain(module, Conv2d):
-            cut = position < len(modules) and absorbs_relu(modules[position])
-            position += cut
-            joined = residual is not None and not cut and position == len(modules)
-            sizes = module.stride, module.padding, module.dilation, module.groups
-            convolve = conv2d if suits(x, module.weight.data, *sizes) else conv2d_channels_last
-            x = convolve(
-                x,
-                module.weight.data,
-                None if module.bias is None else module.bias.data,
-                *sizes,
-                residual=residual if joined else None,
-                relu=cut or (joined and relu),
-            )
-        else:
-            x = module(x)
-    return x, joined
 
 
 def forward(steps: list[Step], x: Any, then: Step | None = None) -> Any:

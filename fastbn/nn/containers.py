@@ -7,8 +7,10 @@ import numpy as np
 
 from fastbn._checks import check_shape
 from fastbn.errors import ArgumentError, DtypeError
+from fastbn.functional.conv_plans import waiting
 from fastbn.nn import block
 from fastbn.nn.block import Block, absorbs_relu, as_blocks
+from fastbn.nn.infer import CHAINS, NOTHING, cut_of, infer, run
 from fastbn.nn.module import Module
 
 
@@ -47,7 +49,7 @@ class Sequential(Module):
             self._keep(steps)
             return block.forward(steps, x)
         if self.fused:
-            return block.infer(list(leaves(self)), x)[0]
+            return infer(list(leaves(self)), x)[0]
         for _, module in self.chain():
             x = module(x)
         return x
@@ -151,14 +153,15 @@ class Residual(Module):
 
     def _infer_fused(self, x: np.ndarray) -> np.ndarray:
         """The last convolution, if nothing comes after it, adds the shortcut and does the ReLU."""
-        shortcut = self.downsample(x) if "downsample" in self._modules else x
+        shortcut = run(self.downsample, x) if "downsample" in self._modules else x
         activation = self._modules.get("activation")
-        cut = activation is not None and absorbs_relu(activation)
-        y, joined = block.infer(list(leaves(self)), x, shortcut, cut)
+        cut = None if activation is None else cut_of(activation)
+        y, joined = infer(list(leaves(self)), x, shortcut, cut or NOTHING)
         if not joined:
             check_shape("Residual", "the shortcut", shortcut, y.shape, "as the body's output")
-            y = y + shortcut
-        return y if activation is None or (joined and cut) else activation(y)
+            with waiting(False):
+                y = y + shortcut
+        return y if activation is None or (joined and cut) else run(activation, y)
 
     def _backward_fused(self, dy: np.ndarray, need_dx: bool) -> np.ndarray | None:
         body, last, activation = self._take()
@@ -170,6 +173,9 @@ class Residual(Module):
         if body:
             return block.backward(body, inner, need_dx, shortcut)
         return inner + shortcut if need_dx else None
+
+
+CHAINS += [Sequential.forward, Residual.forward]
 
 
 class Flatten(Module):

@@ -7,7 +7,6 @@ import numpy as np
 
 from fastbn._checks import check_running_stats
 from fastbn.errors import ArgumentError, DtypeError
-from fastbn.functional.conv_blocks import suits as packs
 from fastbn.functional.fold import fold_conv_bn_weights, fold_linear_bn_weights, fold_scalar_weights
 from fastbn.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastbn.nn.containers import Residual, Sequential
@@ -34,7 +33,7 @@ def fold(model: Module) -> Module:
 
     It is fused, see ``fuse``: a convolution, its bias, the shortcut of a Residual and the ReLU run in one pass.
 
-    The weights that convolutions pack into panels are read-only, so that they are packed once and kept, which takes
+    The weights of convolutions and linear layers are read-only, so that they are packed once and kept, which takes
     their size again in memory; ``train`` and ``load_state_dict`` make writeable copies of them.
 
     Looks inside Sequential and Residual, and puts convolutions and linear layers (with their quantised weights) in the
@@ -54,7 +53,7 @@ def fold(model: Module) -> Module:
     for module in folded.modules():
         if isinstance(module, (Sequential, Residual)):
             module.fused = True
-        if isinstance(module, Conv2d) and packs(module.weight.shape, module.groups, module.weight.dtype.itemsize):
+        if isinstance(module, (Conv2d, Linear)):
             module.weight.data = np.array(module.weight.data)
             module.weight.data.flags.writeable = False
     return folded

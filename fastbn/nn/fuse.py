@@ -18,8 +18,9 @@ def fuse(model: Module, fused: bool = True) -> Module:
     Looks inside Sequential and Residual. Parameters, names and ``state_dict`` are as before. In training mode such a
     unit keeps one tensor for the backward pass instead of two or three; in eval mode a convolution and the ReLU after
     it are one pass. Their outputs are channels-last. Of many small images of few channels, in NCHW order, the sigmoid
-    and the AvgPool2d that come next are part of the unit, too, and the output stays in that order. A module with a
-    forward hook stays by itself. fused=False undoes it. Returns ``model``.
+    and the AvgPool2d that come next are part of the unit, too, and the output stays in that order. So do small Linear
+    layers train with the BatchNorm1d and the ReLU or sigmoid after them. A module with a forward hook stays by itself.
+    fused=False undoes it. Returns ``model``.
     Raises DtypeError.
     """
     if not isinstance(model, Module):

@@ -139,7 +139,14 @@ class Module:
 
     def modules(self) -> Iterator["Module"]:
         """This module and all below it."""
-        return (module for _, module in self.named_modules())
+        found: dict[int, Module] = {}
+        waiting = [self]
+        while waiting:
+            module = waiting.pop()
+            if id(module) not in found:
+                found[id(module)] = module
+                waiting.extend(reversed(module._modules.values()))
+        return iter(found.values())
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """The modules right below this one."""
@@ -234,8 +241,10 @@ class Module:
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for parameter in self.parameters():
-            parameter.grad = None
+        for module in self.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.grad = None
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Let optimisers change the parameters below, or not."""

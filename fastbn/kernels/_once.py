@@ -1,0 +1,75 @@
+"""What a kernel calls becomes machine code once: inside the kernel.
+
+Numba optimises every function that it compiles by itself, then all over again in each of its callers, down to the
+kernel, and a loop of threads adds two layers of its own. Here only the kernel's library goes through LLVM's passes;
+what it links in is typed and lowered, no more.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+
+# Of the modules that Numba adds to a library: its entries from Python and from C.
+ENTRIES = "wrapper", "cfunc_wrapper"
+
+
+class _Unloaded:
+    """Stands for the engine of what has no address."""
+
+    def set_env(self, name, environment):
+        pass
+
+
+class _Part(JITCodeLibrary):
+    """Code that exists to be linked into a kernel."""
+
+    codegen = _Unloaded()
+
+    def add_ir_module(self, module):
+        if module.name not in ENTRIES:
+            super().add_ir_module(module)
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0
+
+
+@contextmanager
+def _parts(codegen: Any) -> Iterator[None]:
+    """Numba compiles parts, while its compiler lock is held, and leaves the search for cycles to later.
+
+    It makes so many that looking for them takes a twentieth of the time.
+    """
+    library_class, collects = codegen._library_class, gc.isenabled()
+    codegen._library_class = _Part
+    gc.disable()
+    try:
+        yield
+    finally:
+        codegen._library_class = library_class
+        if collects:
+            gc.enable()
+
+
+class KernelCompiler(Compiler):
+    """Numba's compiler for a kernel: what is compiled on the way is a part of it."""
+
+    def compile_extra(self, function):
+        codegen = self.state.targetctx.codegen()
+        if not hasattr(codegen, "_library_class"):  # a Numba that names it otherwise: compiled the longer way
+            return super().compile_extra(function)
+        self.state.library = codegen.create_library(function.__qualname__)
+        self.state.library.enable_object_caching()
+        with _parts(codegen):
+            return super().compile_extra(function)
