@@ -1,6 +1,7 @@
 """``import fastbn`` is quick and loads nothing that only some users have."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ HEAVY = ["onnx", "onnx_ir", "onnxruntime", "matplotlib", "torch", "sklearn", "da
 EVERYTHING = "[getattr(fastbn, name) for name in fastbn.__all__]"
 
 
-def run(script):
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60, capture_output=True, text=True)
+def run(script, **variables):
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, timeout=60, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -28,7 +32,8 @@ def test_import_takes_less_than_half_a_second():
     assert min(float(run(script)) for _ in range(5)) < 0.5
 
 
-def test_all_of_it_takes_less_than_numba_alone():
+def test_all_of_it_takes_less_than_half_of_numba(tmp_path):
+    """As every process but the first finds it: with the modules' bytecode on the disk."""
     script = f"""
 import time
 times = [time.process_time()]
@@ -38,8 +43,9 @@ import fastbn
 {EVERYTHING}
 print(times[1] - times[0], time.process_time() - times[1])
 """
-    numba, own = zip(*(map(float, run(script).split()) for _ in range(5)), strict=True)
-    assert min(own) < min(numba)
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    numba, own = zip(*(map(float, run(script, **bytecode).split()) for _ in range(6)), strict=True)
+    assert min(own) < 0.5 * min(numba)
 
 
 def test_every_name_is_where_the_type_checker_sees_it():
