@@ -1,7 +1,8 @@
 """The caches of the machine, read from it once: what is larger is written past them.
 
 Linux tells the size of the last-level cache and the CPUs that share it; elsewhere the C library may; where neither
-does, the cache is as large as the working set beyond which reading slows down.
+does, the cache is as large as the working set beyond which reading slows down. A virtual machine is told of its host's
+whole cache, but not of the other machines that share it.
 """
 
 import os
@@ -14,6 +15,8 @@ import numpy as np
 from fastbn._threads import max_threads
 
 SYSFS = Path("/sys/devices/system/cpu/cpu0/cache")
+CPUINFO = Path("/proc/cpuinfo")
+GUEST_SHARE = 32 << 20  # bytes for each core that a virtual machine may believe in: hardly a processor has more
 
 
 def beyond_cache(moved: int) -> bool:
@@ -28,7 +31,17 @@ def beyond_cache(moved: int) -> bool:
 def last_level_share() -> int:
     """Bytes of the last-level cache that belong to this process's threads."""
     size, cpus = _from_sysfs() or _from_libc() or (_measured(), max_threads())
-    return int(size * min(1.0, max_threads() / cpus))
+    share = int(size * min(1.0, max_threads() / cpus))
+    return min(share, max_threads() * GUEST_SHARE) if _is_virtual() else share
+
+
+def _is_virtual(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether the processor's flags name a hypervisor."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("flags") and "hypervisor" in line.split() for line in lines)
 
 
 def _from_sysfs(folder: Path = SYSFS) -> tuple[int, int] | None:

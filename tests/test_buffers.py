@@ -133,6 +133,22 @@ def test_fewer_threads_than_share_the_cache_have_their_part_of_it(monkeypatch):
     assert _cache.last_level_share.__wrapped__() == (32 << 20) * 8 // 32
 
 
+@pytest.mark.parametrize(("flags", "virtual"), [("fpu vme hypervisor avx2", True), ("fpu vme avx2", False)])
+def test_the_flags_of_the_processor_name_a_hypervisor(tmp_path, flags, virtual):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nmodel name : hypervisor\nflags : {flags}\n")
+    assert _cache._is_virtual(cpuinfo) is virtual
+    assert not _cache._is_virtual(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("virtual", "cores"), [(True, 64 << 20), (False, 480 << 20)])
+def test_a_guest_does_not_have_all_of_its_host_s_cache(monkeypatch, virtual, cores):
+    monkeypatch.setattr(_cache, "_from_sysfs", lambda: (480 << 20, 2))
+    monkeypatch.setattr(_cache, "_is_virtual", lambda: virtual)
+    monkeypatch.setattr(_cache, "max_threads", lambda: 2)
+    assert _cache.last_level_share.__wrapped__() == cores
+
+
 def test_beyond_is_more_than_half():
     half = _cache.last_level_share() // 2
     assert not _cache.beyond_cache(half)
