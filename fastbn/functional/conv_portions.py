@@ -8,8 +8,9 @@ import numpy as np
 
 from fastbn.functional.conv_cut import Cut, cut
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.functional.weight_panels import Packing, places_of, tap_elements
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
-from fastbn.kernels.conv_panels import block_elements, block_lanes, panel_columns, tile_elements
+from fastbn.kernels.conv_panels import block_lanes, panel_columns, tile_elements
 
 BLOCKS = 1 << 19  # bytes, about, of the blocks of a task: with a panel they stay in the second cache
 TASKS = 16  # wanted at least
@@ -39,16 +40,6 @@ class Place(NamedTuple):
     counts: np.ndarray
     places: np.ndarray
     targets: np.ndarray
-
-
-class Packing(NamedTuple):
-    """Of weights into panels, as ``pack_panels`` takes it."""
-
-    strides: tuple[int, int, int]
-    places: np.ndarray
-    groups: int
-    outputs: int
-    channels: int
 
 
 class Portions(NamedTuple):
@@ -280,17 +271,6 @@ def _met(planes: Planes, rows: int, size: Shape, source: Shape) -> np.ndarray:
 def blocks_of(channels: int, itemsize: int) -> int:
     """Blocks of so many channels."""
     return -(-channels // block_lanes(itemsize))
-
-
-def tap_elements(channels: int, itemsize: int) -> int:
-    """Elements of a tap in a panel."""
-    return blocks_of(channels, itemsize) * block_elements(itemsize)
-
-
-def places_of(order: np.ndarray, taps: int, channels: int, itemsize: int, first: int = 0) -> np.ndarray:
-    """``pack_panels``' places of taps that become ``order`` of the ``taps`` of panels, which begin at ``first``."""
-    size = tap_elements(channels, itemsize)
-    return np.stack([first + order * size, np.full(order.size, taps * size)])
 
 
 def _planes_of(geometry: Planes) -> int:

@@ -13,13 +13,12 @@ from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, in_order_of, is_channels_last, with_places
 from fastbn.functional import conv_blocks
 from fastbn.functional.conv_geometry import Window
-from fastbn.functional.conv_portions import places_of
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, sums_for
 from fastbn.functional.packed_weights import packed
-from fastbn.functional.weight_panels import passes_caches, writeable
+from fastbn.functional.weight_panels import passes_caches, places_of, writeable
 from fastbn.functional.winograd_portions import Portions, portions, weight_portions
-from fastbn.kernels.conv_panels import block_elements, block_lanes, squares
+from fastbn.kernels.conv_panels import block_elements, squares
 from fastbn.kernels.conv_winograd import correlate_winograd
 from fastbn.kernels.conv_winograd_weights import correlate_weights_apart, correlate_weights_together
 from fastbn.kernels.winograd_panels import BLOCKS, TAPS, gather_panels, transform_panels
@@ -166,8 +165,7 @@ def _panels(
     """A C-contiguous ``weight``, transformed: ``size`` elements, see ``transform_panels``."""
     panels = empty((size,), weight.dtype)
     places = places_of(order, TAPS, 1, weight.itemsize)
-    streaming = passes_caches(panels, block_lanes(weight.itemsize))
-    share = strides, places, outputs, channels, panels, streaming, _workspace(weight.dtype)
+    share = strides, places, outputs, channels, panels, _workspace(weight.dtype)
     launch(transform_panels, as_flat(writeable(weight)), *share, work=size)
     return panels
 

@@ -1,18 +1,44 @@
 """Weights packed into the panels of ``kernels.conv_panels``, and gradients unpacked from them."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from fastbn._memory import empty, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat
-from fastbn.functional.conv_portions import Packing, blocks_of, places_of
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.conv_panels import add_panels, block_elements, block_lanes, pack_panels, panel_columns, squares
 
 LINE = 64  # bytes of a line of the cache
-STREAMED = 1 << 18  # bytes from which on reading what was streamed costs less than writing it through the caches
+STREAMED = 1 << 18  # bytes of a gradient from which on it is streamed: it is not read soon
+
+
+class Packing(NamedTuple):
+    """Of weights into panels, as ``pack_panels`` takes it."""
+
+    strides: tuple[int, int, int]
+    places: np.ndarray
+    groups: int
+    outputs: int
+    channels: int
+
+
+def tap_elements(channels: int, itemsize: int) -> int:
+    """Elements of a tap in a panel."""
+    return -(-channels // block_lanes(itemsize)) * block_elements(itemsize)
+
+
+def places_of(order: np.ndarray, taps: int, channels: int, itemsize: int, first: int = 0) -> np.ndarray:
+    """``pack_panels``' places of taps that become ``order`` of the ``taps`` of panels, which begin at ``first``."""
+    size = tap_elements(channels, itemsize)
+    return np.stack([first + order * size, np.full(order.size, taps * size)])
+
+
+def panels_size(outputs: int, channels: int, itemsize: int) -> int:
+    """Elements of the panels, of single taps, of so many outputs and channels."""
+    return -(-outputs // panel_columns(itemsize)) * tap_elements(channels, itemsize)
 
 
 def passes_caches(out: np.ndarray, row: int, least: int = STREAMED) -> bool:
@@ -30,8 +56,7 @@ def packed_panels(weight: np.ndarray, packing: Packing, size: int) -> np.ndarray
     """A C-contiguous ``weight`` as panels of so many elements."""
     panels = empty((size,), weight.dtype)
     spare = scratch((max_threads(), squares(weight.itemsize)), weight.dtype)
-    streaming = passes_caches(panels, block_lanes(weight.itemsize))
-    launch(pack_panels, as_flat(writeable(weight)), *packing, panels, streaming, spare, work=size)
+    launch(pack_panels, as_flat(writeable(weight)), *packing, panels, spare, work=size)
     return panels
 
 
@@ -45,12 +70,6 @@ def packed_matrix(weight: np.ndarray, outputs: int, channels: int, strides: tupl
 def _of_matrix(outputs: int, channels: int, strides: tuple[int, int], itemsize: int) -> Packing:
     places = places_of(np.zeros(1, np.int64), 1, channels, itemsize)
     return Packing((outputs * channels, *strides), places, 1, outputs, channels)
-
-
-def panels_size(outputs: int, channels: int, itemsize: int) -> int:
-    """Elements of the panels of so many outputs and channels."""
-    columns = panel_columns(itemsize)
-    return -(-outputs // columns) * columns * blocks_of(channels, itemsize) * block_lanes(itemsize)
 
 
 def unpacked(products: np.ndarray, splits: int, shape: tuple[int, ...], groups: int, taps: int) -> np.ndarray:

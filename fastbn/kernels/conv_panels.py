@@ -8,7 +8,18 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, transpose
-from fastbn.kernels._vector import fence, lanes_of, load, load_first, load_part, put, splat, store, store_first
+from fastbn.kernels._vector import (
+    fence,
+    lanes_of,
+    load,
+    load_first,
+    load_part,
+    prefetch_to_write,
+    put,
+    splat,
+    store,
+    store_first,
+)
 
 
 def block_lanes(itemsize: int) -> int:
@@ -32,7 +43,7 @@ def block_elements(itemsize: int) -> int:
 
 
 def squares(itemsize: int) -> int:
-    """Elements that a thread needs to transpose."""
+    """Elements of the squares of vectors that a thread transposes."""
     return (TILE_VECTORS + 1) * block_lanes(itemsize) ** 2
 
 
@@ -58,29 +69,33 @@ def _turn(weights, start, stride, rows, columns, spare, at):
 
 
 @inlined
-def _copy_rows(weights, start, step, outputs, channels, panels, at, streaming):
-    """A block whose rows lie in the weights, ``step`` apart."""
+def _copy_rows(weights, start, step, outputs, channels, panels, at, ahead):
+    """A block whose rows lie in the weights, ``step`` apart; ``ahead`` of it, the next one is asked for meanwhile."""
     lanes = lanes_of(weights)
     zero = splat(weights, 0.0)
     for c in range(lanes):
         for j in range(0, TILE_VECTORS * lanes, lanes):
+            prefetch_to_write(panels, at + j + ahead)
             row = load_part(weights, start + j, min(lanes, outputs - j), zero) if c < channels and j < outputs else zero
-            put(panels, at + j, row, streaming)
+            store(panels, at + j, row)
         start += step
         at += TILE_VECTORS * lanes
 
 
 @inlined
-def _turn_square(weights, start, stride, panels, at, streaming):
-    """A block of single taps, all of it there."""
+def _turn_square(weights, start, stride, panels, at):
+    """A block of single taps, all of it there; the next one is asked for meanwhile."""
     lanes = lanes_of(weights)
+    block = TILE_VECTORS * lanes * lanes
+    for i in range(0, block, lanes):
+        prefetch_to_write(panels, at + block + i)
     for v in range(TILE_VECTORS):
         source = start + v * lanes * stride
-        transpose(weights, source, stride, panels, at + v * lanes, TILE_VECTORS * lanes, streaming)
+        transpose(weights, source, stride, panels, at + v * lanes, TILE_VECTORS * lanes, False)
 
 
 @inlined
-def _turn_runs(weights, start, strides, outputs, channels, places, panels, index, at, streaming, spare):
+def _turn_runs(weights, start, strides, outputs, channels, places, panels, index, at, spare):
     """A block by squares, of the runs of memory that hold taps of a channel, or of all its channels."""
     lanes, kernel = lanes_of(weights), places.shape[1]
     whole = strides[2] == kernel
@@ -97,21 +112,21 @@ def _turn_runs(weights, start, strides, outputs, channels, places, panels, index
             for step in range(0, min(lanes, length - first) * lanes, lanes):
                 place = places[0, t] + index * places[1, t] + at + c * TILE_VECTORS * lanes
                 for v in range(TILE_VECTORS):
-                    put(panels, place + v * lanes, load(spare, v * lanes * lanes + step), streaming)
+                    store(panels, place + v * lanes, load(spare, v * lanes * lanes + step))
                 c, t = _following(c, t, kernel)
 
 
 @inlined
-def pack_block(weights, start, strides, outputs, channels, places, panels, index, at, streaming, spare):
+def pack_block(weights, start, strides, outputs, channels, places, panels, index, at, spare):
     """A block of panel ``index``: of no more outputs and channels than there are, zeros behind them."""
     lanes, kernel = lanes_of(weights), places.shape[1]
     to = places[0, 0] + index * places[1, 0] + at
     if strides[1] == kernel == 1:
-        _copy_rows(weights, start, strides[2], outputs, channels, panels, to, streaming)
+        _copy_rows(weights, start, strides[2], outputs, channels, panels, to, places[1, 0])
     elif strides[2] == kernel == 1 and outputs >= TILE_VECTORS * lanes and channels >= lanes:
-        _turn_square(weights, start, strides[1], panels, to, streaming)
+        _turn_square(weights, start, strides[1], panels, to)
     else:
-        _turn_runs(weights, start, strides, outputs, channels, places, panels, index, at, streaming, spare)
+        _turn_runs(weights, start, strides, outputs, channels, places, panels, index, at, spare)
 
 
 @inlined
@@ -121,7 +136,7 @@ def tasks_of(strides, taps, panels, blocks):
 
 
 @body
-def _pack_task(task, weights, strides, places, outputs, channels, panels, streaming, spare):
+def _pack_task(task, weights, strides, places, outputs, channels, panels, spare):
     """All blocks of a panel, or one block of all panels."""
     lanes, taps = lanes_of(weights), places.shape[1]
     breadth = TILE_VECTORS * lanes
@@ -134,19 +149,17 @@ def _pack_task(task, weights, strides, places, outputs, channels, panels, stream
         start = group * strides[0] + o * strides[1] + c * strides[2]
         pack_block(
             weights, start, strides, outputs - o, channels - c, places, panels, group * panel_count + panel,
-            c * breadth, streaming, spare,
+            c * breadth, spare,
         )  # fmt: skip
-    if streaming:
-        fence()
 
 
 @driver
-def pack_panels(weights, strides, places, groups, outputs, channels, panels, streaming, workspace, parallel):
+def pack_panels(weights, strides, places, groups, outputs, channels, panels, workspace, parallel):
     """panels = weights, zero past the last output and channel.
 
     weights: flat; strides: of its groups, outputs and channels, in elements; a channel's taps lie side by side.
-    places (2, taps): where each of them begins in the first panel, and how much further in the next one. streaming:
-    panels lie on whole vectors and are written past the caches. workspace: (threads, squares).
+    places (2, taps): where each of them begins in the first panel, and how much further in the next one.
+    workspace: (threads, squares).
     """
     lanes = lanes_of(weights)
     panel_count, blocks = -(-outputs // (TILE_VECTORS * lanes)), -(-channels // lanes)
@@ -154,10 +167,10 @@ def pack_panels(weights, strides, places, groups, outputs, channels, panels, str
     if parallel:
         for task in prange(tasks):
             spare = workspace[get_thread_id()]
-            _pack_task(int64(task), weights, strides, places, outputs, channels, panels, streaming, spare)
+            _pack_task(int64(task), weights, strides, places, outputs, channels, panels, spare)
     else:
         for task in range(tasks):
-            _pack_task(task, weights, strides, places, outputs, channels, panels, streaming, workspace[0])
+            _pack_task(task, weights, strides, places, outputs, channels, panels, workspace[0])
 
 
 @inlined

@@ -4,7 +4,7 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_VECTORS
-from fastbn.kernels._vector import fence, lanes_of, load, put, splat, store
+from fastbn.kernels._vector import fence, lanes_of, load, splat, store
 from fastbn.kernels.conv_panels import pack_block, sum_block, tasks_of, unpack_block
 from fastbn.kernels.winograd_tiles import POSITIONS
 
@@ -25,29 +25,29 @@ def _spread_column(plain, i, step, half):
 
 
 @inlined
-def _put_row(panels, i, step, g0, g1, g2, half, streaming):
+def _store_row(panels, i, step, g0, g1, g2, half):
     u0, u1, u2, u3 = _spread(g0, g1, g2, half)
-    put(panels, i, u0, streaming)
-    put(panels, i + step, u1, streaming)
-    put(panels, i + 2 * step, u2, streaming)
-    put(panels, i + 3 * step, u3, streaming)
+    store(panels, i, u0)
+    store(panels, i + step, u1)
+    store(panels, i + 2 * step, u2)
+    store(panels, i + 3 * step, u3)
 
 
 @inlined
-def _transform_block(plain, size, panels, at, apart, half, streaming):
+def _transform_block(plain, size, panels, at, apart, half):
     """A block of 9 taps, ``size`` elements each, into one of 16 positions, ``apart`` elements from one to the next."""
     for i in range(0, size, lanes_of(plain)):
         a0, a1, a2, a3 = _spread_column(plain, i, 3 * size, half)
         b0, b1, b2, b3 = _spread_column(plain, i + size, 3 * size, half)
         c0, c1, c2, c3 = _spread_column(plain, i + 2 * size, 3 * size, half)
-        _put_row(panels, at + i, apart, a0, b0, c0, half, streaming)
-        _put_row(panels, at + i + 4 * apart, apart, a1, b1, c1, half, streaming)
-        _put_row(panels, at + i + 8 * apart, apart, a2, b2, c2, half, streaming)
-        _put_row(panels, at + i + 12 * apart, apart, a3, b3, c3, half, streaming)
+        _store_row(panels, at + i, apart, a0, b0, c0, half)
+        _store_row(panels, at + i + 4 * apart, apart, a1, b1, c1, half)
+        _store_row(panels, at + i + 8 * apart, apart, a2, b2, c2, half)
+        _store_row(panels, at + i + 12 * apart, apart, a3, b3, c3, half)
 
 
 @body
-def _transform_task(task, weights, strides, places, outputs, channels, panels, streaming, work):
+def _transform_task(task, weights, strides, places, outputs, channels, panels, work):
     """All blocks of a panel, or one block of all panels."""
     lanes = lanes_of(weights)
     breadth, blocks = TILE_VECTORS * lanes, -(-channels // lanes)
@@ -58,14 +58,12 @@ def _transform_task(task, weights, strides, places, outputs, channels, panels, s
         panel, block = (task, second) if strides[2] == TAPS else (second, task)
         o, c = panel * breadth, block * lanes
         start = o * strides[1] + c * strides[2]
-        pack_block(weights, start, strides, outputs - o, channels - c, places, plain, 0, 0, False, spare)
-        _transform_block(plain, size, panels, panel * POSITIONS * apart + block * size, apart, half, streaming)
-    if streaming:
-        fence()
+        pack_block(weights, start, strides, outputs - o, channels - c, places, plain, 0, 0, spare)
+        _transform_block(plain, size, panels, panel * POSITIONS * apart + block * size, apart, half)
 
 
 @driver
-def transform_panels(weights, strides, places, outputs, channels, panels, streaming, workspace, parallel):
+def transform_panels(weights, strides, places, outputs, channels, panels, workspace, parallel):
     """panels (panels, 16, blocks, lanes, columns) = G g G^T of windows g of 3 x 3; see ``pack_panels``.
 
     places: of a panel of one block. workspace: (threads, a block of 9 taps and squares).
@@ -75,10 +73,10 @@ def transform_panels(weights, strides, places, outputs, channels, panels, stream
     if parallel:
         for task in prange(tasks):
             work = workspace[get_thread_id()]
-            _transform_task(int64(task), weights, strides, places, outputs, channels, panels, streaming, work)
+            _transform_task(int64(task), weights, strides, places, outputs, channels, panels, work)
     else:
         for task in range(tasks):
-            _transform_task(task, weights, strides, places, outputs, channels, panels, streaming, workspace[0])
+            _transform_task(task, weights, strides, places, outputs, channels, panels, workspace[0])
 
 
 @inlined
