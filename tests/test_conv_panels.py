@@ -5,6 +5,7 @@ import pytest
 
 import fastbn
 from fastbn._memory import aligned
+from fastbn.functional import weight_panels
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_portions import backward_portions
 from fastbn.functional.weight_panels import Packing, packed_panels, places_of, unpacked
@@ -71,6 +72,16 @@ def test_back_again_as_the_sum_of_splits(rng, threads, case, dtype, splits):
     panels = np.stack([laid_out(part) for part in parts])
     want = parts.sum(axis=0).reshape(groups * outputs, channels, taps)
     np.testing.assert_array_equal(unpacked(aligned(panels), splits, want.shape, groups, taps), want)
+
+
+@pytest.mark.parametrize("taps", [1, 9])
+def test_what_is_streamed_has_the_same_bits(rng, monkeypatch, taps):
+    panels = rng.standard_normal((2, *laid_out(np.empty((1, 256, 160, taps), np.float32)).shape), np.float32)
+    found = []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(weight_panels, "STREAMED", least)
+        found.append(unpacked(panels, 2, (256, 160, taps), 1, taps))
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("size", [(9, 8), (1, 8), (1, 1)], ids=str)

@@ -12,7 +12,7 @@ from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.conv_panels import add_panels, block_elements, block_lanes, pack_panels, panel_columns, squares
 
 LINE = 64  # bytes of a line of the cache
-STREAMED = 1 << 18  # bytes of a gradient from which on it is streamed: it is not read soon
+STREAMED = 1 << 17  # bytes of a gradient from which on it is streamed: it is not read soon
 
 
 class Packing(NamedTuple):
@@ -41,8 +41,8 @@ def panels_size(outputs: int, channels: int, itemsize: int) -> int:
     return -(-outputs // panel_columns(itemsize)) * tap_elements(channels, itemsize)
 
 
-def passes_caches(out: np.ndarray, row: int, least: int = STREAMED) -> bool:
-    """Whether ``out`` is large, and made of rows, of so many elements, of whole lines: these need not be read first."""
+def passes_caches(out: np.ndarray, row: int, least: int) -> bool:
+    """Whether ``out`` has as many bytes, in rows, of so many elements, of whole lines: those need not be read first."""
     whole = row * out.itemsize % LINE == out.__array_interface__["data"][0] % LINE == 0
     return VECTOR_BYTES == LINE and out.nbytes >= least and whole
 
@@ -77,6 +77,7 @@ def unpacked(products: np.ndarray, splits: int, shape: tuple[int, ...], groups: 
     dweight, itemsize = empty(shape, products.dtype), products.itemsize
     length = dweight[0].size
     spare = scratch((max_threads(), taps * block_elements(itemsize) + squares(itemsize)), products.dtype)
-    share = splits, taps, groups, shape[0] // groups, length // taps, as_flat(dweight), passes_caches(dweight, length)
-    launch(add_panels, as_flat(products), *share, spare, work=products.size)
+    share = splits, taps, groups, shape[0] // groups, length // taps
+    target = as_flat(dweight), passes_caches(dweight, length, STREAMED), spare
+    launch(add_panels, as_flat(products), *share, *target, work=products.size)
     return dweight
