@@ -47,6 +47,16 @@ def operands(rng, x_shape, outputs, dtype):
     return channels_last(x.astype(dtype)), weight.astype(dtype), rng.standard_normal(outputs).astype(dtype)
 
 
+def test_a_gradient_that_is_streamed_has_the_same_bits(rng, monkeypatch):
+    x, weight, _ = operands(rng, (4, 64, 6, 6), 96, np.float32)
+    dy = channels_last(rng.standard_normal((4, 96, 6, 6), np.float32))
+    found = []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(conv_winograd, "STREAMED", least)
+        found.append(conv_winograd.backward_weight(dy, x, weight, WINDOW))
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_are_the_twins(rng, everywhere, case, dtype):

@@ -12,7 +12,7 @@ from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.conv_panels import add_panels, block_elements, block_lanes, pack_panels, panel_columns, squares
 
 LINE = 64  # bytes of a line of the cache
-STREAMED = 1 << 17  # bytes of a gradient from which on it is streamed: it is not read soon
+STREAMED = 1 << 21  # bytes of a gradient from which on it is streamed: below, its kept memory is in the second cache
 
 
 class Packing(NamedTuple):

@@ -54,7 +54,7 @@ def _following(c, t, taps):
     return (c + 1, 0) if t == taps else (c, t)
 
 
-@inlined
+@body
 def _turn(weights, start, stride, rows, columns, spare, at):
     """spare[at + j * lanes + i] = weights[start + i * stride + j], 0 from ``rows`` and ``columns`` on."""
     lanes = lanes_of(weights)
@@ -116,7 +116,7 @@ def _turn_runs(weights, start, strides, outputs, channels, places, panels, index
                 c, t = _following(c, t, kernel)
 
 
-@inlined
+@body
 def pack_block(weights, start, strides, outputs, channels, places, panels, index, at, spare):
     """A block of panel ``index``: of no more outputs and channels than there are, zeros behind them."""
     lanes, kernel = lanes_of(weights), places.shape[1]
@@ -173,7 +173,7 @@ def pack_panels(weights, strides, places, groups, outputs, channels, panels, wor
             _pack_task(task, weights, strides, places, outputs, channels, panels, workspace[0])
 
 
-@inlined
+@body
 def sum_block(panels, at, splits, step, taps, size, plain):
     """plain (taps, lanes, columns) = a block, the sum of those at ``at`` and ``step``, 2 ``step``, ... behind."""
     lanes = lanes_of(panels)
@@ -186,7 +186,7 @@ def sum_block(panels, at, splits, step, taps, size, plain):
             store(plain, t * block + i, value)
 
 
-@inlined
+@body
 def unpack_block(panels, at, size, taps, outputs, channels, weights, target, length, streaming, spare):
     """The weights of a block at ``at``, to those of its outputs, ``length`` apart.
 
@@ -230,7 +230,9 @@ def _add_task(task, panels, splits, taps, outputs, channels, weights, streaming,
             unpack_block(panels, at, size, taps, outputs - o, channels - c, weights, target, length, streaming, spare)
         else:
             sum_block(panels, at, splits, panels.size // splits, taps, size, plain)
-            unpack_block(plain, 0, block, taps, outputs - o, channels - c, weights, target, length, streaming, spare)
+            unpack_block(
+                plain, int64(0), block, taps, outputs - o, channels - c, weights, target, length, streaming, spare
+            )
     if streaming:
         fence()
 

@@ -58,7 +58,7 @@ def _transform_task(task, weights, strides, places, outputs, channels, panels, w
         panel, block = (task, second) if strides[2] == TAPS else (second, task)
         o, c = panel * breadth, block * lanes
         start = o * strides[1] + c * strides[2]
-        pack_block(weights, start, strides, outputs - o, channels - c, places, plain, 0, 0, spare)
+        pack_block(weights, start, strides, outputs - o, channels - c, places, plain, int64(0), int64(0), spare)
         _transform_block(plain, size, panels, panel * POSITIONS * apart + block * size, apart, half)
 
 
@@ -127,10 +127,12 @@ def _gather_task(task, panels, splits, outputs, channels, weights, streaming, wo
         if splits == 1:
             _gather_block(panels, at, apart, plain, size, half)
         else:
-            sum_block(panels, at, splits, panels.size // splits, POSITIONS, apart, sums)
+            sum_block(panels, at, splits, panels.size // splits, int64(POSITIONS), apart, sums)
             _gather_block(sums, 0, size, plain, size, half)
         target = o * length + c * TAPS
-        unpack_block(plain, 0, size, TAPS, outputs - o, channels - c, weights, target, length, streaming, spare)
+        unpack_block(
+            plain, int64(0), size, int64(TAPS), outputs - o, channels - c, weights, target, length, streaming, spare
+        )
     if streaming:
         fence()
 
