@@ -16,6 +16,7 @@ from fastbn.functional.packed_weights import packed
 from fastbn.kernels.conv_depthwise import correlate_depthwise
 from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
+from fastbn.kernels.conv_taps import add_taps, pack_taps
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -51,7 +52,7 @@ def forward(
         floor,
         window.stride[0],
         *places[:6],
-        packed(weight, lambda: _weights(weight, slice(None)), "depthwise"),
+        packed(weight, lambda: _weights(weight, np.arange(weight[0].size)), "depthwise"),
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
         limits_of(relu, ceiling),
@@ -115,17 +116,16 @@ def backward(
         _workspace(places.workspace, x.dtype),
         work=x.size,
     )
-    dweight = np.zeros((groups, weight[0].size), x.dtype)
-    dweight[:, places.taps] = partials.sum(axis=0)[:, :groups].T
+    dweight = np.empty((groups, weight[0].size), x.dtype)
+    add_taps(partials, places.taps, dweight)
     return dweight.reshape(weight.shape), dx if need_dx else None, sums
 
 
-def _weights(weight: np.ndarray, taps: slice | np.ndarray) -> np.ndarray:
+def _weights(weight: np.ndarray, taps: np.ndarray) -> np.ndarray:
     """(taps, C to a whole vector) of a C-contiguous ``weight``."""
     channels, lanes = len(weight), block_lanes(weight.itemsize)
-    chosen = weight.reshape(channels, -1)[:, taps].T
-    weights = np.zeros((len(chosen), -(-channels // lanes) * lanes), weight.dtype)
-    weights[:, :channels] = chosen
+    weights = np.empty((taps.size, -(-channels // lanes) * lanes), weight.dtype)
+    pack_taps(as_flat(weight).reshape(channels, -1), taps, weights)
     return weights
 
 

@@ -18,7 +18,6 @@ from fastbn._views import (
     dense_c,
     empty_like,
     in_order_of,
-    is_channels_last,
 )
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_portions import TASKS, blocks_of
@@ -39,16 +38,15 @@ LINE = 64  # bytes of a line of the cache
 STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
 
 
-def suits(x: np.ndarray, weight_shape: tuple[int, ...], window: Window, groups: int) -> bool:
-    """Whether channels fill blocks, and pixels several tiles."""
-    channels_out, channels, *_ = weight_shape
-    step_h, step_w = window.stride
+def suits(
+    y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int
+) -> bool:
+    """Whether channels of a channels-last x fill blocks, and the pixels that are visited several tiles."""
     return (
         window._replace(stride=POINT.stride) == POINT
         and groups == 1
-        and min(channels_out, channels) >= conv_panels.block_lanes(x.itemsize)
-        and is_channels_last(x)
-        and len(x) * -(-x.shape[2] // step_h) * -(-x.shape[3] // step_w) >= FEWEST
+        and min(weight_shape[:2]) >= conv_panels.block_lanes(itemsize)
+        and y_shape[0] * y_shape[2] * y_shape[3] >= FEWEST
     )
 
 

@@ -196,16 +196,20 @@ def forward(
     sums, defer: see ``batch_norm_summed``. limits: of batch renorm.
     """
     parameters: norm_kernels.Parameters
-    if residual is None and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps):
-        source, added, features = x, None, x.shape[1]
+    if _is_plain(x, weight, bias, running_mean, running_var, momentum, eps):
+        source, features = x, x.shape[1]
         parameters = weight, bias, running_mean, running_var  # type: ignore[assignment]
     else:
-        features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
+        features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps)
         source = dense(x)
-        added = None if residual is None else in_order_of(residual, source)
         parameters = as_parameters(weight, bias, running_mean, running_var)
         momentum, eps = float(momentum), float(eps)
         check_statistics(who, running_mean, running_var, training)
+    added = None
+    if residual is not None:
+        check_same_dtype(who, "residual", residual, "x", x)
+        check_shape(who, "residual", residual, x.shape)
+        added = in_order_of(residual, source)
     count = x.size // features if features else 0
     if training and count == 1:
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
@@ -341,16 +345,12 @@ def check_forward(
     running_var: np.ndarray | None,
     momentum: float,
     eps: float,
-    residual: np.ndarray | None,
 ) -> int:
     """What a batch norm is given; the number of channels."""
     check_float(who, "x", x, STORED)
     check_rank(who, "x", x, RANKS, AXES)
     channels = x.shape[1]
     check_parameters(who, channels, weight, bias, running_mean, running_var, momentum, eps)
-    if residual is not None:
-        check_same_dtype(who, "residual", residual, "x", x)
-        check_shape(who, "residual", residual, x.shape)
     return channels
 
 

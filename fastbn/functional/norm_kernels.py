@@ -13,7 +13,7 @@ import numpy as np
 from fastbn._cache import beyond_cache
 from fastbn._memory import SMALLEST, empty
 from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, run
-from fastbn._views import as_flat, channels_second, compute_dtype, is_channels_last, storage
+from fastbn._views import as_flat, channels_second, compute_dtype, storage
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
@@ -118,7 +118,7 @@ def _address(array: np.ndarray) -> int:
 
 def plan_for(x: np.ndarray) -> Plan:
     """The plan for a dense, non-empty ``x``."""
-    return _plan(x.shape, x.ndim == 2 or is_channels_last(x), x.dtype, get_num_threads())
+    return _plan(x.shape, x.ndim == 2 or not x.flags.c_contiguous, x.dtype, get_num_threads())
 
 
 def portion(rows: int, row_bytes: int, threads: int) -> int:

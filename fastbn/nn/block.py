@@ -29,6 +29,7 @@ class Block:
     def __init__(self, conv: Conv2d, norm: BatchNorm2d) -> None:
         self.conv = conv
         self.norm = norm
+        self.weight, self.bias = conv.parameter("weight"), conv.parameter("bias")
         self.relu = False
         self.ceiling = math.inf
         self.saved: ConvBnSaved | GramSaved | None = None
@@ -42,8 +43,8 @@ class Block:
         weight, bias = norm.affine_arrays()
         y, self.saved = conv_bn_forward(
             x,
-            conv.weight.data,
-            None if conv.bias is None else conv.bias.data,
+            self.weight.data,
+            None if self.bias is None else self.bias.data,
             conv.stride,
             conv.padding,
             conv.dilation,
@@ -61,7 +62,7 @@ class Block:
             defer=defer,
         )
         if training and mean is not None and y.shape[0]:
-            norm.num_batches_tracked += 1
+            norm.count_batch()
         return y
 
     def backward(
@@ -71,9 +72,9 @@ class Block:
         assert self.saved is not None
         saved, self.saved = self.saved, None
         dx, dweight, dbias, dgamma, dbeta, dresidual = conv_bn_backward(dy, saved, need_dx=need_dx, residual=residual)
-        parameters = self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias
+        parameters = self.weight, self.bias, self.norm.parameter("weight"), self.norm.parameter("bias")
         for parameter, gradient in zip(parameters, (dweight, dbias, dgamma, dbeta), strict=True):
-            if isinstance(parameter, (Parameter, Parametrization)) and gradient is not None:
+            if gradient is not None and isinstance(parameter, (Parameter, Parametrization)):
                 parameter.accumulate(gradient)
         return dx, dresidual
 
@@ -120,7 +121,7 @@ def absorbs_relu(module: Module) -> bool:
 def forward(steps: list[Step], x: Any, then: Step | None = None) -> Any:
     """Each step's output is the next one's input, the last one's that of ``then``. Blocks defer to blocks."""
     for step, after in zip(steps, [*steps, then][1:], strict=True):
-        if isinstance(step, Block):
+        if isinstance(step, (Block, LanesUnit)):
             x = step.forward(x, defer=isinstance(after, Block))
         else:
             x = step(x)

@@ -98,6 +98,11 @@ class Module:
         else:
             self.__dict__[name] = value
 
+    def parameter(self, name: str) -> Any:
+        """The attribute ``name``, sooner found than elsewhere if it is a Parameter."""
+        parameters = self._parameters
+        return parameters[name] if name in parameters else getattr(self, name)
+
     def __getattr__(self, name: str) -> Any:
         for kind in ("_parameters", "_buffers", "_modules"):
             table = self.__dict__.get(kind, {})
