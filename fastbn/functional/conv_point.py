@@ -13,7 +13,6 @@ from fastbn._memory import empty, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import (
     as_flat,
-    channels_last,
     channels_second,
     dense_c,
     empty_like,
@@ -29,6 +28,7 @@ from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
+from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
@@ -38,9 +38,7 @@ LINE = 64  # bytes of a line of the cache
 STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
 
 
-def suits(
-    y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int
-) -> bool:
+def suits(y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int) -> bool:
     """Whether channels of a channels-last x fill blocks, and the pixels that are visited several tiles."""
     return (
         window._replace(stride=POINT.stride) == POINT
@@ -137,23 +135,25 @@ def _visited(x: np.ndarray, window: Window) -> np.ndarray:
     """The pixels of ``x`` that are convolved: a copy, unless they are all."""
     if window == POINT:
         return x
-    pixels = channels_last(x)[:, :: window.stride[0], :: window.stride[1]]
-    visited = empty(pixels.shape, x.dtype)
-    visited[:] = pixels
+    images, channels, height, width = x.shape
+    step_h, step_w = window.stride
+    visited = empty((images, -(-height // step_h), -(-width // step_w), channels), x.dtype)
+    launch(visit_pixels, _by_pixel(x), step_h, step_w, visited, work=visited.size)
     return channels_second(visited)
 
 
 def _spread(part: np.ndarray, x: np.ndarray, window: Window, residual: np.ndarray | None) -> np.ndarray:
     """``part`` where ``x`` was visited, 0 elsewhere; ``residual`` added."""
     dx = empty_like(x)
-    visited = dx[:, :, :: window.stride[0], :: window.stride[1]]
-    if residual is None:
-        dx[:] = 0
-        visited[:] = part
-    else:
-        dx[:] = residual
-        visited += part
+    added = None if residual is None else _by_pixel(in_order_of(residual, dx))
+    launch(spread_pixels, _by_pixel(part), *window.stride, added, _by_pixel(dx), work=dx.size)
     return dx
+
+
+def _by_pixel(array: np.ndarray) -> np.ndarray:
+    """A channels-last array as (N, H, W, C)."""
+    images, channels, height, width = array.shape
+    return as_flat(array).reshape(images, height, width, channels)
 
 
 def _gradients(

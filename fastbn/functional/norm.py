@@ -108,7 +108,8 @@ def batch_norm(
     elif (
         not (training or relu)
         and residual is None
-        and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps)
+        and _is_plain(x)
+        and _are_plain(x.shape[1:2], weight, bias, running_mean, running_var, momentum, eps)
         and x.size
     ):
         y = norm_kernels.infer(x, weight, bias, running_mean, running_var, eps)  # type: ignore[arg-type]
@@ -196,7 +197,9 @@ def forward(
     sums, defer: see ``batch_norm_summed``. limits: of batch renorm.
     """
     parameters: norm_kernels.Parameters
-    if _is_plain(x, weight, bias, running_mean, running_var, momentum, eps):
+    made = defer or sums is not None  # by a convolution, as kernels take it
+    plain = x.dtype is FLOAT32 if made else _is_plain(x)
+    if plain and _are_plain(x.shape[1:2], weight, bias, running_mean, running_var, momentum, eps):
         source, features = x, x.shape[1]
         parameters = weight, bias, running_mean, running_var  # type: ignore[assignment]
     else:
@@ -236,16 +239,19 @@ def forward(
     return y, BatchNormSaved(source, weight, stats, affine, signs, count, training, has_bias, has_residual, relu, plan)
 
 
-def _is_plain(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any, eps: Any) -> bool:
-    """Whether ``check_forward`` would find nothing wrong, and nothing need be copied: a short look, for most calls."""
+def _is_plain(x: Any) -> bool:
+    """Whether ``check_forward`` would find nothing wrong with x, and it need not be copied: a short look, for most."""
     if not (type(x) is np.ndarray and x.dtype is FLOAT32 and 2 <= x.ndim <= 5):
         return False
-    if not (x.flags.carray or (x.flags.behaved and is_channels_last(x))):
-        return False
+    return x.flags.carray or (x.flags.behaved and is_channels_last(x))
+
+
+def _are_plain(shape: tuple[int, ...], *parameters: Any) -> bool:
+    """As ``_is_plain``, of vectors of such a shape, and of momentum and eps."""
+    *vectors, momentum, eps = parameters
     if not (type(momentum) is float and 0.0 <= momentum <= 1.0 and type(eps) is float and eps >= 0.0):
         return False
-    shape = x.shape[1:2]
-    for vector in (weight, bias, running_mean, running_var):
+    for vector in vectors:
         if type(vector) is not np.ndarray or vector.dtype is not FLOAT32 or vector.shape != shape:
             return False
         if not vector.flags.carray:

@@ -93,7 +93,9 @@ def slopes_of(
         columns = plan.shape[1]
         dresidual = plan.empty() if masked else None
         views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
-        partials, wide = np.empty(plan.partials), np.concatenate([affine] * (columns // plan.channels), axis=1)
+        partials, wide = np.empty(plan.partials), plan.by_column(affine, 0)
+        if wide is not affine:
+            wide.reshape(3, -1, plan.channels)[...] = affine[:, None]
         cut = None if dresidual is None else plan.view(dresidual)
         launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)
     else:

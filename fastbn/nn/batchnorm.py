@@ -139,7 +139,7 @@ class BatchNorm(Module):
         """The running statistics have moved once more."""
         seen = self._buffers["num_batches_tracked"]
         if seen is not None:
-            seen += 1
+            seen[...] = seen.item() + 1
 
     def _momentum(self) -> float:
         return 1.0 / (int(self.num_batches_tracked) + 1) if self.momentum is None else self.momentum

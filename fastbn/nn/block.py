@@ -34,6 +34,13 @@ class Block:
         self.ceiling = math.inf
         self.saved: ConvBnSaved | GramSaved | None = None
 
+    def absorb(self, module: Module) -> bool:
+        """Take on ``module`` as the next one, if it is a ReLU and the first."""
+        if self.relu or not (absorbs_relu(module) or is_plain(module, ReLU6)):
+            return False
+        self.relu, self.ceiling = True, 6.0 if isinstance(module, ReLU6) else math.inf
+        return True
+
     def forward(
         self, x: np.ndarray | Deferred, residual: np.ndarray | None = None, defer: bool = False
     ) -> np.ndarray | Deferred:
@@ -86,18 +93,23 @@ def as_blocks(modules: Iterable[Module]) -> list[Step]:
     """``modules``, those that make up a block replaced by it. A module with a forward hook stays by itself."""
     steps: list[Step] = []
     for module in modules:
-        last = steps[-1] if steps else None
-        if isinstance(module, BatchNorm2d) and isinstance(last, Conv2d) and _match(last, module):
-            steps[-1] = _unit(last, module)
-        elif isinstance(module, BatchNorm1d) and isinstance(last, Linear) and _match_features(last, module):
-            steps[-1] = LinearUnit(last, module)
-        elif isinstance(last, (LanesUnit, LinearUnit)) and last.absorb(module):
-            continue
-        elif isinstance(last, Block) and not last.relu and (absorbs_relu(module) or is_plain(module, ReLU6)):
-            last.relu, last.ceiling = True, 6.0 if isinstance(module, ReLU6) else math.inf
-        else:
+        joined = _joined(steps[-1], module) if steps else None
+        if joined is None:
             steps.append(module)
+        else:
+            steps[-1] = joined
     return steps
+
+
+def _joined(last: Step, module: Module) -> Step | None:
+    """Both as one step, None if they stay two."""
+    if isinstance(last, Conv2d):
+        return _unit(last, module) if isinstance(module, BatchNorm2d) and _match(last, module) else None
+    if isinstance(last, Linear):
+        return LinearUnit(last, module) if isinstance(module, BatchNorm1d) and _match_features(last, module) else None
+    if isinstance(last, Block):
+        return last if last.absorb(module) else None
+    return last if isinstance(last, (LanesUnit, LinearUnit)) and last.absorb(module) else None
 
 
 def _match(conv: Conv2d, norm: BatchNorm2d) -> bool:
