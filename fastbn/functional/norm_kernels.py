@@ -5,6 +5,7 @@ it, and how much an elementwise map takes at a time, may.
 """
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from fastbn._cache import beyond_cache
 from fastbn._memory import SMALLEST, empty
 from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, run
-from fastbn._views import as_flat, channels_second, compute_dtype, is_channels_last, storage
+from fastbn._views import TO_LAST, as_flat, channels_second, compute_dtype, storage
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
@@ -76,10 +77,15 @@ class Plan(NamedTuple):
             array = storage(as_flat(array))
         return array.reshape(self.shape)
 
-    def empty(self) -> np.ndarray:
-        """A new array of the kind that the plan is for, uninitialised."""
+    def empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """A new array of the kind that the plan is for, uninitialised, and its view."""
         array = np.empty(self.memory, self.dtype) if self.nbytes < SMALLEST else empty(self.memory, self.dtype)
-        return channels_second(array) if self.axes else array
+        view = (array if self.itemsize > 2 else storage(array)).reshape(self.shape)
+        return channels_second(array) if self.axes else array, view
+
+    def output(self, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """``out``, or if that is None a new array, and its view."""
+        return self.empty() if out is None else (out, self.view(out))
 
     def by_column(self, constants: np.ndarray, lead: int) -> np.ndarray:
         """Room for per-channel ``constants`` column by column of a matrix; themselves where they are that."""
@@ -118,7 +124,14 @@ def _address(array: np.ndarray) -> int:
 
 def plan_for(x: np.ndarray) -> Plan:
     """The plan for a dense, non-empty ``x``."""
-    return _plan(x.shape, x.ndim == 2 or is_channels_last(x), x.dtype, get_num_threads())
+    plan = plan_if_dense(x)
+    assert plan is not None
+    return plan
+
+
+def plan_if_dense(x: np.ndarray) -> Plan | None:
+    """The plan for ``x``; None if it is empty, or dense in neither memory order."""
+    return _plan(x.shape, x.strides, x.dtype, get_num_threads())
 
 
 def portion(rows: int, row_bytes: int, threads: int) -> int:
@@ -126,12 +139,24 @@ def portion(rows: int, row_bytes: int, threads: int) -> int:
     return max(1, min(-(-PORTION // row_bytes), -(-rows // (4 * threads))))
 
 
+def _is_run(axes: Iterable[int], shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether an array is one run of memory, ``axes`` from the innermost on; where one is of length 1, any stride is."""
+    for axis in axes:
+        if shape[axis] > 1 and strides[axis] != itemsize:
+            return False
+        itemsize *= shape[axis]
+    return True
+
+
 @lru_cache(maxsize=1024)
-def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threads: int) -> Plan:
+def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, threads: int) -> Plan | None:
     n, c = shape[:2]
-    axes = (0, *range(2, len(shape)), 1) if rows_of_channels and len(shape) > 2 else ()
-    memory = tuple(shape[axis] for axis in axes) or shape
     itemsize, computed = dtype.itemsize, compute_dtype(dtype)
+    axes = () if _is_run(reversed(range(len(shape))), shape, strides, itemsize) else TO_LAST[len(shape)]
+    if 0 in shape or (axes and not _is_run(reversed(axes), shape, strides, itemsize)):
+        return None
+    rows_of_channels = len(shape) == 2 or bool(axes)
+    memory = tuple(shape[axis] for axis in axes) or shape
     lanes = VECTOR_BYTES // computed.itemsize
     s = math.prod(shape[2:])
     nbytes = n * c * s * itemsize
@@ -236,14 +261,14 @@ def forward(
 
     limits: in training, those of batch renorm.
     """
-    y = plan.empty() if out is None else out
+    y, y_view = plan.output(out)
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
     if training and limits is not None:
         stats = _stats_to_renormalize(parameters, eps, limits)
     signs = plan.signs() if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
     given = plan.view(x), None if residual is None else plan.view(residual), *parameters
-    results = -math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)
+    results = -math.inf if not relu else 0.0, *stores, stats, affine, signs, y_view
     if training:
         negative = _train(plan, given, momentum, eps, results, x.size)
     else:
@@ -261,21 +286,6 @@ def _stats_to_renormalize(parameters: Parameters, eps: float, limits: Limits) ->
     stats[R], stats[D] = mean, inverse
     stats[R_MAX], stats[D_MAX] = limits
     return stats
-
-
-def infer(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, running_mean: np.ndarray, running_var: np.ndarray, eps: float
-) -> np.ndarray | None:
-    """y of a dense float32 ``x`` by the running statistics, with nothing kept: the shortest way there is.
-
-    None if a running variance is negative.
-    """
-    plan = plan_for(x)
-    y, stats, affine = plan.empty(), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
-    results = -math.inf, *plan.stores(y, 2, False), stats, affine, None, plan.view(y)
-    given = plan.view(x), None, weight, bias, running_mean, running_var
-    negative = normalize_by(plan, given, eps, results, x.size)
-    return y if negative < 0 else None
 
 
 def _train(plan: Plan, given: tuple[Any, ...], momentum: float, eps: float, results: tuple[Any, ...], work: int) -> int:
@@ -331,16 +341,15 @@ def backward(
     dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """dx; dy where the ReLU let pass if ``masked``; dweight and dbias as (2, C) of ``dtype``."""
-    dx = plan.empty() if out is None else out
-    dresidual = plan.empty() if masked else None
+    dx, dx_view = plan.output(out)
+    dresidual, dresidual_view = plan.empty() if masked else (None, None)
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
     if dresidual is None:
         lead, streaming = plan.stores(dx, 3, False, dy)
     else:  # both are streamed, or neither
         lead, streaming = plan.stores(dx, 4, True)
         streaming = streaming and plan.stores(dresidual, 4, True)[1]
-    views: tuple[np.ndarray | None, ...] = plan.view(dy), plan.view(x), plan.view(dx)
-    views = *views, None if dresidual is None else plan.view(dresidual)
+    views: tuple[np.ndarray | None, ...] = plan.view(dy), plan.view(x), dx_view, dresidual_view
     few_rows = plan.kind == "matrix" and plan.block
     if few_rows:
         views = _as_columns(plan, *views)
