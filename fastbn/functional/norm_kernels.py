@@ -28,6 +28,7 @@ PORTION = 1 << 16  # bytes, about, that a task of an elementwise map writes
 MATRIX_CHUNKS = 64  # that an (M, C) array is cut into at most
 CHUNK_ROWS = 64  # that one of them has at least
 FEW_ROWS = 256  # of a matrix, which are not cut: tasks own some of its columns
+LEFT_ROWS = 64  # at least, of a matrix whose rows are read several at a time
 OWNERS = 2  # such tasks for every thread
 OWNED = 1 << 18  # bytes, about, of the channels of a task that owns them
 MOST_OWNED = 64  # channels
@@ -232,9 +233,12 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, thr
 
 
 def _copies(m: int, c: int, lanes: int) -> int:
-    """Rows of (m, c) to read as one, so that it is made of four vectors or a multiple of them, or else of vectors."""
+    """Rows of (m, c) to read as one, so that it is made of four vectors or a multiple of them, or else of vectors.
+
+    Constants are then repeated, too, which takes longer than a row does: enough rows must be left.
+    """
     copies = 1
-    while m % (2 * copies) == 0 and c * copies % (4 * lanes) and c * copies < 1024:
+    while m % (2 * copies) == 0 and m >= 2 * copies * LEFT_ROWS and c * copies % (4 * lanes) and c * copies < 1024:
         copies *= 2
     return copies if c * copies % lanes == 0 or c * copies < 4 * lanes else 1
 
