@@ -23,7 +23,9 @@ from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows
 from fastbn.kernels.channels import D_MAX, R_MAX, D, R
 from fastbn.kernels.sums import chunk_count, chunk_grid
 
-SHORT_ROW = 128  # elements; of shorter rows, columns are summed
+SHORT_ROW = 64  # elements; of shorter rows, columns are summed
+SHORT_IN_CACHE = 16  # the same, of arrays of up to IN_CACHE bytes: where rows begin in memory matters less there
+IN_CACHE = 1 << 20
 PORTION = 1 << 16  # bytes, about, that a task of an elementwise map writes
 MATRIX_CHUNKS = 64  # that an (M, C) array is cut into at most
 CHUNK_ROWS = 64  # that one of them has at least
@@ -31,6 +33,8 @@ FEW_ROWS = 256  # of a matrix, which are not cut: tasks own some of its columns
 LEFT_ROWS = 64  # at least, of a matrix whose rows are read several at a time
 OWNERS = 2  # such tasks for every thread
 OWNED = 1 << 18  # bytes, about, of the channels of a task that owns them
+OWNED_NEAR = 1 << 14  # the same, where that is LEAST_NEAR channels or more: they stay in a core's first cache
+LEAST_NEAR = 4
 MOST_OWNED = 64  # channels
 
 # weight, bias, running mean and variance, of one dtype: (C,), or empty.
@@ -141,7 +145,7 @@ def portion(rows: int, row_bytes: int, threads: int) -> int:
 
 
 def _is_run(axes: Iterable[int], shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether an array is one run of memory, ``axes`` from the innermost on; where one is of length 1, any stride is."""
+    """Whether an array is one run of memory, ``axes`` from the innermost on; any stride does for a length of 1."""
     for axis in axes:
         if shape[axis] > 1 and strides[axis] != itemsize:
             return False
@@ -188,7 +192,7 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, thr
             nbytes=nbytes,
         )
     fit = max(1, OWNED // (n * s * itemsize))
-    if s < SHORT_ROW and n >= 8:
+    if n >= 8 and s < (SHORT_ROW if nbytes > IN_CACHE else SHORT_IN_CACHE):
         block = max(1, min(-(-c // 32), fit))
         words = -(-c // block) * -(-block * s // lanes)
         return Plan(
@@ -211,7 +215,8 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, thr
         )
     # Whole channels for every thread, or no work for a second one.
     owned = c % threads == 0 or c >= 4 * threads or n * c * s < MIN_PARALLEL_WORK
-    block = min(fit, -(-c // (4 * threads)), MOST_OWNED)
+    near = OWNED_NEAR // (n * s * itemsize)
+    block = min(near if near >= LEAST_NEAR else fit, -(-c // (4 * threads)), MOST_OWNED)
     return Plan(
         kind="channels" if owned else "rows",
         axes=(),
@@ -371,8 +376,7 @@ def backward(
         share = *plan.chunk, plan.portion, np.empty(plan.partials), *wide, lead, streaming
         run(backward_matrix, (*given, batch_stats, *share, *constants, *outputs), x.size)
     else:
-        share = *plan.chunk, np.empty(plan.partials)
-        run(products_rows, (*given, batch_stats, *share, *constants), x.size)
-        share = plan.portion, lead, streaming
-        run(gradient_rows, (*given, *share, affine, slopes, *outputs), x.size)
+        share = *plan.chunk, streaming, np.empty(plan.partials)
+        run(products_rows, (*given, batch_stats, *share, *constants, dresidual_view), x.size)
+        run(gradient_rows, (*given, plan.portion, lead, streaming, affine, slopes, dx_view), x.size)
     return dx, dresidual, gradients
