@@ -191,9 +191,8 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, thr
             dtype=dtype,
             nbytes=nbytes,
         )
-    fit = max(1, OWNED // (n * s * itemsize))
     if n >= 8 and s < (SHORT_ROW if nbytes > IN_CACHE else SHORT_IN_CACHE):
-        block = max(1, min(-(-c // 32), fit))
+        block = max(1, min(-(-c // 32), OWNED // (n * s * itemsize)))
         words = -(-c // block) * -(-block * s // lanes)
         return Plan(
             kind="columns",
@@ -215,8 +214,7 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, thr
         )
     # Whole channels for every thread, or no work for a second one.
     owned = c % threads == 0 or c >= 4 * threads or n * c * s < MIN_PARALLEL_WORK
-    near = OWNED_NEAR // (n * s * itemsize)
-    block = min(near if near >= LEAST_NEAR else fit, -(-c // (4 * threads)), MOST_OWNED)
+    block = _owned(c, n * s * itemsize, threads)
     return Plan(
         kind="channels" if owned else "rows",
         axes=(),
@@ -235,6 +233,14 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, thr
         dtype=dtype,
         nbytes=nbytes,
     )
+
+
+def _owned(c: int, channel_bytes: int, threads: int) -> int:
+    """Channels that a task owns: whole registers of float64 where it has that many."""
+    near, fit = OWNED_NEAR // channel_bytes, max(1, OWNED // channel_bytes)
+    block = min(near if near >= LEAST_NEAR else fit, -(-c // (4 * threads)), MOST_OWNED)
+    lanes = VECTOR_BYTES // 8
+    return block if block < lanes else block - block % lanes
 
 
 def _copies(m: int, c: int, lanes: int) -> int:
