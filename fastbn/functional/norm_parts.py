@@ -54,13 +54,12 @@ def normalize(
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """y by known statistics, and the signs of a ReLU's operand where they are to be kept."""
-    y, signs = plan.empty() if out is None else out, plan.signs() if keep_signs else None
+    y, y_view = plan.output(out)
+    signs = plan.signs() if keep_signs else None
     nothing = np.empty(0, plan.computed)
     given = plan.view(x), None if residual is None else plan.view(residual), nothing, nothing, nothing, nothing
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
-    normalize_by(
-        plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)), x.size
-    )
+    normalize_by(plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, y_view), x.size)
     return y, signs
 
 
@@ -91,12 +90,11 @@ def slopes_of(
     dresidual, columns = None, plan.channels
     if sums is None:
         columns = plan.shape[1]
-        dresidual = plan.empty() if masked else None
+        dresidual, cut = plan.empty() if masked else (None, None)
         views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
         partials, wide = np.empty(plan.partials), plan.by_column(affine, 0)
         if wide is not affine:
             wide.reshape(3, -1, plan.channels)[...] = affine[:, None]
-        cut = None if dresidual is None else plan.view(dresidual)
         launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)
     else:
         partials = sums.partials
@@ -117,10 +115,9 @@ def passed_sums(dy: np.ndarray, y: np.ndarray | None, keep: bool) -> tuple[np.nd
     """
     plan = plan_for(dy)
     columns = plan.shape[1]
-    passed = plan.empty() if keep else None
+    passed, cut = plan.empty() if keep else (None, None)
     partials, identity = np.empty(plan.partials), np.zeros((3, columns), plan.computed)
     identity[1] = 1
     views = plan.view(dy), plan.view(dy if y is None else y), None, None if y is None else True
-    cut = None if passed is None else plan.view(passed)
     launch(products_matrix, *views, *plan.chunk, identity, partials, cut, work=dy.size)
     return partials[0].sum(axis=0)[:columns].reshape(-1, plan.channels).sum(axis=0), passed
