@@ -39,7 +39,7 @@ class _Idle:
         self.blocks: OrderedDict[int, list[ctypes.Array]] = OrderedDict()  # by size
 
     def take(self, size: int) -> ctypes.Array | None:
-        if not self.lock.acquire(False):
+        if not self.lock.acquire(blocking=False):
             return None
         try:
             waiting = self.blocks.get(size)
@@ -51,16 +51,15 @@ class _Idle:
             self.lock.release()
 
     def give(self, block: ctypes.Array) -> None:
-        if not self.lock.acquire(False):
+        if not self.lock.acquire(blocking=False):
             return
         try:
             size = len(block)
             waiting = self.blocks.get(size)
             if waiting is None:
-                self.blocks[size] = [block]
-            else:
-                waiting.append(block)
-                self.blocks.move_to_end(size)
+                waiting = self.blocks[size] = []
+            waiting.append(block)
+            self.blocks.move_to_end(size)
             self.held += size
             if self.held > self.limit:
                 self.trim()
@@ -72,8 +71,8 @@ class _Idle:
         while self.held > self.limit:
             size, waiting = next(iter(self.blocks.items()))
             if waiting:
-                waiting.pop(0)
                 self.held -= size
+                del waiting[0]
             if not waiting:
                 del self.blocks[size]
 

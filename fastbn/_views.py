@@ -47,7 +47,9 @@ def channels_second(array: np.ndarray) -> np.ndarray:
 
 def is_channels_last(array: np.ndarray) -> bool:
     """Whether memory is dense as (N, *spatial, C), and not also as (N, C, *spatial)."""
-    return array.ndim > 2 and not array.flags.c_contiguous and channels_last(array).flags.c_contiguous
+    if array.flags.c_contiguous or array.ndim < 3:
+        return False
+    return bool(array.transpose(TO_LAST[array.ndim]).flags.c_contiguous)
 
 
 def dense(array: np.ndarray) -> np.ndarray:
@@ -124,14 +126,15 @@ def as_ncs(array: np.ndarray) -> np.ndarray:
 
 def as_flat(array: np.ndarray) -> np.ndarray:
     """A dense array as one run of memory."""
-    return _kernel_ready(array.ravel("K"))
+    run = array.ravel("K")
+    return run if run.flags.writeable else _kernel_ready(run)
 
 
 def flat(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """A dense (N, C, H, W) array as one run of memory, and the steps along its logical axes there."""
     _, c, h, w = array.shape
     # From the shape: NumPy lets the stride of an axis of length 1 be anything.
-    return as_flat(array), (c * h * w, 1, w * c, c) if is_channels_last(array) else (c * h * w, h * w, w, 1)
+    return as_flat(array), (c * h * w, h * w, w, 1) if array.flags.c_contiguous else (c * h * w, 1, w * c, c)
 
 
 def with_places(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int, int, int]]:

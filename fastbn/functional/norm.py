@@ -188,9 +188,12 @@ def forward(
         source, added, features = x, residual, plan.channels
         parameters = weight, bias, running_mean, running_var  # type: ignore[assignment]
     else:
-        features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
-        source = dense(x)
-        added = None if residual is None else in_order_of(residual, source)
+        features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps)
+        source, added = dense(x), None
+        if residual is not None:
+            check_same_dtype(who, "residual", residual, "x", x)
+            check_shape(who, "residual", residual, x.shape)
+            added = in_order_of(residual, source)
         parameters = as_parameters(weight, bias, running_mean, running_var)
         momentum, eps = float(momentum), float(eps)
         check_statistics(who, running_mean, running_var, training)
@@ -338,16 +341,12 @@ def check_forward(
     running_var: np.ndarray | None,
     momentum: float,
     eps: float,
-    residual: np.ndarray | None,
 ) -> int:
     """What a batch norm is given; the number of channels."""
     check_float(who, "x", x, STORED)
     check_rank(who, "x", x, RANKS, AXES)
     channels = x.shape[1]
     check_parameters(who, channels, weight, bias, running_mean, running_var, momentum, eps)
-    if residual is not None:
-        check_same_dtype(who, "residual", residual, "x", x)
-        check_shape(who, "residual", residual, x.shape)
     return channels
 
 
