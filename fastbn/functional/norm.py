@@ -189,7 +189,11 @@ def forward(
         parameters = weight, bias, running_mean, running_var  # type: ignore[assignment]
     else:
         features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps)
-        source = dense(x)
+        source, added = dense(x), None
+        if residual is not None:
+            check_same_dtype(who, "residual", residual, "x", x)
+            check_shape(who, "residual", residual, x.shape)
+            added = in_order_of(residual, source)
         parameters = as_parameters(weight, bias, running_mean, running_var)
         momentum, eps = float(momentum), float(eps)
         check_statistics(who, running_mean, running_var, training)

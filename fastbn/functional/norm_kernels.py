@@ -356,6 +356,7 @@ def backward(
     dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """dx; dy where the ReLU let pass if ``masked``; dweight and dbias as (2, C) of ``dtype``."""
+    work = 2 * x.size  # both are read
     dx, dx_view = plan.output(out)
     dresidual, dresidual_view = plan.empty() if masked else (None, None)
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
@@ -373,16 +374,16 @@ def backward(
     share: tuple[Any, ...]
     if plan.kind == "channels":
         share = *plan.chunk, plan.block, lead, streaming, np.empty((2, plan.channels))
-        run(backward_rows, (*given, batch_stats, *share, *constants, *outputs), x.size)
+        run(backward_rows, (*given, batch_stats, *share, *constants, *outputs), work)
     elif plan.kind == "columns" or few_rows:
         share = plan.block, streaming
-        run(backward_columns, (*given, batch_stats, *share, *constants, *outputs), x.size)
+        run(backward_columns, (*given, batch_stats, *share, *constants, *outputs), work)
     elif plan.kind == "matrix":
         wide = plan.by_column(affine, lead), plan.by_column(slopes, lead)
         share = *plan.chunk, plan.portion, np.empty(plan.partials), *wide, lead, streaming
-        run(backward_matrix, (*given, batch_stats, *share, *constants, *outputs), x.size)
+        run(backward_matrix, (*given, batch_stats, *share, *constants, *outputs), work)
     else:
         share = *plan.chunk, streaming, np.empty(plan.partials)
-        run(products_rows, (*given, batch_stats, *share, *constants, dresidual_view), x.size)
-        run(gradient_rows, (*given, plan.portion, lead, streaming, affine, slopes, dx_view), x.size)
+        run(products_rows, (*given, batch_stats, *share, *constants, dresidual_view), work)
+        run(gradient_rows, (*given, plan.portion, lead, streaming, affine, slopes, dx_view), work)
     return dx, dresidual, gradients
