@@ -198,11 +198,6 @@ def forward(
         momentum, eps = float(momentum), float(eps)
         check_statistics(who, running_mean, running_var, training)
         plan = norm_kernels.plan_for(source) if x.size else None
-        added = None
-        if residual is not None:
-            check_same_dtype(who, "residual", residual, "x", x)
-            check_shape(who, "residual", residual, x.shape)
-            added = in_order_of(residual, source)
     if out is not None and not (plan is not None and lies_as(out, source) and _are_apart(out, x, residual)):
         spared = {"residual": residual} if keep else {"x": x, "residual": residual}
         check_out_of(who, out, x, may_be=spared, apart_from={"x": x} if keep else {})
