@@ -12,6 +12,7 @@ from fastbn.functional.conv import engine_for
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_point import POINT
 from fastbn.functional.conv_prologue import PLAIN, Prologue
+from fastbn.functional.weight_panels import LINE
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels._simd_point import SLIM_ROWS
 
@@ -151,7 +152,7 @@ def test_what_is_streamed_has_the_same_bits(rng, monkeypatch, dtype):
         monkeypatch.setattr(conv_point, "STREAMED", least)
         memory = fastbn.functional.conv.empty((*dy.shape[:1], *dy.shape[2:], dy.shape[1]), np.dtype(dtype))
         y = np.moveaxis(memory, -1, 1)
-        assert conv_point.streams(y) == (least == 0 and VECTOR_BYTES == conv_point.LINE)
+        assert conv_point.streams(y) == (least == 0 and VECTOR_BYTES == LINE)
         moments = conv_point.forward(x, weight, None, POINT, 1, None, False, y, of_x, True)
         dweight, dx, sums = conv_point.backward(dy, x, weight, POINT, 1, of_dy, of_x)
         found.append((y, dweight, dx, totals(sums, 32), *statistics(moments, 48)))

@@ -21,9 +21,10 @@ from fastbn.functional.conv_portions import (
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, pieces_of
 from fastbn.functional.packed_weights import packed
+from fastbn.functional.weight_panels import packed_panels, unpacked
 from fastbn.kernels.conv_blocks import correlate_blocks
 from fastbn.kernels.conv_blocks_weights import correlate_weights_blocks
-from fastbn.kernels.conv_panels import add_panels, block_lanes, pack_panels
+from fastbn.kernels.conv_panels import block_lanes
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -54,7 +55,7 @@ def forward(
     sums = None
     if moments:
         sums = pieces_of(y.shape, y.itemsize, portions.place.images, portions.place.rows).moments(x.dtype)
-    panels = packed(weight, lambda: _panels(weight, portions))
+    panels = packed(weight, lambda: packed_panels(weight, portions.packing, portions.panels))
     memory, strides = flat(y)
     added = None if residual is None else as_flat(in_order_of(residual, y))
     _correlate(x, prologue, portions, panels, bias, added, limits_of(relu, ceiling), memory, 0, y.shape, strides, sums)
@@ -105,14 +106,16 @@ def backward_data(
     sums, (memory, strides) = None, flat(dx)
     added = None if residual is None else as_flat(in_order_of(residual, dx))
     apart = strides[0], strides[1], window.stride[0] * strides[2], window.stride[1] * strides[3]
-    for part in backward_portions(dy.shape, x.shape, weight.shape, window, groups, x.itemsize, summed):
+    packing, size, parts = backward_portions(dy.shape, x.shape, weight.shape, window, groups, x.itemsize, summed)
+    packed_weight = packed_panels(weight, packing, size)
+    for part in parts:
         portions = part.portions
         if summed:
             assert normed is not None
             sums = normed.sums_through(pieces_of(dx.shape, dx.itemsize, portions.place.images, portions.place.rows), x)
         first = part.first_row * strides[2] + part.first_column * strides[3]
         shape = x.shape[0], x.shape[1], part.height, part.width
-        panels = _panels(weight, portions)
+        panels = packed_weight[part.panels : part.panels + portions.panels]
         _correlate(dy, prologue, portions, panels, None, added, limits_of(False), memory, first, shape, apart, sums)
     return dx, sums
 
@@ -149,12 +152,7 @@ def backward_weight(
         scratch((max_threads(), portions.workspace), x.dtype),
         work=portions.work,
     )
-    dweight, lanes = empty(weight.shape, x.dtype), block_lanes(x.itemsize)
-    spare = np.empty((max_threads(), 2 * lanes * lanes), x.dtype)
-    channels_out, channels, height, width = weight.shape
-    share = portions.splits, height * width, groups, channels_out // groups, channels
-    launch(add_panels, panels, *share, as_flat(dweight), spare, work=panels.size)
-    return dweight
+    return unpacked(panels, portions.splits, weight.shape, groups, math.prod(weight.shape[2:]))
 
 
 def _correlate(
@@ -187,17 +185,8 @@ def _correlate(
         first,
         out_shape,
         out_strides,
-        portions.layout.groups,
+        portions.packing.groups,
         *(NOTHING if sums is None else sums.operands()),
         scratch((max_threads(), portions.workspace), x.dtype),
         work=portions.work,
     )
-
-
-def _panels(weight: np.ndarray, portions: Portions) -> np.ndarray:
-    """A C-contiguous ``weight`` as ``kernels.conv_panels`` lays it out, its taps in the layout only."""
-    weight = weight if weight.flags.writeable else weight.copy()  # a kernel of its own would be compiled for read-only
-    panels, lanes = empty((portions.panels,), weight.dtype), block_lanes(weight.itemsize)
-    spare = np.empty((max_threads(), lanes * lanes), weight.dtype)
-    launch(pack_panels, weight.reshape(-1), *portions.layout, panels, spare, work=panels.size)
-    return panels

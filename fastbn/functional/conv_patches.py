@@ -14,11 +14,12 @@ from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, in_order_of, with_places
 from fastbn.functional import conv_planes
 from fastbn.functional.conv_geometry import Window
-from fastbn.functional.conv_point import PIXELS, gathered, packed_panels, panels_size, streams
+from fastbn.functional.conv_point import PIXELS, streams
 from fastbn.functional.conv_portions import TASKS, Shape
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Sums, limits_of, pieces_of
 from fastbn.functional.packed_weights import packed
+from fastbn.functional.weight_panels import packed_matrix, panels_size, unpacked
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_panels import block_lanes, tile_elements
 from fastbn.kernels.conv_patches import correlate_patches, correlate_weights_patches
@@ -68,7 +69,7 @@ def forward(
         *with_places(x),
         y.shape,
         *portions,
-        packed(weight, lambda: packed_panels(weight, outputs, taps, (taps, 1)), "patches"),
+        packed(weight, lambda: packed_matrix(weight, outputs, taps, (taps, 1)), "patches"),
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
         limits_of(relu, ceiling),
@@ -112,7 +113,7 @@ def backward(
         work=dy.size // outputs * weight.size // 16,
     )
     dx = conv_planes.backward_data(dy, x, weight, window, groups)[0] if need_dx else None
-    return gathered(sums, weight.shape, x.dtype), dx, None
+    return unpacked(sums, len(sums), weight.shape, 1, 1), dx, None
 
 
 @lru_cache(maxsize=256)

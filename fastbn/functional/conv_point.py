@@ -23,8 +23,8 @@ from fastbn.functional.conv_portions import TASKS, blocks_of
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Pieces, Sums, limits_of, relu_operand
 from fastbn.functional.packed_weights import packed
+from fastbn.functional.weight_panels import packed_matrix, panels_size, passes_caches, unpacked
 from fastbn.kernels import conv_panels
-from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
@@ -34,7 +34,6 @@ POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
 PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
 FEWEST = 4 * SLIM_ROWS  # pixels
-LINE = 64  # bytes of a line of the cache
 STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
 
 
@@ -78,7 +77,7 @@ def forward(
         channels,
         portions.at_once,
         portions.wide,
-        packed(weight, lambda: packed_panels(weight, outputs, channels, (channels, 1))),
+        packed(weight, lambda: packed_matrix(weight, outputs, channels, (channels, 1))),
         outputs,
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
@@ -186,7 +185,7 @@ def _gradients(
         outputs,
         *portions.share,
         empty((portions.dy_filled,), x.dtype),
-        None if dx is None else packed_panels(weight, channels, outputs, (1, channels)),
+        None if dx is None else packed_matrix(weight, channels, outputs, (1, channels)),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
         dx is not None and streams(dx),
@@ -198,16 +197,7 @@ def _gradients(
         scratch(portions.workspace, x.dtype),
         work=pixels * weight.size // 8,
     )
-    return gathered(products, weight.shape, x.dtype)
-
-
-def gathered(products: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Weights of ``shape``, (outputs, ...), that are the sum of ``products`` (splits, panels)."""
-    dweight = empty(shape, dtype)
-    spare = np.empty((max_threads(), 2 * conv_panels.block_lanes(dtype.itemsize) ** 2), dtype)
-    share = len(products), 1, 1, shape[0], dweight[0].size
-    launch(conv_panels.add_panels, as_flat(products), *share, as_flat(dweight), spare, work=products.size)
-    return dweight
+    return unpacked(products, len(products), weight.shape, 1, 1)
 
 
 class ForwardPortions(NamedTuple):
@@ -308,26 +298,8 @@ def _pieces(pixels: int, at_once: int, channels: int, itemsize: int) -> Pieces:
 
 
 def streams(out: np.ndarray) -> bool:
-    """Whether ``out`` is large, and made of whole lines of the cache: those need not be read to be written."""
-    if VECTOR_BYTES != LINE or out.nbytes < STREAMED or out.shape[1] % (LINE // out.itemsize):
-        return False
-    return bool(out.__array_interface__["data"][0] % LINE == 0)
-
-
-def panels_size(outputs: int, channels: int, itemsize: int) -> int:
-    """Elements of the panels of so many outputs and channels."""
-    columns = conv_panels.panel_columns(itemsize)
-    return -(-outputs // columns) * columns * blocks_of(channels, itemsize) * conv_panels.block_lanes(itemsize)
-
-
-def packed_panels(weight: np.ndarray, outputs: int, channels: int, strides: tuple[int, int]) -> np.ndarray:
-    """A C-contiguous ``weight``, ``strides`` from output to output and channel to channel, as panels."""
-    weight = weight if weight.flags.writeable else weight.copy()  # a kernel of its own would be compiled for read-only
-    panels = empty((panels_size(outputs, channels, weight.itemsize),), weight.dtype)
-    spare = np.empty((max_threads(), conv_panels.block_lanes(weight.itemsize) ** 2), weight.dtype)
-    share = (0, *strides), np.zeros(1, np.int64), 1, 1, outputs, channels
-    launch(conv_panels.pack_panels, as_flat(weight), *share, panels, spare, work=panels.size)
-    return panels
+    """Whether ``out`` is written past the caches."""
+    return passes_caches(out, out.shape[1], STREAMED)
 
 
 def _workspace(at_once: int, depth: int, itemsize: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastbn.functional.conv_cut import Cut, cut
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
+from fastbn.functional.weight_panels import Packing, places_of, tap_elements
 from fastbn.kernels._simd import TILE_ROWS, VECTOR_BYTES
 from fastbn.kernels.conv_panels import block_lanes, panel_columns, tile_elements
 
@@ -41,33 +42,23 @@ class Place(NamedTuple):
     targets: np.ndarray
 
 
-class Layout(NamedTuple):
-    """Of weights in panels, as ``pack_panels`` takes it."""
-
-    strides: tuple[int, int, int]
-    places: np.ndarray
-    taps: int
-    groups: int
-    outputs: int
-    channels: int
-
-
 class Portions(NamedTuple):
     """Of ``correlate_blocks``. panels: elements; workspace: elements of a thread's."""
 
     place: Place
     taps_at_once: int
     at_once: int
-    layout: Layout
+    packing: Packing
     panels: int
     workspace: int
     work: int
 
 
 class Part(NamedTuple):
-    """The pixels of dx that one launch writes: a phase of ``backward_planes``."""
+    """The pixels of dx that one launch writes: a phase of ``backward_planes``. panels: where its own begin."""
 
     portions: Portions
+    panels: int
     first_row: int
     first_column: int
     height: int
@@ -101,32 +92,35 @@ def forward_portions(
     channels_out, channels, taps = weight_shape[0] // groups, weight_shape[1], weight_shape[2] * weight_shape[3]
     whole = forward_planes(1, y_size, window)
     vectors = blocks_of(channels, itemsize) * _planes_of(whole) * whole.width
-    layout = Layout(
-        (channels_out * channels * taps, channels * taps, taps), np.arange(taps), taps, groups, channels_out, channels
-    )
+    strides = channels_out * channels * taps, channels * taps, taps
+    places = places_of(np.arange(taps), taps, channels, itemsize)
+    packing = Packing(strides, places, groups, channels_out, channels)
     size, panels = (x_shape[0], *y_size), -(-channels_out // panel_columns(itemsize))
     if threads is not None:
         depth, lanes = blocks_of(channels, itemsize), block_lanes(itemsize)
         task = cut(x_shape[0], groups, y_size, window, depth, lanes, panels, threads)
-        return _of_tasks(forward_planes(1, (task.rows, y_size[1]), window), task, size, x_shape[2:], layout, itemsize)
+        planes = forward_planes(1, (task.rows, y_size[1]), window)
+        return _of_tasks(planes, task, size, x_shape[2:], packing, taps, itemsize)
     vectors = max(vectors, blocks_of(channels_out, itemsize) * y_size[1])
     weights = math.prod(weight_shape) * itemsize
     rows = _rows_at_once(x_shape[0] * groups, y_size[0], vectors, weights // groups, panels)
     images = _images_at_once(x_shape[0], rows < y_size[0], whole, weight_shape, groups, channels, itemsize)
     planes = forward_planes(1, (rows, y_size[1]), window)
-    return _portions(planes, images, rows, size, x_shape[2:], layout, itemsize)
+    return _portions(planes, images, rows, size, x_shape[2:], packing, taps, itemsize)
 
 
 @lru_cache(maxsize=512)
 def backward_portions(
     dy_shape: Shape, x_shape: Shape, weight_shape: Shape, window: Window, groups: int, itemsize: int, summed: bool
-) -> tuple[Part, ...]:
-    """For dx, part by part; summed: it stays in cache until it is summed."""
+) -> tuple[Packing, int, tuple[Part, ...]]:
+    """For dx: its weights, the elements of their panels, and part by part. summed: dx stays in cache until then."""
     channels_out, channels, taps = weight_shape[0] // groups, weight_shape[1], weight_shape[2] * weight_shape[3]
     planes = backward_planes(1, dy_shape[2:], x_shape[2:], window)
     strides = channels_out * channels * taps, taps, channels * taps
     weights, panels = math.prod(weight_shape) * itemsize, -(-channels // panel_columns(itemsize))
-    parts = []
+    tap, begin, parts = groups * panels * tap_elements(channels_out, itemsize), 0, []
+    places, unused = np.zeros((2, taps), np.int64), np.ones(taps, bool)
+    packing = Packing(strides, places, groups, channels, channels_out)
     for phase, offsets in zip(planes.phases, planes.offsets, strict=True):
         vectors = blocks_of(channels_out, itemsize) * _planes_of(planes) * planes.width
         if summed:
@@ -137,13 +131,15 @@ def backward_portions(
         plane = plane_rows * planes.width
         local = Planes(planes.starts_h, planes.starts_w, (1, 1), plane_rows, planes.width, plane, (offsets,))
         used = (phase.rows[:, None] * weight_shape[3] + phase.columns).reshape(-1)
-        places = np.full(taps, -1)
-        places[used] = np.arange(used.size)
-        layout = Layout(strides, places, used.size, groups, channels, channels_out)
+        places[:, used] = places_of(np.arange(used.size), used.size, channels_out, itemsize, begin)
+        unused[used] = False
         size = x_shape[0], phase.height, phase.width
-        portions = _portions(local, images, rows, size, dy_shape[2:], layout, itemsize)
-        parts.append(Part(portions, phase.first_row, phase.first_column, phase.height, phase.width))
-    return tuple(parts)
+        portions = _portions(local, images, rows, size, dy_shape[2:], packing, used.size, itemsize)
+        parts.append(Part(portions, begin, phase.first_row, phase.first_column, phase.height, phase.width))
+        begin += used.size * tap
+    rest = int(unused.sum())
+    places[:, unused] = places_of(np.arange(rest), rest, channels_out, itemsize, begin)
+    return packing, taps * tap, tuple(parts)
 
 
 @lru_cache(maxsize=512)
@@ -183,33 +179,35 @@ def _shared(depth: int, panels: int, block: int, panel: int, tasks: int) -> tupl
 
 
 def _portions(
-    planes: Planes, images: int, rows: int, size: Shape, source: Shape, layout: Layout, itemsize: int
+    planes: Planes, images: int, rows: int, size: Shape, source: Shape, packing: Packing, taps: int, itemsize: int
 ) -> Portions:
     """planes: of ``rows`` rows of an output of ``size`` (N, H, W), from images of ``source`` (H, W)."""
-    panel_count = -(-layout.outputs // panel_columns(itemsize))
-    tasks = -(-size[0] // images) * layout.groups * -(-size[1] // rows)
+    panel_count = -(-packing.outputs // panel_columns(itemsize))
+    tasks = -(-size[0] // images) * packing.groups * -(-size[1] // rows)
     at_once = -(-panel_count // min(panel_count, -(-TASKS // tasks)))
     by_pixel = _wastes(rows, size[2], planes)
     if by_pixel:
         at_once += at_once % 2
-    return _of_tasks(planes, Cut(images, rows, at_once, by_pixel), size, source, layout, itemsize)
+    return _of_tasks(planes, Cut(images, rows, at_once, by_pixel), size, source, packing, taps, itemsize)
 
 
-def _of_tasks(planes: Planes, task: Cut, size: Shape, source: Shape, layout: Layout, itemsize: int) -> Portions:
+def _of_tasks(
+    planes: Planes, task: Cut, size: Shape, source: Shape, packing: Packing, taps: int, itemsize: int
+) -> Portions:
     """``_portions`` of such tasks."""
     lanes, columns = block_lanes(itemsize), panel_columns(itemsize)
-    depth, panel_count = blocks_of(layout.channels, itemsize), -(-layout.outputs // columns)
-    lists, tile, taps_at_once = NO_LISTS, tile_elements(itemsize), layout.taps
+    depth, panel_count = blocks_of(packing.channels, itemsize), -(-packing.outputs // columns)
+    lists, tile, taps_at_once = NO_LISTS, tile_elements(itemsize), taps
     if task.by_pixel:
         lists = _lists(planes, task.images, task.rows, size[1:], source)
         tile = 2 * columns * (task.images * task.rows * size[2] + 1)
         taps_at_once = max(1, PAIR // (2 * columns * depth * lanes * itemsize)) if lists.counts.size == 1 else 1
     place = _place(planes, task.images, task.rows, lists, itemsize)
-    panels = layout.groups * panel_count * columns * layout.taps * depth * lanes
+    panels = packing.groups * panel_count * taps * tap_elements(packing.channels, itemsize)
     slack = (planes.width + TILE_ROWS) * lanes  # that tiles may read past the last plane, for rows that are dropped
     workspace = tile + depth * place.block + slack
-    work = size[0] * size[1] * size[2] * panels // (16 * layout.groups)
-    return Portions(place, taps_at_once, task.at_once, layout, panels, workspace, work)
+    work = size[0] * size[1] * size[2] * panels // (16 * packing.groups)
+    return Portions(place, taps_at_once, task.at_once, packing, panels, workspace, work)
 
 
 def _place(planes: Planes, images: int, rows: int, lists: "Lists", itemsize: int) -> Place:

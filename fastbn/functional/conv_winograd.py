@@ -16,11 +16,12 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, pieces_of
 from fastbn.functional.packed_weights import packed
+from fastbn.functional.weight_panels import STREAMED, passes_caches, places_of, writeable
 from fastbn.functional.winograd_portions import Portions, portions, weight_portions
-from fastbn.kernels.conv_panels import block_lanes, panel_columns
+from fastbn.kernels.conv_panels import block_elements, squares
 from fastbn.kernels.conv_winograd import correlate_winograd
 from fastbn.kernels.conv_winograd_weights import correlate_weights_apart, correlate_weights_together
-from fastbn.kernels.winograd_panels import TAPS, gather_panels, transform_panels
+from fastbn.kernels.winograd_panels import BLOCKS, TAPS, gather_panels, transform_panels
 
 
 def forward(
@@ -122,9 +123,9 @@ def backward_weight(
         scratch((max_threads(), share.workspace), x.dtype),
         work=share.work,
     )
-    dweight, lanes = empty(weight.shape, x.dtype), block_lanes(x.itemsize)
-    work = _panel_workspace(channels, 2 * lanes * lanes, x.dtype)
-    launch(gather_panels, panels, share.splits, channels_out, channels, as_flat(dweight), work, work=panels.size)
+    dweight = empty(weight.shape, x.dtype)
+    target = as_flat(dweight), passes_caches(dweight, channels * TAPS, STREAMED), _workspace(x.dtype)
+    launch(gather_panels, panels, share.splits, channels_out, channels, *target, work=panels.size)
     return dweight
 
 
@@ -159,17 +160,16 @@ def _correlate(
 
 
 def _panels(
-    weight: np.ndarray, strides: tuple[int, int, int], places: np.ndarray, outputs: int, channels: int, size: int
+    weight: np.ndarray, strides: tuple[int, int, int], order: np.ndarray, outputs: int, channels: int, size: int
 ) -> np.ndarray:
     """A C-contiguous ``weight``, transformed: ``size`` elements, see ``transform_panels``."""
-    weight = weight if weight.flags.writeable else weight.copy()  # a kernel of its own would be compiled for read-only
-    panels, lanes = empty((size,), weight.dtype), block_lanes(weight.itemsize)
-    work = _panel_workspace(channels, lanes * lanes, weight.dtype)
-    launch(transform_panels, weight.reshape(-1), strides, places, outputs, channels, panels, work, work=size)
+    panels = empty((size,), weight.dtype)
+    places = places_of(order, TAPS, 1, weight.itemsize)
+    share = strides, places, outputs, channels, panels, _workspace(weight.dtype)
+    launch(transform_panels, as_flat(writeable(weight)), *share, work=size)
     return panels
 
 
-def _panel_workspace(channels: int, spare: int, dtype: np.dtype) -> np.ndarray:
-    """For every thread a panel of plain weights, and ``spare`` elements."""
-    lanes = block_lanes(dtype.itemsize)
-    return scratch((max_threads(), TAPS * -(-channels // lanes) * lanes * panel_columns(dtype.itemsize) + spare), dtype)
+def _workspace(dtype: np.dtype) -> np.ndarray:
+    """What a thread needs for the blocks of a panel."""
+    return scratch((max_threads(), BLOCKS * block_elements(dtype.itemsize) + squares(dtype.itemsize)), dtype)

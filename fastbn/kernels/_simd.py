@@ -492,15 +492,16 @@ def add_dot_products(typingctx, a, a_start, a_rows, a_at, a_line, b, b_start, b_
 
 
 @intrinsic
-def transpose(typingctx, source, start, stride, target, at):
-    """target[at + j * lanes + i] = source[start + i * stride + j], for i and j below the lanes of a vector.
+def transpose(typingctx, source, start, stride, target, at, apart, streaming):
+    """target[at + j * apart + i] = source[start + i * stride + j], for i and j below the lanes of a vector.
 
-    By perfect shuffles: log2(lanes) times, the first half of the rows is interleaved with the second.
+    By perfect shuffles: log2(lanes) times, the first half of the rows is interleaved with the second. streaming: past
+    the caches, into whole vectors.
     """
 
     def codegen(context, builder, signature, arguments):
-        source_type, _, _, target_type, _ = signature.args
-        source_array, first, step, target_array, place = arguments
+        source_type, _, _, target_type, *_ = signature.args
+        source_array, first, step, target_array, place, target_step, streaming = arguments
         vectors = _Vectors(context, builder, source_type.dtype)
         lanes = vectors.lanes
         origin = builder.gep(_data(context, builder, source_type, source_array), [first])
@@ -511,9 +512,12 @@ def transpose(typingctx, source, start, stride, target, at):
         for _ in range(lanes.bit_length() - 1):
             pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
             rows = [builder.shuffle_vector(upper, lower, mask) for upper, lower in pairs for mask in masks]
-        for j, row in enumerate(rows):
-            vectors.store(row, goal, _index(j * lanes))
+        with builder.if_else(streaming) as (streamed, kept):
+            for branch, write in (streamed, vectors.stream), (kept, vectors.store):
+                with branch:
+                    for j, row in enumerate(rows):
+                        write(row, goal, builder.mul(target_step, _index(j)))
         return context.get_dummy_value()
 
-    integer = types.int64
-    return types.void(source, integer, integer, target, integer), codegen
+    i64 = types.int64
+    return types.void(source, i64, i64, target, i64, i64, types.boolean), codegen

@@ -1,14 +1,25 @@
 """Weights as panels: (groups, panels of the register tile's columns, taps, blocks, lanes, columns), and back.
 
-A run is a stretch of memory that holds, for one output, taps of a channel or of several; as many outputs as a vector
-has lanes are transposed at once.
+Weights are packed a block of a panel at a time, (taps, lanes, columns), by the transposition of squares of vectors, and
+in the order in which they lie: that of the outputs in the forward pass, of the channels in the backward pass.
 """
 
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, transpose
-from fastbn.kernels._vector import lanes_of, load, load_part, splat, store
+from fastbn.kernels._vector import (
+    fence,
+    lanes_of,
+    load,
+    load_first,
+    load_part,
+    prefetch_to_write,
+    put,
+    splat,
+    store,
+    store_first,
+)
 
 
 def block_lanes(itemsize: int) -> int:
@@ -26,133 +37,216 @@ def tile_elements(itemsize: int) -> int:
     return TILE_ROWS * panel_columns(itemsize)
 
 
+def block_elements(itemsize: int) -> int:
+    """Elements of a tap of a block in a panel."""
+    return block_lanes(itemsize) * panel_columns(itemsize)
+
+
+def squares(itemsize: int) -> int:
+    """Elements of the squares of vectors that a thread transposes."""
+    return (TILE_VECTORS + 1) * block_lanes(itemsize) ** 2
+
+
 @inlined
-def _copy_rows(weights, start, step, count, channels, panels, at):
-    """The rows of a panel, where a channel's weights to ``count`` outputs lie side by side, ``step`` apart."""
+def _following(c, t, taps):
+    """The channel and tap after these, as weights have them."""
+    t += 1
+    return (c + 1, 0) if t == taps else (c, t)
+
+
+@inlined
+def _turn(weights, start, stride, rows, columns, spare, at):
+    """spare[at + j * lanes + i] = weights[start + i * stride + j], 0 from ``rows`` and ``columns`` on."""
+    lanes = lanes_of(weights)
+    if rows >= lanes and columns >= lanes:
+        transpose(weights, start, stride, spare, at, lanes, False)
+        return
+    square, zero = TILE_VECTORS * lanes * lanes, splat(weights, 0.0)
+    for i in range(lanes):
+        count = max(0, min(columns, lanes)) if i < rows else 0
+        store(spare, square + i * lanes, load_first(weights, start + i * stride, count, zero))
+    transpose(spare, square, lanes, spare, at, lanes, False)
+
+
+@inlined
+def _copy_rows(weights, start, step, outputs, channels, panels, at, ahead):
+    """A block whose rows lie in the weights, ``step`` apart; ``ahead`` of it, the next one is asked for meanwhile."""
     lanes = lanes_of(weights)
     zero = splat(weights, 0.0)
-    for _ in range(channels):
-        for j in range(0, count, lanes):
-            store(panels, at + j, load_part(weights, start + j, min(lanes, count - j), zero))
+    for c in range(lanes):
+        for j in range(0, TILE_VECTORS * lanes, lanes):
+            prefetch_to_write(panels, at + j + ahead)
+            row = load_part(weights, start + j, min(lanes, outputs - j), zero) if c < channels and j < outputs else zero
+            store(panels, at + j, row)
         start += step
         at += TILE_VECTORS * lanes
 
 
-@body
-def pack_task(task, weights, strides, places, taps, outputs, channels, panels, spare):
-    """A panel of ``pack_panels``."""
+@inlined
+def _turn_square(weights, start, stride, panels, at):
+    """A block of single taps, all of it there; the next one is asked for meanwhile."""
     lanes = lanes_of(weights)
-    breadth = TILE_VECTORS * lanes
-    block = -(-channels // lanes) * lanes  # rows of a tap
-    size = taps * block * breadth
-    group, panel = divmod(task, -(-outputs // breadth))
-    kernel = places.size
-    whole_channels = strides[2] == kernel
-    runs, length = (1, channels * kernel) if whole_channels else (channels, kernel)
-    if taps * channels < taps * block or (panel + 1) * breadth > outputs:
-        for index in range(task * size, (task + 1) * size):
-            panels[index] = 0
-    if strides[1] == taps == kernel == 1:
-        o = panel * breadth
-        start = group * strides[0] + o
-        _copy_rows(weights, start, strides[2], min(breadth, outputs - o), channels, panels, task * size)
-        return
+    block = TILE_VECTORS * lanes * lanes
+    for i in range(0, block, lanes):
+        prefetch_to_write(panels, at + block + i)
     for v in range(TILE_VECTORS):
-        o = panel * breadth + v * lanes
-        count = min(lanes, outputs - o)
-        at = task * size + v * lanes
-        for run in range(runs):
-            source = group * strides[0] + o * strides[1] + run * strides[2]
-            c, t = run, 0
-            for first in range(0, length, lanes):
-                steps = min(lanes, length - first)
-                start = source + first
-                inside = start + (lanes - 1) * strides[1] + lanes <= weights.size
-                if count == lanes and inside:
-                    transpose(weights, start, strides[1], spare, 0)
-                    for step in range(steps):
-                        if places[t] >= 0:
-                            store(panels, at + (places[t] * block + c) * breadth, load(spare, step * lanes))
-                        t += 1
-                        if t == kernel:
-                            c, t = c + 1, 0
-                else:
-                    for step in range(steps):
-                        if places[t] >= 0:
-                            for i in range(count):
-                                value = weights[start + i * strides[1] + step]
-                                panels[at + (places[t] * block + c) * breadth + i] = value
-                        t += 1
-                        if t == kernel:
-                            c, t = c + 1, 0
+        source = start + v * lanes * stride
+        transpose(weights, source, stride, panels, at + v * lanes, TILE_VECTORS * lanes, False)
+
+
+@inlined
+def _turn_runs(weights, start, strides, outputs, channels, places, panels, index, at, spare):
+    """A block by squares, of the runs of memory that hold taps of a channel, or of all its channels."""
+    lanes, kernel = lanes_of(weights), places.shape[1]
+    whole = strides[2] == kernel
+    runs, length = (1, lanes * kernel) if whole else (lanes, kernel)
+    c = t = 0
+    for run in range(runs):
+        there = channels * kernel if whole else kernel if run < channels else 0
+        for first in range(0, length, lanes):
+            for v in range(TILE_VECTORS):
+                source = start + v * lanes * strides[1] + run * strides[2] + first
+                inside = source + (lanes - 1) * strides[1] + lanes <= weights.size
+                columns = lanes if inside and there >= length else there - first
+                _turn(weights, source, strides[1], outputs - v * lanes, columns, spare, v * lanes * lanes)
+            for step in range(0, min(lanes, length - first) * lanes, lanes):
+                place = places[0, t] + index * places[1, t] + at + c * TILE_VECTORS * lanes
+                for v in range(TILE_VECTORS):
+                    store(panels, place + v * lanes, load(spare, v * lanes * lanes + step))
+                c, t = _following(c, t, kernel)
+
+
+@inlined
+def pack_block(weights, start, strides, outputs, channels, places, panels, index, at, spare):
+    """A block of panel ``index``: of no more outputs and channels than there are, zeros behind them."""
+    lanes, kernel = lanes_of(weights), places.shape[1]
+    to = places[0, 0] + index * places[1, 0] + at
+    if strides[1] == kernel == 1:
+        _copy_rows(weights, start, strides[2], outputs, channels, panels, to, places[1, 0])
+    elif strides[2] == kernel == 1 and outputs >= TILE_VECTORS * lanes and channels >= lanes:
+        _turn_square(weights, start, strides[1], panels, to)
+    else:
+        _turn_runs(weights, start, strides, outputs, channels, places, panels, index, at, spare)
+
+
+@inlined
+def tasks_of(strides, taps, panels, blocks):
+    """How many tasks pack them, and how many blocks each: in the order in which weights lie."""
+    return (panels, blocks) if strides[2] == taps else (blocks, panels)
+
+
+@body
+def _pack_task(task, weights, strides, places, outputs, channels, panels, spare):
+    """All blocks of a panel, or one block of all panels."""
+    lanes, taps = lanes_of(weights), places.shape[1]
+    breadth = TILE_VECTORS * lanes
+    panel_count = -(-outputs // breadth)
+    tasks, count = tasks_of(strides, taps, panel_count, -(-channels // lanes))
+    group, first = divmod(task, tasks)
+    for second in range(count):
+        panel, block = (first, second) if strides[2] == taps else (second, first)
+        o, c = panel * breadth, block * lanes
+        start = group * strides[0] + o * strides[1] + c * strides[2]
+        pack_block(
+            weights, start, strides, outputs - o, channels - c, places, panels, group * panel_count + panel,
+            c * breadth, spare,
+        )  # fmt: skip
 
 
 @driver
-def pack_panels(weights, strides, places, taps, groups, outputs, channels, panels, workspace, parallel):
-    """panels (groups, panels, taps, blocks, lanes, columns) = weights, zero past the last output and channel.
+def pack_panels(weights, strides, places, groups, outputs, channels, panels, workspace, parallel):
+    """panels = weights, zero past the last output and channel.
 
     weights: flat; strides: of its groups, outputs and channels, in elements; a channel's taps lie side by side.
-    places: the panels' tap that each of them becomes, or -1. workspace: (threads, lanes * lanes).
+    places (2, taps): where each of them begins in the first panel, and how much further in the next one.
+    workspace: (threads, squares).
     """
     lanes = lanes_of(weights)
-    tasks = groups * -(-outputs // (TILE_VECTORS * lanes))
+    panel_count, blocks = -(-outputs // (TILE_VECTORS * lanes)), -(-channels // lanes)
+    tasks = groups * tasks_of(strides, places.shape[1], panel_count, blocks)[0]
     if parallel:
         for task in prange(tasks):
             spare = workspace[get_thread_id()]
-            pack_task(int64(task), weights, strides, places, taps, outputs, channels, panels, spare)
+            _pack_task(int64(task), weights, strides, places, outputs, channels, panels, spare)
     else:
         for task in range(tasks):
-            pack_task(task, weights, strides, places, taps, outputs, channels, panels, workspace[0])
+            _pack_task(task, weights, strides, places, outputs, channels, panels, workspace[0])
+
+
+@inlined
+def sum_block(panels, at, splits, step, taps, size, plain):
+    """plain (taps, lanes, columns) = a block, the sum of those at ``at`` and ``step``, 2 ``step``, ... behind."""
+    lanes = lanes_of(panels)
+    block = TILE_VECTORS * lanes * lanes
+    for t in range(taps):
+        for i in range(0, block, lanes):
+            value = load(panels, at + t * size + i)
+            for split in range(1, splits):
+                value = value + load(panels, at + t * size + i + split * step)
+            store(plain, t * block + i, value)
+
+
+@inlined
+def unpack_block(panels, at, size, taps, outputs, channels, weights, target, length, streaming, spare):
+    """The weights of a block at ``at``, to those of its outputs, ``length`` apart.
+
+    size: elements from tap to tap of the block.
+    """
+    lanes = lanes_of(weights)
+    breadth, square = TILE_VECTORS * lanes, lanes * lanes
+    if taps == 1 and outputs >= breadth and channels >= lanes:
+        for v in range(0, breadth, lanes):
+            transpose(panels, at + v, breadth, weights, target + v * length, length, streaming)
+        return
+    c = t = 0
+    for first in range(0, min(lanes, channels) * taps, lanes):
+        for row in range(0, square, lanes):
+            for v in range(TILE_VECTORS):
+                store(spare, v * square + row, load(panels, at + t * size + c * breadth + v * lanes))
+            c, t = _following(c, t, taps)
+        for v in range(TILE_VECTORS):
+            transpose(spare, v * square, lanes, spare, v * square, lanes, False)
+        steps = min(lanes, channels * taps - first)
+        for i in range(min(breadth, outputs)):
+            value = load(spare, i * lanes)
+            if steps == lanes:
+                put(weights, target + i * length + first, value, streaming)
+            else:
+                store_first(weights, target + i * length + first, value, steps)
 
 
 @body
-def add_task(task, panels, splits, taps, outputs, channels, weights, spare):
+def _add_task(task, panels, splits, taps, outputs, channels, weights, streaming, work):
     """A panel of ``add_panels``."""
     lanes = lanes_of(weights)
     breadth = TILE_VECTORS * lanes
-    block = -(-channels // lanes) * lanes
-    size = taps * block * breadth
+    size, length, block = -(-channels // lanes) * lanes * breadth, channels * taps, lanes * breadth
     group, panel = divmod(task, -(-outputs // breadth))
-    step = panels.size // splits
-    length = channels * taps
-    for v in range(TILE_VECTORS):
-        o = panel * breadth + v * lanes
-        count = min(lanes, outputs - o)
-        at = task * size + v * lanes
-        target = (group * outputs + o) * length
-        c, t = 0, 0
-        for first in range(0, length, lanes):
-            steps = min(lanes, length - first)
-            for k in range(steps):
-                place = at + (t * block + c) * breadth
-                row = load(panels, place)
-                for split in range(1, splits):
-                    row = row + load(panels, place + split * step)
-                store(spare, k * lanes, row)
-                t += 1
-                if t == taps:
-                    c, t = c + 1, 0
-            transpose(spare, 0, lanes, spare, lanes * lanes)
-            for i in range(count):
-                place, turned = target + i * length + first, (lanes + i) * lanes
-                if steps == lanes:
-                    store(weights, place, load(spare, turned))
-                else:
-                    for k in range(steps):
-                        weights[place + k] = spare[turned + k]
+    o = panel * breadth
+    plain, spare = work[: taps * block], work[taps * block :]
+    for c in range(0, channels, lanes):
+        at, target = task * taps * size + c * breadth, (group * outputs + o) * length + c * taps
+        if splits == 1:
+            unpack_block(panels, at, size, taps, outputs - o, channels - c, weights, target, length, streaming, spare)
+        else:
+            sum_block(panels, at, splits, panels.size // splits, taps, size, plain)
+            unpack_block(plain, 0, block, taps, outputs - o, channels - c, weights, target, length, streaming, spare)
+    if streaming:
+        fence()
 
 
 @driver
-def add_panels(panels, splits, taps, groups, outputs, channels, weights, workspace, parallel):
+def add_panels(panels, splits, taps, groups, outputs, channels, weights, streaming, workspace, parallel):
     """weights (groups, outputs, channels, taps) = the sum of ``splits`` panels of them, in order.
 
-    workspace: (threads, 2 * lanes * lanes).
+    streaming: weights, and those of each output, lie on whole vectors and are written past the caches.
+    workspace: (threads, a block and squares).
     """
     tasks = groups * -(-outputs // (TILE_VECTORS * lanes_of(weights)))
     if parallel:
         for task in prange(tasks):
             spare = workspace[get_thread_id()]
-            add_task(int64(task), panels, splits, taps, outputs, channels, weights, spare)
+            _add_task(int64(task), panels, splits, taps, outputs, channels, weights, streaming, spare)
     else:
         for task in range(tasks):
-            add_task(task, panels, splits, taps, outputs, channels, weights, workspace[0])
+            _add_task(task, panels, splits, taps, outputs, channels, weights, streaming, workspace[0])

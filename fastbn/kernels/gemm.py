@@ -68,7 +68,7 @@ def _pack_turned(source, start, lane_stride, used, depth, width, panels, at, spa
         if last < min(width, first + lanes) or origin + (lanes - 1) * lane_stride + whole > source.size:
             whole = 0
         for k in range(0, whole, lanes):
-            transpose(source, origin + k, lane_stride, spare, 0)
+            transpose(source, origin + k, lane_stride, spare, 0, lanes, False)
             for step in range(lanes):
                 store_part(panels, at + (k + step) * width + first, load(spare, step * lanes), last - first)
         _pack_along(source, start, lane_stride, 1, first, last, whole, depth, width, panels, at)

@@ -46,7 +46,7 @@ def read_images(x, start, size, skipped, images):
     lanes = lanes_of(x)
     whole = size - size % lanes
     for e in range(0, whole, lanes):
-        transpose(x, start + e, size, images, e * lanes)
+        transpose(x, start + e, size, images, e * lanes, lanes, False)
     for e in range(whole, size):
         for lane in range(lanes):
             images[e * lanes + lane] = x[start + lane * size + e]
@@ -108,7 +108,7 @@ def write_images(images, size, skipped, residual, limits, out, start, spare):
     lanes = lanes_of(out)
     zero, bounds = splat(out, 0.0), bounds_of(out, limits)
     for e in range(0, size, lanes):
-        transpose(images, e * lanes, lanes, spare, 0)
+        transpose(images, e * lanes, lanes, spare, 0, lanes, False)
         count = min(lanes, size - e)
         for lane in range(skipped, lanes):
             at = start + lane * size + e
