@@ -55,6 +55,8 @@ UNITS = {
     "conv_winograd.correlate_winograd": 2,  # moments; the gradient of a batch norm
     "conv_winograd_weights.correlate_weights_apart": 1,
     "conv_winograd_weights.correlate_weights_together": 1,
+    "conv_strided.spread_pixels": 1,
+    "conv_strided.visit_pixels": 1,
     "winograd_panels.transform_panels": 1,
     "winograd_panels.gather_panels": 1,
     "conv_bn_lanes.forward_unit_lanes": 1,
@@ -74,10 +76,11 @@ rng = np.random.default_rng(0)
 few, wide, larger = (rng.random(shape, np.float32) for shape in ((32, 3, 6, 4), (32, 64, 6, 4), (4, 64, 48, 32)))
 small = wide[:, :32]
 for lie in (LAYOUTS[name] for name in LAYOUTS if name != "big_endian"):
-    for x, outputs, kernel in (small, 32, 1), (few, 32, 3), (wide, 64, 3), (larger, 64, 3):
+    whole = (small, 32, 1, 1), (few, 32, 3, 1), (wide, 64, 3, 1), (larger, 64, 3, 1)
+    for x, outputs, kernel, stride in *whole, (wide, 64, 1, 2):
         weight = np.ones((outputs, x.shape[1], kernel, kernel), x.dtype)
         running = {"running_mean": np.zeros(outputs, x.dtype), "running_var": np.ones(outputs, x.dtype)}
-        y, saved = conv_bn_forward(lie(x), weight, None, 1, kernel // 2, relu=True, gram=False, **running)
+        y, saved = conv_bn_forward(lie(x), weight, None, stride, kernel // 2, relu=True, gram=False, **running)
         conv_bn_backward(lie(y), saved, need_dx=x.shape[1] > 3)
     statistics = np.zeros(3, few.dtype), np.ones(3, few.dtype), 0.1, 1e-5
     weight = np.ones((3, 3, 2, 2), few.dtype)
