@@ -179,6 +179,7 @@ def test_the_residual_may_be_the_output(rng):
 
 def test_the_same_bits_for_any_number_of_threads(rng):
     x, weight, dy = operands(rng, (3, 41, 43, 64, 48), np.float32)
+    strided, y_strided = Window((1, 1), (2, 3), (0, 0), (1, 1)), channels_last(np.empty((3, 48, 21, 15), np.float32))
     found = []
     before = fastbn.get_num_threads()
     try:
@@ -186,7 +187,9 @@ def test_the_same_bits_for_any_number_of_threads(rng):
             fastbn.set_num_threads(min(threads, before))
             y = output(x, weight)
             conv_point.forward(x, weight, None, POINT, 1, None, False, y)
-            found.append((y, *conv_point.backward(dy, x, weight, POINT, 1)[:2]))
+            conv_point.forward(x, weight, None, strided, 1, None, False, y_strided)
+            part = conv_point.backward(y_strided, x, weight, strided, 1, residual=x)[:2]
+            found.append((y, y_strided.copy(), *part, *conv_point.backward(dy, x, weight, POINT, 1)[:2]))
     finally:
         fastbn.set_num_threads(before)
     for one, other in zip(*found, strict=True):

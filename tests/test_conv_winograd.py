@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import fastbn
 import fastbn.functional as F
 from bench import conv_numerics
-from fastbn.functional import conv_blocks, conv_winograd, winograd_portions
+from fastbn.functional import conv, conv_blocks, conv_winograd, winograd_portions
 from fastbn.functional.conv import convolve, engine_for
 from fastbn.functional.conv_bn import conv_bn_backward, conv_bn_forward
 from fastbn.functional.conv_geometry import Window
@@ -29,7 +29,15 @@ CASES = {
 
 
 @pytest.fixture
-def everywhere(monkeypatch):
+def choice():
+    """Which engine a shape takes is asked anew."""
+    conv._engine.cache_clear()
+    yield
+    conv._engine.cache_clear()
+
+
+@pytest.fixture
+def everywhere(monkeypatch, choice):
     """Winograd's engine, however little it pays."""
     for name in ("CHANNELS", "TILES", "GAIN"):
         monkeypatch.setattr(winograd_portions, name, 0)
@@ -37,7 +45,7 @@ def everywhere(monkeypatch):
 
 
 @pytest.fixture
-def nowhere(monkeypatch):
+def nowhere(monkeypatch, choice):
     monkeypatch.setattr(winograd_portions, "CHANNELS", 1 << 30)
 
 

@@ -28,6 +28,7 @@ NETWORKS = {
     "few channels, then many": lambda: nn.Sequential(unit(3, 16), nn.MaxPool2d(2), unit(16, 16)),
     "depthwise": lambda: nn.Sequential(unit(16, 32, nn.ReLU6), unit(32, 32, nn.ReLU6, groups=32), unit(32, 16)),
     "few channels cut above": lambda: nn.Sequential(unit(3, 8, nn.ReLU6), unit(8, 16, nn.ReLU6)),
+    "few channels, then one a group": lambda: nn.Sequential(unit(3, 16, nn.ReLU6), unit(16, 16, nn.ReLU6, groups=16)),
     "residual": lambda: nn.Residual(body()),
     "residual, ReLU": lambda: nn.Residual(body(), activation=nn.ReLU()),
     "residual, another activation": lambda: nn.Residual(body(), activation=nn.Sigmoid()),
@@ -87,6 +88,14 @@ def test_a_step_is_the_same(network, need_dx):
     assert folded.fused
     np.testing.assert_allclose(folded(x), plain(x), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(fastbn.fuse(folded, False)(x), plain(x), rtol=1e-8, atol=1e-8)
+
+
+def test_a_first_convolution_of_few_channels_defers_to_a_unit():
+    model = fastbn.fuse(NETWORKS["few channels, then one a group"]())
+    model(np.random.default_rng(0).standard_normal((2, 3, 40, 40)).astype(np.float32))
+    first, second = model._saved
+    assert first.saved is None
+    assert second.saved.x is first.block.saved.norm.x
 
 
 @pytest.mark.parametrize("build", [models.resnet18, models.resnet50, models.mobilenet_v2])

@@ -55,6 +55,8 @@ UNITS = {
     "conv_winograd.correlate_winograd": 2,  # moments; the gradient of a batch norm
     "conv_winograd_weights.correlate_weights_apart": 1,
     "conv_winograd_weights.correlate_weights_together": 1,
+    "conv_strided.spread_pixels": 1,
+    "conv_strided.visit_pixels": 1,
     "winograd_panels.transform_panels": 1,
     "winograd_panels.gather_panels": 1,
     "conv_bn_lanes.forward_unit_lanes": 1,
@@ -74,10 +76,11 @@ rng = np.random.default_rng(0)
 few, wide, larger = (rng.random(shape, np.float32) for shape in ((32, 3, 6, 4), (32, 64, 6, 4), (4, 64, 48, 32)))
 small = wide[:, :32]
 for lie in (LAYOUTS[name] for name in LAYOUTS if name != "big_endian"):
-    for x, outputs, kernel in (small, 32, 1), (few, 32, 3), (wide, 64, 3), (larger, 64, 3):
+    whole = (small, 32, 1, 1), (few, 32, 3, 1), (wide, 64, 3, 1), (larger, 64, 3, 1)
+    for x, outputs, kernel, stride in *whole, (wide, 64, 1, 2):
         weight = np.ones((outputs, x.shape[1], kernel, kernel), x.dtype)
         running = {"running_mean": np.zeros(outputs, x.dtype), "running_var": np.ones(outputs, x.dtype)}
-        y, saved = conv_bn_forward(lie(x), weight, None, 1, kernel // 2, relu=True, gram=False, **running)
+        y, saved = conv_bn_forward(lie(x), weight, None, stride, kernel // 2, relu=True, gram=False, **running)
         conv_bn_backward(lie(y), saved, need_dx=x.shape[1] > 3)
     statistics = np.zeros(3, few.dtype), np.ones(3, few.dtype), 0.1, 1e-5
     weight = np.ones((3, 3, 2, 2), few.dtype)
@@ -104,8 +107,9 @@ def doors(image, matrix, relu, groups, count_include_pad):
     n, c = image.shape[:2]
     weight, vector = np.ones((4, c // 2, 2, 2), image.dtype), np.ones(c, image.dtype)
     short = np.concatenate([image, image])[:, :, :3, :2]
+    tall = np.concatenate([image] * 3)  # channels-last: more rows than tasks own
     large = rng.random((1, 6, 72, 77)).astype(image.dtype)  # too few channels for eight threads
-    for x in image, matrix, short, large:
+    for x in image, matrix, short, tall, large:
         for residual in None, x:
             for training in True, False:
                 mean, var = np.zeros(x.shape[1], x.dtype), np.ones(x.shape[1], x.dtype)
@@ -308,7 +312,7 @@ from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix
 from fastbn.kernels.batch_norm_rows import forward_rows
 from fastbn.kernels.batch_norm_rows_backward import backward_rows
 
-for shape in (2, 3, 16, 16), (8, 3, 2, 2), (4, 3):
+for shape in (2, 3, 16, 16), (8, 3, 2, 2), (300, 3):
     x = np.ones(shape, np.float32)
     F.batch_norm_backward(x, F.batch_norm_forward(x)[1])
 kernels = forward_rows, forward_columns, forward_matrix, backward_rows, backward_columns, backward_matrix
