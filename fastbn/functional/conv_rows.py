@@ -46,17 +46,32 @@ class Portions(NamedTuple):
     ahead: bool
 
 
+class FPortions(NamedTuple):
+    images: int
+    rows: int
+    at_once: int
+    group: int
+    ahead: int
+
+
 class ForwardRows(NamedTuple):
-    """Operands of ``correlate_depthwise``. offsets: (kept rows, taps); workspace: elements of a thread's."""
+    """Operands of ``correlate_depthwise``. offsets: (taps,); workspace: elements of a thread's."""
 
     top: int
-    lead: int
     window: int
-    columns: int
+    spots: np.ndarray
+    size: int
     places: np.ndarray
     offsets: np.ndarray
-    portions: Portions
+    portions: FPortions
     workspace: int
+
+
+import os
+FULL = int(os.environ.get("DW_FULL", 256))
+PX = int(os.environ.get("DW_PX", 128))
+AHEAD = int(os.environ.get("DW_AHEAD", 1))
+MINROWS = int(os.environ.get("DW_MINROWS", 4))
 
 
 class BackwardRows(NamedTuple):
@@ -66,14 +81,14 @@ class BackwardRows(NamedTuple):
     """
 
     top: int
-    lead: int
     window: int
-    columns: int
+    spots: np.ndarray
+    size: int
     places: np.ndarray
     pixels: np.ndarray
     phases: np.ndarray
     offsets: np.ndarray
-    portions: Portions
+    portions: FPortions
     runs_at_once: int
     splits: int
     taps: np.ndarray
@@ -81,58 +96,97 @@ class BackwardRows(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def forward_rows(y_shape: Shape, window: Window, itemsize: int, by_pixel: bool) -> ForwardRows:
+def forward_rows(y_shape: Shape, window: Window, itemsize: int, by_pixel: bool, x_width: int) -> ForwardRows:
     """For y of ``y_shape``; by_pixel: channels lie side by side in it."""
     images, channels, height, width = y_shape
+    lanes = block_lanes(itemsize)
     rows, columns = (np.arange(window.kernel[i]) * window.dilation[i] for i in range(2))
-    stride, reach, length = window.stride, int(rows[-1]) + 1, (width - 1) * window.stride[1] + int(columns[-1]) + 1
-    ring = Ring(reach, stride[0], length)
-    portions = _portions(images, height, width, channels, ring, itemsize, by_pixel, images, max(2, WORTH // width))
-    kept, pitch = ring.kept(portions.at_once), portions.pitch
-    row = np.arange(portions.run_rows)[:, None] * (stride[0] * length)
-    places = _of_images(row + np.arange(width) * stride[1], portions.images, kept * length)
-    slots = (np.arange(kept)[:, None] + rows) % kept
-    offsets = (slots[:, :, None] * length + columns).reshape(kept, -1)
-    workspace = OUTER_ROWS * block_lanes(itemsize) + portions.images * kept * length * pitch
-    return ForwardRows(*window.padding, reach, length, _padded(places) * pitch, offsets * pitch, portions, workspace)
+    top, lead = window.padding
+    stride, reach = window.stride, int(rows[-1]) + 1
+    length = max((width - 1) * stride[1] + int(columns[-1]) + 1, lead + x_width)
+    vectors = blocks_of(channels, itemsize)
+    whole = height * width <= FULL
+    together = min(images, -(-PX // (height * width))) if whole and by_pixel else 1
+    at_once = height if whole else min(height, max(MINROWS, PX // width))
+    pieces = -(-images // together)
+    wide = max(NARROW, -(-vectors // -(-TASKS // pieces))) if by_pixel else 1
+    group = min(int(os.environ.get('DW_GROUP',wide)), vectors)
+    parts = -(-vectors // group)
+    group = -(-vectors // parts)
+    blocks = 1 if whole else min(-(-TASKS // (pieces * parts)), -(-height // SHORT))
+    task_rows = -(-height // blocks)
+    at_once = min(task_rows, at_once)
+    kept = (at_once - 1) * stride[0] + reach
+    spots = np.arange(kept)[:, None] * length + lead + np.arange(x_width)
+    places = _of_images(
+        np.arange(at_once)[:, None] * (stride[0] * length) + np.arange(width) * stride[1], together, kept * length
+    )
+    offsets = rows[:, None] * length + columns
+    size = kept * length * lanes
+    return ForwardRows(
+        top,
+        reach,
+        spots.reshape(-1) * lanes,
+        size,
+        _padded(places) * lanes,
+        offsets.reshape(-1) * lanes,
+        FPortions(together, task_rows, at_once, group * lanes, int(by_pixel and parts == 1)),
+        OUTER_ROWS * lanes + together * size,
+    )
+
+
+BPX = int(os.environ.get("DW_BPX", 128))
+BROWS = int(os.environ.get("DW_BROWS", 4))
 
 
 @lru_cache(maxsize=512)
-def backward_rows(x_shape: Shape, window: Window, itemsize: int, by_pixel: bool) -> BackwardRows:
+def backward_rows(x_shape: Shape, window: Window, itemsize: int, by_pixel: bool, y_width: int) -> BackwardRows:
     """For x of ``x_shape``; by_pixel: channels lie side by side in it."""
     images, channels, height, width = x_shape
+    lanes = block_lanes(itemsize)
+    vectors = blocks_of(channels, itemsize)
     steps, breadth = -(-height // window.stride[0]), -(-width // window.stride[1])
     axes = [_phases(i, x_shape[2 + i], window) for i in range(2)]
     (first, last), (left, right) = map(_reach, axes)
     lead = max(0, -left)
-    ring = Ring(last - first + 1, 1, lead + max(0, right) + breadth)
+    length = lead + max(max(0, right) + breadth, y_width)
+    whole = height * width <= FULL
     most = min(TASKS, -(-images * height * width // WORTH))
-    at_once = min(max(2, WORTH // breadth), max(1, DENSE // (breadth * blocks_of(channels, itemsize))))
-    portions = _portions(images, steps, breadth, channels, ring, itemsize, by_pixel, most, at_once)
-    blocks, row_blocks = -(-images // portions.images), -(-steps // portions.rows)
+    together = min(images, -(-BPX // (height * width))) if whole and by_pixel else 1
+    at_once = steps if whole else min(steps, max(BROWS, BPX // width))
+    pieces = min(most, -(-images // together))
+    wide = max(NARROW, -(-vectors // -(-TASKS // pieces))) if by_pixel else 1
+    group = min(int(os.environ.get('DW_GROUP',wide)), vectors)
+    parts = -(-vectors // group)
+    group = -(-vectors // parts)
+    blocks = 1 if whole else min(-(-TASKS // (pieces * parts)), -(-steps // SHORT))
+    rows = -(-steps // blocks)
+    at_once = min(rows, at_once)
+    kept = at_once - 1 + last - first + 1
+    size = kept * length
+    blocks, row_blocks = -(-images // together), -(-steps // rows)
     runs_at_once = -(-blocks // most) if row_blocks == 1 else 1
-    kept, pitch = ring.kept(portions.at_once), portions.pitch
-    places, pixels, phases, offsets, taps = _by_phase(x_shape[2:], window, axes, ring, kept, portions)
-    room = portions.group * taps.size + portions.images * kept * ring.columns * pitch
+    places, pixels, phases, offsets, taps = _by_phase(x_shape[2:], window, axes, length, size, at_once, together)
+    spots = np.arange(kept)[:, None] * length + lead + np.arange(y_width)
     return BackwardRows(
         -first,
-        lead,
-        ring.window,
-        ring.columns,
-        _padded(places) * pitch,
+        last - first + 1,
+        spots.reshape(-1) * lanes,
+        size * lanes,
+        _padded(places) * lanes,
         pixels * (channels if by_pixel else 1),
         phases,
-        (offsets + lead) * pitch,
-        portions,
+        (offsets + lead) * lanes,
+        FPortions(together, rows, at_once, group * lanes, int(by_pixel and parts == 1)),
         runs_at_once,
         -(-blocks * row_blocks // runs_at_once),
         taps,
-        OUTER_ROWS * block_lanes(itemsize) + room,
+        (OUTER_ROWS + taps.size + together * size) * lanes,
     )
 
 
 def _by_phase(
-    size: Shape, window: Window, axes: list[list[Phase]], ring: Ring, kept: int, portions: Portions
+    size: Shape, window: Window, axes: list[list[Phase]], length: int, image: int, at_once: int, images: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Places, pixels, phases, offsets and taps of ``BackwardRows``, in pixels, without the lead."""
     first = _reach(axes[0])[0]
@@ -142,58 +196,24 @@ def _by_phase(
     taps: list[np.ndarray] = []
     phases, tap, place = [], 0, 0
     for i, (rows, shifts_h) in enumerate(axes[0]):
-        slots = (np.arange(kept)[:, None] + shifts_h - first) % kept
         deep = -(-(size[0] - i) // window.stride[0])
-        row = np.arange(min(deep, portions.run_rows))[:, None]
+        row = np.arange(min(deep, at_once))[:, None]
         for j, (columns, shifts_w) in enumerate(axes[1]):
             column = np.arange(-(-(size[1] - j) // window.stride[1]))
             inside = (row * window.stride[0] + i) * size[1] + column * window.stride[1] + j
-            phases.append((tap, rows.size * columns.size, place, inside.size, deep))
-            places.append(_of_images(row * ring.columns + column, portions.images, kept * ring.columns))
-            pixels.append(_of_images(inside, portions.images, size[0] * size[1]))
-            offsets.append((slots[:, :, None] * ring.columns + shifts_w).reshape(kept, -1))
+            phases.append((tap, rows.size * columns.size, place, column.size, deep))
+            places.append(_of_images(row * length + column, images, image))
+            pixels.append(_of_images(inside, images, size[0] * size[1]))
+            offsets.append(((shifts_h[:, None] - first) * length + shifts_w).reshape(-1))
             taps.append((rows[:, None] * window.kernel[1] + columns).reshape(-1))
             tap, place = tap + taps[-1].size, place + places[-1].size
     return (
         np.concatenate(places),
         np.concatenate(pixels),
         np.array(phases),
-        np.concatenate(offsets, axis=1),
+        np.concatenate(offsets),
         np.concatenate(taps),
     )
-
-
-def _portions(
-    images: int,
-    height: int,
-    width: int,
-    channels: int,
-    ring: Ring,
-    itemsize: int,
-    by_pixel: bool,
-    most: int,
-    at_once: int,
-) -> Portions:
-    """Of outputs of ``height`` x ``width``, in steps of the stride.
-
-    most: pieces that images may be cut into; at_once: rows, where an image is not taken whole.
-    """
-    lanes, vectors = block_lanes(itemsize), blocks_of(channels, itemsize)
-    whole = width < OUTER_ROWS and height * width <= WORTH
-    together = min(images, -(-WORTH // (height * width))) if whole and by_pixel else 1
-    at_once = height if whole else min(height, at_once)
-    pieces = min(most, -(-images // together))
-    kept = together * ring.kept(at_once) * ring.columns * lanes * itemsize
-    wide = max(NARROW, -(-vectors // -(-TASKS // pieces))) if by_pixel else 1
-    group = min(max(1, KEPT // kept), wide, vectors)
-    parts = -(-vectors // group)
-    group = -(-vectors // parts)
-    blocks = 1 if whole else min(-(-TASKS // (pieces * parts)), -(-height // SHORT))
-    rows = -(-height // blocks)
-    # An odd number of cache lines from pixel to pixel: pixels of one channel lie in all parts of the first cache.
-    pitch = (group | 1) * lanes
-    ahead = parts == 1 and rows > at_once and by_pixel
-    return Portions(together, rows, min(rows, at_once), height if whole else 1, group * lanes, pitch, ahead)
 
 
 def _of_images(places: np.ndarray, images: int, image: int) -> np.ndarray:
