@@ -49,8 +49,8 @@ def _of_both_sizes(builder, wide, tile):
 
 
 @intrinsic
-def tile_products(typingctx, a, start, places, place, offsets, first, taps, weights, w_start, w_step, wide, tile):
-    """tile[i, lane] = sum over t < taps of a[start + places[place + i] + offsets[first + t] + lane] * w[t, lane].
+def tile_products(typingctx, a, start, places, place, offsets, first, taps, weights, w_start, w_step, wide, begin, tile):
+    """tile[i, lane] = begin[lane] + sum over t < taps of a[start + places[place + i] + offsets[first + t] + lane] * w[t, lane].
 
     i < OUTER_ROWS if ``wide``, else PIXELS; w[t, lane] = weights[w_start + t * w_step + lane].
     """
@@ -58,12 +58,12 @@ def tile_products(typingctx, a, start, places, place, offsets, first, taps, weig
     def codegen(context, builder, signature, arguments):
         vectors = _Vectors(context, builder, a.dtype)
         share = _Taps(context, builder, (a, places, offsets, weights), arguments[:10])
-        target = _data(context, builder, signature.args[11], arguments[11])
+        target = _data(context, builder, signature.args[12], arguments[12])
 
         def emit(pixels):
             sums = vectors.registers(pixels)
             for total in sums:
-                builder.store(vectors.zero, total)
+                builder.store(arguments[11], total)
             sources = share.pixels(pixels)
             with cgutils.for_range(builder, share.count) as loop:
                 weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
@@ -76,7 +76,7 @@ def tile_products(typingctx, a, start, places, place, offsets, first, taps, weig
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, places, i64, offsets, i64, i64, weights, i64, i64, i64, tile), codegen
+    return types.void(a, i64, places, i64, offsets, i64, i64, weights, i64, i64, i64, begin, tile), codegen
 
 
 @intrinsic

@@ -29,19 +29,18 @@ from fastbn.kernels.conv_rows import clear, fill_rows, pixel_step
 
 
 @inlined
-def _finished(tile, q, start, residual, bounds, at, count):
-    value = load(tile, q) + start
+def _finished(tile, q, residual, at, count):
+    value = load(tile, q)
     if residual is not None:
         value = value + load_part(residual, at, count, value)
-    return within(value, bounds)
+    return value
 
 
 @body
-def _scatter_tile(tile, pixels, start, residual, bounds, out, i, count, stride, step):
+def _scatter_tile(tile, pixels, residual, bounds, out, i, count, stride, step):
     lanes = lanes_of(tile)
     for pixel in range(pixels):
         q = pixel * lanes
-        store(tile, q, load(tile, q) + start)
         if residual is not None:
             for lane in range(count):
                 tile[q + lane] += residual[i + lane * stride]
@@ -67,17 +66,20 @@ def _convolve_channels(
     for left in range(0, pixels, OUTER_ROWS):
         length = min(OUTER_ROWS, pixels - left)
         tile_products(
-            plane, 0, places, left, offsets, 0, offsets.size, weights, c, weights.shape[1], int64(length > PIXELS), tile
+            plane, 0, places, left, offsets, 0, offsets.size, weights, c, weights.shape[1], int64(length > PIXELS), start,
+            tile,
         )  # fmt: skip
         if stride != 1:
-            _scatter_tile(tile, length, start, residual, bounds, out, i, count, stride, step)
+            _scatter_tile(tile, length, residual, bounds, out, i, count, stride, step)
             i += step * length
         else:
             if shifts is not None and starts and left == 0:
-                near = finite_or_zero(_finished(tile, 0, start, residual, bounds, i, count))
+                near = finite_or_zero(_finished(tile, 0, residual, i, count))
                 store(shifts, place, near)
             for q in range(0, length * lanes, lanes):
-                value = _finished(tile, q, start, residual, bounds, i, count)
+                value = _finished(tile, q, residual, i, count)
+                if shifts is None:
+                    value = within(value, bounds)
                 store_part(out, i, value, count)
                 if each:
                     prefetch_to_write(out, nxt)
