@@ -1,4 +1,4 @@
-"""How ``kernels.conv_depthwise`` goes about a convolution: rows kept, places and portions, from shapes alone."""
+"""How ``kernels.conv_depthwise`` goes about a convolution: rows at a time, places and portions, from shapes alone."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,53 +9,51 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_portions import blocks_of
 from fastbn.kernels._simd import OUTER_ROWS
 from fastbn.kernels.conv_panels import block_lanes
+import os
 
-KEPT = 1 << 19  # bytes, about, of what a task keeps: it stays in the second cache
-TASKS = 16  # wanted at least
-WORTH = 256  # pixels for which a task takes up the weights of a channel; of a run of several images
-DENSE = 1000  # vectors of x that a task of the backward pass takes at a time: they stay in cache with all they need
-NARROW = 4  # vectors of channels that lie together, at least
+PLANE = int(os.environ.get("DW_PLANE", 300))  # pixels, about, kept at a time with the zeros around them: they stay in the first cache
+DENSE = int(os.environ.get("DW_DENSE", 1000))  # vectors, about, of the larger image that are taken at a time: they and the next ones stay in the second
+TASKS = int(os.environ.get("DW_TASKS", 8))  # wanted at least
+FEW = int(os.environ.get("DW_FEW", 16))  # pixels of an image; smaller ones are taken several at a time
+WORTH = int(os.environ.get("DW_WORTH", 64))  # pixels for which a task of the backward pass has sums of its own, at least
+NARROW = int(os.environ.get("DW_NARROW", 4))  # vectors of channels that lie together, at least
 SHORT = 8  # rows of a task, at least
 
 Shape = tuple[int, ...]
 Phase = tuple[np.ndarray, np.ndarray]  # taps, and how far from pixel t of the phase their outputs lie from output t
 
 
-class Ring(NamedTuple):
-    """Rows kept on the way down: an output row meets ``window`` of them, the next one those ``stride`` further."""
+class Plane(NamedTuple):
+    """Rows kept: an output row meets ``window`` of them, the next one those ``stride`` further."""
 
     window: int
     stride: int
     columns: int
 
-    def kept(self, at_once: int) -> int:
+    def rows(self, at_once: int) -> int:
         """For so many rows of the output."""
         return self.window + (at_once - 1) * self.stride
 
+    def pixels(self, at_once: int) -> int:
+        """In ``rows``."""
+        return self.rows(at_once) * self.columns
+
 
 class Portions(NamedTuple):
-    """Of a task: ``rows`` rows of ``images`` images, ``at_once`` found together, ``run_rows`` in a run, and ``group``
-    channels. pitch: elements from pixel to pixel of the kept rows; ahead: whether the next rows are asked for early."""
+    """Of a task: ``rows`` rows of ``images`` images, ``at_once`` found together, and ``group`` channels.
+
+    ahead: whether it has all channels, and what lies next in memory is asked for early.
+    """
 
     images: int
     rows: int
     at_once: int
-    run_rows: int
     group: int
-    pitch: int
     ahead: bool
 
 
-class FPortions(NamedTuple):
-    images: int
-    rows: int
-    at_once: int
-    group: int
-    ahead: int
-
-
 class ForwardRows(NamedTuple):
-    """Operands of ``correlate_depthwise``. offsets: (taps,); workspace: elements of a thread's."""
+    """Operands of ``correlate_depthwise``, see there; workspace: elements of a thread's."""
 
     top: int
     window: int
@@ -63,15 +61,8 @@ class ForwardRows(NamedTuple):
     size: int
     places: np.ndarray
     offsets: np.ndarray
-    portions: FPortions
+    portions: Portions
     workspace: int
-
-
-import os
-FULL = int(os.environ.get("DW_FULL", 256))
-PX = int(os.environ.get("DW_PX", 128))
-AHEAD = int(os.environ.get("DW_AHEAD", 1))
-MINROWS = int(os.environ.get("DW_MINROWS", 4))
 
 
 class BackwardRows(NamedTuple):
@@ -88,7 +79,7 @@ class BackwardRows(NamedTuple):
     pixels: np.ndarray
     phases: np.ndarray
     offsets: np.ndarray
-    portions: FPortions
+    portions: Portions
     runs_at_once: int
     splits: int
     taps: np.ndarray
@@ -96,100 +87,67 @@ class BackwardRows(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def forward_rows(y_shape: Shape, window: Window, itemsize: int, by_pixel: bool, x_width: int) -> ForwardRows:
+def forward_rows(y_shape: Shape, x_width: int, window: Window, itemsize: int, by_pixel: bool) -> ForwardRows:
     """For y of ``y_shape``; by_pixel: channels lie side by side in it."""
     images, channels, height, width = y_shape
-    lanes = block_lanes(itemsize)
     rows, columns = (np.arange(window.kernel[i]) * window.dilation[i] for i in range(2))
-    top, lead = window.padding
-    stride, reach = window.stride, int(rows[-1]) + 1
-    length = max((width - 1) * stride[1] + int(columns[-1]) + 1, lead + x_width)
-    vectors = blocks_of(channels, itemsize)
-    whole = height * width <= FULL
-    together = min(images, -(-PX // (height * width))) if whole and by_pixel else 1
-    at_once = height if whole else min(height, max(MINROWS, PX // width))
-    pieces = -(-images // together)
-    wide = max(NARROW, -(-vectors // -(-TASKS // pieces))) if by_pixel else 1
-    group = min(int(os.environ.get('DW_GROUP',wide)), vectors)
-    parts = -(-vectors // group)
-    group = -(-vectors // parts)
-    blocks = 1 if whole else min(-(-TASKS // (pieces * parts)), -(-height // SHORT))
-    task_rows = -(-height // blocks)
-    at_once = min(task_rows, at_once)
-    kept = (at_once - 1) * stride[0] + reach
-    spots = np.arange(kept)[:, None] * length + lead + np.arange(x_width)
-    places = _of_images(
-        np.arange(at_once)[:, None] * (stride[0] * length) + np.arange(width) * stride[1], together, kept * length
-    )
-    offsets = rows[:, None] * length + columns
-    size = kept * length * lanes
+    (top, lead), (stride_h, stride_w) = window.padding, window.stride
+    length = max((width - 1) * stride_w + int(columns[-1]) + 1, lead + x_width)
+    plane, lanes = Plane(int(rows[-1]) + 1, stride_h, length), block_lanes(itemsize)
+    portions = _portions(images, height, width, stride_h * x_width, channels, plane, itemsize, by_pixel, images)
+    size = plane.pixels(portions.at_once)
+    pixels = np.arange(portions.at_once)[:, None] * (stride_h * length) + np.arange(width) * stride_w
     return ForwardRows(
         top,
-        reach,
-        spots.reshape(-1) * lanes,
-        size,
-        _padded(places) * lanes,
-        offsets.reshape(-1) * lanes,
-        FPortions(together, task_rows, at_once, group * lanes, int(by_pixel and parts == 1) * AHEAD),
-        OUTER_ROWS * lanes + together * size,
+        plane.window,
+        _spots(plane, portions, lead, x_width) * lanes,
+        size * lanes,
+        _padded(_of_images(pixels, portions.images, size)) * lanes,
+        (rows[:, None] * length + columns).reshape(-1) * lanes,
+        portions,
+        (OUTER_ROWS + portions.images * size) * lanes,
     )
-
-
-BPX = int(os.environ.get("DW_BPX", 128))
-BROWS = int(os.environ.get("DW_BROWS", 4))
 
 
 @lru_cache(maxsize=512)
-def backward_rows(x_shape: Shape, window: Window, itemsize: int, by_pixel: bool, y_width: int) -> BackwardRows:
+def backward_rows(x_shape: Shape, dy_width: int, window: Window, itemsize: int, by_pixel: bool) -> BackwardRows:
     """For x of ``x_shape``; by_pixel: channels lie side by side in it."""
     images, channels, height, width = x_shape
-    lanes = block_lanes(itemsize)
-    vectors = blocks_of(channels, itemsize)
     steps, breadth = -(-height // window.stride[0]), -(-width // window.stride[1])
     axes = [_phases(i, x_shape[2 + i], window) for i in range(2)]
     (first, last), (left, right) = map(_reach, axes)
-    lead = max(0, -left)
-    length = lead + max(max(0, right) + breadth, y_width)
-    whole = height * width <= FULL
+    lead, lanes = max(0, -left), block_lanes(itemsize)
+    plane = Plane(last - first + 1, 1, lead + max(max(0, right) + breadth, dy_width))
     most = min(TASKS, -(-images * height * width // WORTH))
-    together = min(images, -(-BPX // (height * width))) if whole and by_pixel else 1
-    at_once = steps if whole else min(steps, max(BROWS, BPX // width))
-    pieces = min(most, -(-images // together))
-    wide = max(NARROW, -(-vectors // -(-TASKS // pieces))) if by_pixel else 1
-    group = min(int(os.environ.get('DW_GROUP',wide)), vectors)
-    parts = -(-vectors // group)
-    group = -(-vectors // parts)
-    blocks = 1 if whole else min(-(-TASKS // (pieces * parts)), -(-steps // SHORT))
-    rows = -(-steps // blocks)
-    at_once = min(rows, at_once)
-    kept = at_once - 1 + last - first + 1
-    size = kept * length
-    blocks, row_blocks = -(-images // together), -(-steps // rows)
+    portions = _portions(
+        images, steps, breadth, window.stride[0] * width, channels, plane, itemsize, by_pixel, most
+    )
+    size = plane.pixels(portions.at_once)
+    blocks, row_blocks = -(-images // portions.images), -(-steps // portions.rows)
     runs_at_once = -(-blocks // most) if row_blocks == 1 else 1
-    places, pixels, phases, offsets, taps = _by_phase(x_shape[2:], window, axes, length, size, at_once, together)
-    spots = np.arange(kept)[:, None] * length + lead + np.arange(y_width)
+    places, pixels, phases, offsets, taps = _by_phase(x_shape[2:], window, axes, plane, portions)
     return BackwardRows(
         -first,
-        last - first + 1,
-        spots.reshape(-1) * lanes,
+        plane.window,
+        _spots(plane, portions, lead, dy_width) * lanes,
         size * lanes,
         _padded(places) * lanes,
         pixels * (channels if by_pixel else 1),
         phases,
         (offsets + lead) * lanes,
-        FPortions(together, rows, at_once, group * lanes, int(by_pixel and parts == 1) * AHEAD),
+        portions,
         runs_at_once,
         -(-blocks * row_blocks // runs_at_once),
         taps,
-        (OUTER_ROWS + taps.size + together * size) * lanes,
+        (OUTER_ROWS + taps.size + portions.images * size) * lanes,
     )
 
 
 def _by_phase(
-    size: Shape, window: Window, axes: list[list[Phase]], length: int, image: int, at_once: int, images: int
+    size: Shape, window: Window, axes: list[list[Phase]], plane: Plane, portions: Portions
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Places, pixels, phases, offsets and taps of ``BackwardRows``, in pixels, without the lead."""
-    first = _reach(axes[0])[0]
+    first, image = _reach(axes[0])[0], plane.pixels(portions.at_once)
     places: list[np.ndarray] = []
     pixels: list[np.ndarray] = []
     offsets: list[np.ndarray] = []
@@ -197,14 +155,14 @@ def _by_phase(
     phases, tap, place = [], 0, 0
     for i, (rows, shifts_h) in enumerate(axes[0]):
         deep = -(-(size[0] - i) // window.stride[0])
-        row = np.arange(min(deep, at_once))[:, None]
+        row = np.arange(min(deep, portions.at_once))[:, None]
         for j, (columns, shifts_w) in enumerate(axes[1]):
             column = np.arange(-(-(size[1] - j) // window.stride[1]))
             inside = (row * window.stride[0] + i) * size[1] + column * window.stride[1] + j
             phases.append((tap, rows.size * columns.size, place, column.size, deep))
-            places.append(_of_images(row * length + column, images, image))
-            pixels.append(_of_images(inside, images, size[0] * size[1]))
-            offsets.append(((shifts_h[:, None] - first) * length + shifts_w).reshape(-1))
+            places.append(_of_images(row * plane.columns + column, portions.images, image))
+            pixels.append(_of_images(inside, portions.images, size[0] * size[1]))
+            offsets.append(((shifts_h[:, None] - first) * plane.columns + shifts_w).reshape(-1))
             taps.append((rows[:, None] * window.kernel[1] + columns).reshape(-1))
             tap, place = tap + taps[-1].size, place + places[-1].size
     return (
@@ -214,6 +172,40 @@ def _by_phase(
         np.concatenate(offsets),
         np.concatenate(taps),
     )
+
+
+def _portions(
+    images: int,
+    height: int,
+    width: int,
+    pixels: int,
+    channels: int,
+    plane: Plane,
+    itemsize: int,
+    by_pixel: bool,
+    most: int,
+) -> Portions:
+    """Of outputs of ``height`` x ``width``, in steps of the stride.
+
+    pixels: of the larger image, a step; most: pieces that images may be cut into.
+    """
+    lanes, vectors = block_lanes(itemsize), blocks_of(channels, itemsize)
+    whole = plane.pixels(height) <= PLANE and pixels * height * vectors <= 2 * DENSE
+    together = min(images, -(-FEW // (height * width))) if whole and by_pixel else 1
+    pieces = min(most, -(-images // together))
+    wide = max(NARROW, -(-vectors // -(-TASKS // pieces))) if by_pixel else 1
+    parts = -(-vectors // min(wide, vectors))
+    group = -(-vectors // parts)
+    blocks = 1 if whole else min(-(-TASKS // (pieces * parts)), -(-height // SHORT))
+    rows = -(-height // blocks)
+    fit = min(DENSE // (pixels * group), (PLANE // plane.columns - plane.window) // plane.stride + 1)
+    return Portions(together, rows, rows if whole else min(rows, max(2, fit)), group * lanes, parts == 1)
+
+
+def _spots(plane: Plane, portions: Portions, lead: int, width: int) -> np.ndarray:
+    """Places of ``width`` pixels in each row kept of an image, ``lead`` columns from its left."""
+    row = np.arange(plane.rows(portions.at_once))[:, None]
+    return (row * plane.columns + lead + np.arange(width)).reshape(-1)
 
 
 def _of_images(places: np.ndarray, images: int, image: int) -> np.ndarray:

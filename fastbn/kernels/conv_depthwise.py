@@ -25,7 +25,7 @@ from fastbn.kernels._vector import (
     within,
 )
 from fastbn.kernels.batch_norm_tiles import whole_vectors
-from fastbn.kernels.conv_rows import clear, fill_rows, pixel_step
+from fastbn.kernels.conv_rows import asked_for, clear, fill_rows, pixel_step
 
 
 @inlined
@@ -81,9 +81,8 @@ def _convolve_channels(
                 if shifts is None:
                     value = within(value, bounds)
                 store_part(out, i, value, count)
-                if each:
-                    prefetch_to_write(out, nxt)
-                    nxt += each
+                prefetch_to_write(out, nxt)
+                nxt += each
                 if shifts is not None:
                     d = value - near
                     d_sum, q_sum = d_sum + d, fma(d, d, q_sum)
@@ -120,22 +119,20 @@ def _correlate_task(
         inside = max(0, min(height + above, (end - 1 - begin) * stride_h + window) - skipped)
         x_at = first_image * x_strides[0] + (skipped - above) * width * x_step
         at = first_image * out_strides[0] + begin * out_shape[3] * out_step
-        each = ahead * lanes
-        x_next = x_at + count_images * inside * width * x_step
-        out_next = at + count_images * (end - begin) * out_shape[3] * out_step
+        x_pixels, pixels = count_images * inside * width, count_images * (end - begin) * out_shape[3]
         for c in range(first, last, lanes):
             count = min(lanes, last - c)
+            x_next, x_each = asked_for(ahead, x_at, x_pixels, x_step, first, c, lanes)
+            out_next, out_each = asked_for(ahead, at, pixels, out_step, first, c, lanes)
             fill_rows(
                 x, None, relu, affine, None, x_floor, count_images, x_at + c * x_strides[1], x_strides[0],
-                x_strides[1], x_step, c, count, x_next, each, spots, skipped * width, inside * width, plane, size,
+                x_strides[1], x_step, c, count, x_next, x_each, spots, skipped * width, inside * width, plane, size,
             )  # fmt: skip
             _convolve_channels(
-                plane, places, count_images * (end - begin) * out_shape[3], offsets, weights, c, count, bias,
-                residual, limits, out, at + c * out_strides[1], out_strides[1], out_step, out_next, each, shifts,
+                plane, places, pixels, offsets, weights, c, count, bias,
+                residual, limits, out, at + c * out_strides[1], out_strides[1], out_step, out_next, out_each, shifts,
                 partials, piece, begin == first_row, tile,
             )  # fmt: skip
-            x_next += each * count_images * inside * width
-            out_next += each * count_images * (end - begin) * out_shape[3]
 
 
 @driver

@@ -29,7 +29,7 @@ from fastbn.kernels._vector import (
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.batch_norm_vectors import passed
 from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT
-from fastbn.kernels.conv_rows import clear, constants_of, fill_rows, pixel_step
+from fastbn.kernels.conv_rows import asked_for, clear, constants_of, fill_rows, pixel_step
 
 # Of a phase: its first tap and their number, its first place, its columns, and its rows in an image.
 FIRST_TAP, TAPS, FIRST_PLACE, COLUMNS, ROWS = range(5)
@@ -102,10 +102,9 @@ def _gradients_of_phase(
                 if residual is not None:
                     value = value + load_part(residual, j, count, zero)
                 store_part(dx, j, value, count)
-                if each:
-                    prefetch_far(x, nxt)
-                    prefetch_to_write(dx, nxt)
-                    nxt += each
+                prefetch_far(x, nxt)
+                prefetch_to_write(dx, nxt)
+                nxt += each
                 if sums is not None:
                     d = load_part(x, j, count, near) - near
                     g = passed(value, d, None, 0, x_relu, scale, shift)
@@ -139,7 +138,6 @@ def _gradients_task(
     filled_channels = whole_vectors(last, lanes)
     steps = -(-height // stride_h)
     row_blocks = -(-steps // rows)
-    each = ahead * lanes
     partials[split, :, first:filled_channels] = 0.0
     totals[:] = 0.0
     last_run = min(-(-x_shape[0] // images) * row_blocks, (split + 1) * runs_at_once)
@@ -159,23 +157,23 @@ def _gradients_task(
             inside = max(0, min(dy_shape[2] + above, end - 1 - begin + window) - skipped) * dy_shape[3]
             dy_at = first_image * dy_strides[0] + (skipped - above) * dy_shape[3] * dy_step
             at = first_image * x_strides[0] + begin * stride_h * width * x_step
-            dy_next = dy_at + count_images * inside * dy_step
-            x_next = at + count_images * (end - begin) * stride_h * width * x_step
+            dy_pixels, x_pixels = count_images * inside, count_images * (end - begin) * stride_h * width
             for c in range(first, last, lanes):
                 count = min(lanes, last - c)
+                dy_next, dy_each = asked_for(ahead, dy_at, dy_pixels, dy_step, first, c, lanes)
+                x_next, x_each = asked_for(ahead, at, x_pixels, x_step, first, c, lanes)
                 fill_rows(
                     dy, partner, relu, affine, slopes, -np.inf, count_images, dy_at + c * dy_strides[1], dy_strides[0],
-                    dy_strides[1], dy_step, c, count, dy_next, each, spots, skipped * dy_shape[3], inside, plane, size,
+                    dy_strides[1], dy_step, c, count, dy_next, dy_each, spots, skipped * dy_shape[3], inside, plane, size,
                 )  # fmt: skip
-                dy_next += each * count_images * inside
                 for phase in phases:
                     pixels = count_images * (min(end, phase[ROWS]) - begin) * phase[COLUMNS]
                     _gradients_of_phase(
                         plane, phase, pixels, places, targets, offsets, weights, c, count, residual, x, x_affine,
-                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], x_next, each, sums, run,
+                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], x_next, x_each, sums, run,
                         tile, totals,
                     )  # fmt: skip
-                    x_next += each * pixels
+                    x_next += x_each * pixels
                 _flush_totals(totals, partials, split, c)
 
 

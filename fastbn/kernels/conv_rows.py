@@ -23,6 +23,17 @@ def pixel_step(strides, height, width):
     return strides[0] // (height * width) if strides[1] == 1 else strides[3]
 
 
+@inlined
+def asked_for(ahead, at, pixels, step, first, c, lanes):
+    """Where to go on asking for memory while channels from c on are worked on, and how far from line to line.
+
+    ahead: all channels of the next pixels, in the order of memory; else the next channels of these.
+    """
+    if ahead:
+        return at + pixels * (step + c), lanes
+    return at + c + lanes, step
+
+
 @body
 def clear(plane, elements):
     """Zeros, to a whole vector."""
@@ -69,9 +80,8 @@ def fill_rows(
                         x, partner, None, relu, i, count, 0, near, scale, shift, a, b, k, inv_std, None
                     )  # fmt: skip
                 store(plane, place, value)
-                if each:
-                    prefetch_far(x, nxt)
-                    if partner is not None:
-                        prefetch_far(partner, nxt)
-                    nxt += each
+                prefetch_far(x, nxt)
+                if partner is not None:
+                    prefetch_far(partner, nxt)
+                nxt += each
             i += step
