@@ -9,14 +9,15 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_portions import blocks_of
 from fastbn.kernels._simd import OUTER_ROWS
 from fastbn.kernels.conv_panels import block_lanes
-import os
 
-PLANE = int(os.environ.get("DW_PLANE", 300))  # pixels, about, kept at a time with the zeros around them: they stay in the first cache
-DENSE = int(os.environ.get("DW_DENSE", 1000))  # vectors, about, of the larger image that are taken at a time: they and the next ones stay in the second
-TASKS = int(os.environ.get("DW_TASKS", 8))  # wanted at least
-FEW = int(os.environ.get("DW_FEW", 16))  # pixels of an image; smaller ones are taken several at a time
-WORTH = int(os.environ.get("DW_WORTH", 64))  # pixels for which a task of the backward pass has sums of its own, at least
-NARROW = int(os.environ.get("DW_NARROW", 4))  # vectors of channels that lie together, at least
+PLANE = (
+    300  # pixels, about, that are kept of an image at a time: with what reads and writes them they fit the first cache
+)
+DENSE = 1000  # vectors of x or of y, about, that are taken at a time: they and the next ones stay in the second cache
+TASKS = 8  # wanted at least; channels are shared out only where images are few, as they lie together
+FEW = 16  # pixels; images of fewer are taken together
+WORTH = 64  # pixels for which a task has sums of its own of the gradient to the weights
+NARROW = 4  # vectors of channels that lie together, at least
 SHORT = 8  # rows of a task, at least
 
 Shape = tuple[int, ...]
@@ -119,9 +120,7 @@ def backward_rows(x_shape: Shape, dy_width: int, window: Window, itemsize: int, 
     lead, lanes = max(0, -left), block_lanes(itemsize)
     plane = Plane(last - first + 1, 1, lead + max(max(0, right) + breadth, dy_width))
     most = min(TASKS, -(-images * height * width // WORTH))
-    portions = _portions(
-        images, steps, breadth, window.stride[0] * width, channels, plane, itemsize, by_pixel, most
-    )
+    portions = _portions(images, steps, breadth, window.stride[0] * width, channels, plane, itemsize, by_pixel, most)
     size = plane.pixels(portions.at_once)
     blocks, row_blocks = -(-images // portions.images), -(-steps // portions.rows)
     runs_at_once = -(-blocks // most) if row_blocks == 1 else 1

@@ -1,6 +1,7 @@
-"""Depthwise convolution: every channel by itself, a vector of them at a time, down the rows of ``conv_rows``.
+"""Depthwise convolution: every channel by itself, rows of ``conv_rows`` of a vector of channels at a time.
 
-weights (taps, C to a whole vector); y[q, c] = sum over taps t of rows[places[q] + offsets[t] + c] * weights[t, c].
+weights (taps, C to a whole vector); y[q, c] = sum over taps t of plane[places[q] + offsets[t], c] * weights[t, c].
+A plane stays in the first cache, what is read and written next comes into the second meanwhile.
 """
 
 from numba import get_thread_id, int64, prange
@@ -31,9 +32,7 @@ from fastbn.kernels.conv_rows import asked_for, clear, fill_rows, pixel_step
 @inlined
 def _finished(tile, q, residual, at, count):
     value = load(tile, q)
-    if residual is not None:
-        value = value + load_part(residual, at, count, value)
-    return value
+    return value if residual is None else value + load_part(residual, at, count, value)
 
 
 @body
@@ -52,21 +51,23 @@ def _scatter_tile(tile, pixels, residual, bounds, out, i, count, stride, step):
 
 @body
 def _convolve_channels(
-    plane, places, pixels, offsets, weights, c, count, bias, residual, limits, out, at, stride, step, nxt, each, shifts,
-    partials, piece, starts, tile,
+    plane, places, pixels, offsets, weights, c, count, bias, residual, limits, out, i, stride, step, asked, asked_step,
+    shifts, partials, piece, starts, tile,
 ):  # fmt: skip
-    """The output's first ``pixels`` pixels of ``places``, of the ``count`` channels from c on that ``plane`` has."""
+    """``pixels`` pixels of the output from i on, for the ``count`` channels from c on that ``plane`` has.
+
+    starts: whether the piece begins here, and its first pixel gives the shifts.
+    """
     lanes, zero, bounds = lanes_of(plane), splat(plane, 0.0), bounds_of(plane, limits)
     start = zero if bias is None else load_first(bias, c, count, zero)
     place = 0 if shifts is None else piece * partials.shape[2] + c
     d_sum = q_sum = near = zero
     if shifts is not None and not starts:
         near = load(shifts, place)
-    i = at
     for left in range(0, pixels, OUTER_ROWS):
         length = min(OUTER_ROWS, pixels - left)
         tile_products(
-            plane, 0, places, left, offsets, 0, offsets.size, weights, c, weights.shape[1], int64(length > PIXELS), start,
+            plane, places, left, offsets, 0, offsets.size, weights, c, weights.shape[1], int64(length > PIXELS), start,
             tile,
         )  # fmt: skip
         if stride != 1:
@@ -81,8 +82,8 @@ def _convolve_channels(
                 if shifts is None:
                     value = within(value, bounds)
                 store_part(out, i, value, count)
-                prefetch_to_write(out, nxt)
-                nxt += each
+                prefetch_to_write(out, asked)
+                asked += asked_step
                 if shifts is not None:
                     d = value - near
                     d_sum, q_sum = d_sum + d, fma(d, d, q_sum)
@@ -122,16 +123,15 @@ def _correlate_task(
         x_pixels, pixels = count_images * inside * width, count_images * (end - begin) * out_shape[3]
         for c in range(first, last, lanes):
             count = min(lanes, last - c)
-            x_next, x_each = asked_for(ahead, x_at, x_pixels, x_step, first, c, lanes)
-            out_next, out_each = asked_for(ahead, at, pixels, out_step, first, c, lanes)
             fill_rows(
                 x, None, relu, affine, None, x_floor, count_images, x_at + c * x_strides[1], x_strides[0],
-                x_strides[1], x_step, c, count, x_next, x_each, spots, skipped * width, inside * width, plane, size,
+                x_strides[1], x_step, c, count, *asked_for(ahead, x_at, x_pixels, x_step, c, lanes), spots,
+                skipped * width, inside * width, plane, size,
             )  # fmt: skip
             _convolve_channels(
-                plane, places, pixels, offsets, weights, c, count, bias,
-                residual, limits, out, at + c * out_strides[1], out_strides[1], out_step, out_next, out_each, shifts,
-                partials, piece, begin == first_row, tile,
+                plane, places, pixels, offsets, weights, c, count, bias, residual, limits, out,
+                at + c * out_strides[1], out_strides[1], out_step, *asked_for(ahead, at, pixels, out_step, c, lanes),
+                shifts, partials, piece, begin == first_row, tile,
             )  # fmt: skip
 
 
@@ -141,7 +141,17 @@ def correlate_depthwise(
     residual, limits, out, out_shape, out_strides, images, rows, at_once, group, ahead, shifts, partials, workspace,
     parallel,
 ):  # fmt: skip
-    """out = the sum over t of weights * plane, + bias + residual, within ``limits``.
+    """out = bias + the sum over t of weights * plane, + residual; within ``limits``, where no sums are taken.
+
+    A task has ``rows`` rows of ``images`` images and ``group`` channels, and takes ``at_once`` rows at a time: one
+    image's, or, where they are all, all its images'. x: flat; affine, relu, x_floor: its prologue. ahead: see
+    ``asked_for``.
+    top: zeros above an image; window: rows of x that a row of the output meets. plane: ``size`` elements of each image;
+    spots: places in it for the pixels of its rows, row by row; places: of the output's pixels, and offsets of the taps
+    from there.
+    bias, residual: flat, or None; residual lies as out.
+    Sums of a dense channels-last output as in ``conv_blocks.correlate_blocks``, a piece for each task's rows.
+    workspace: (threads, a tile and the planes of ``images`` images).
     """
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * -(-out_shape[1] // group)
     source = (x, affine, relu, x_floor, stride_h, top, window, spots, size, places, offsets, weights)

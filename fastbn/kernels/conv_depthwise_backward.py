@@ -1,7 +1,7 @@
 """Both gradients of a depthwise convolution in one walk over the input; see ``kernels.conv_depthwise``.
 
-dx[p] = sum over taps t of rows[places[p] + offsets[t]] * weights[t], dweight[t] = the same sum over p with x[p] in the
-place of weights[t], where rows are those of dy: what dx reads serves the weights too, and dy and x are read once.
+dx[p] = sum over taps t of plane[places[p] + offsets[t]] * weights[t], dweight[t] = the same sum over p with x[p] in the
+place of weights[t], where the plane is dy's: what dx reads serves the weights too, and dy and x are read once.
 Which taps reach a pixel follows from its row and column modulo the stride, its phase.
 """
 
@@ -69,9 +69,9 @@ def _scatter_tile(tile, residual, dx, i, pixels, q, length, count, stride):
 @body
 def _gradients_of_phase(
     plane, phase, pixels, places, targets, offsets, weights, c, count, residual, x, x_affine, x_relu, x_ceiling,
-    x_floor, dx, at, stride, nxt, each, sums, piece, tile, totals,
+    x_floor, dx, at, stride, asked, asked_step, sums, piece, tile, totals,
 ):  # fmt: skip
-    """The first ``pixels`` pixels of one phase, of the ``count`` channels from c on, of which ``plane`` has dy."""
+    """The first ``pixels`` pixels of one phase, for the ``count`` channels from c on of which ``plane`` has dy."""
     lanes, zero, low = lanes_of(plane), splat(plane, 0.0), splat(plane, x_floor)
     tap, place, breadth = phase[FIRST_TAP], phase[FIRST_PLACE], weights.shape[1]
     near, scale = constants_of(x_affine, NEAR_MEAN, c, count, zero), constants_of(x_affine, SCALE, c, count, zero)
@@ -91,7 +91,7 @@ def _gradients_of_phase(
         for k in range(length, size):
             store(tile, k * lanes, zero)
         tile_gradients(
-            plane, 0, places, q, offsets, tap, phase[TAPS], weights, tap * breadth + c, breadth, int64(length > PIXELS),
+            plane, places, q, offsets, tap, phase[TAPS], weights, tap * breadth + c, breadth, int64(length > PIXELS),
             tile, totals, tap * lanes,
         )  # fmt: skip
         if stride != 1:
@@ -102,9 +102,9 @@ def _gradients_of_phase(
                 if residual is not None:
                     value = value + load_part(residual, j, count, zero)
                 store_part(dx, j, value, count)
-                prefetch_far(x, nxt)
-                prefetch_to_write(dx, nxt)
-                nxt += each
+                prefetch_far(x, asked)
+                prefetch_to_write(dx, asked)
+                asked += asked_step
                 if sums is not None:
                     d = load_part(x, j, count, near) - near
                     g = passed(value, d, None, 0, x_relu, scale, shift)
@@ -160,20 +160,20 @@ def _gradients_task(
             dy_pixels, x_pixels = count_images * inside, count_images * (end - begin) * stride_h * width
             for c in range(first, last, lanes):
                 count = min(lanes, last - c)
-                dy_next, dy_each = asked_for(ahead, dy_at, dy_pixels, dy_step, first, c, lanes)
-                x_next, x_each = asked_for(ahead, at, x_pixels, x_step, first, c, lanes)
+                asked, asked_step = asked_for(ahead, at, x_pixels, x_step, c, lanes)
                 fill_rows(
                     dy, partner, relu, affine, slopes, -np.inf, count_images, dy_at + c * dy_strides[1], dy_strides[0],
-                    dy_strides[1], dy_step, c, count, dy_next, dy_each, spots, skipped * dy_shape[3], inside, plane, size,
+                    dy_strides[1], dy_step, c, count, *asked_for(ahead, dy_at, dy_pixels, dy_step, c, lanes), spots,
+                    skipped * dy_shape[3], inside, plane, size,
                 )  # fmt: skip
                 for phase in phases:
                     pixels = count_images * (min(end, phase[ROWS]) - begin) * phase[COLUMNS]
                     _gradients_of_phase(
                         plane, phase, pixels, places, targets, offsets, weights, c, count, residual, x, x_affine,
-                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], x_next, x_each, sums, run,
-                        tile, totals,
+                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], asked, asked_step, sums,
+                        run, tile, totals,
                     )  # fmt: skip
-                    x_next += x_each * pixels
+                    asked += asked_step * pixels
                 _flush_totals(totals, partials, split, c)
 
 
@@ -187,7 +187,11 @@ def gradients_depthwise(
 
     A task has ``runs_at_once`` times the ``rows`` rows of each phase of ``images`` images, and ``group`` channels; it
     takes rows as ``correlate_depthwise`` does. dy, x: flat; partner, relu, affine, slopes: dy's prologue; x_affine,
-    x_ceiling, x_floor: that of x, and x_relu its ReLU.
+    x_ceiling, x_floor: that of x, and x_relu its ReLU. top: zeros above dy; window: rows of dy that a row of each phase
+    meets; spots, size: of the plane. phases (phases, 5): of each, FIRST_TAP and so on; taps lie by phase, as weights
+    do. places: in the plane, and targets: in x, of each phase's pixels.
+    sums: with it, those of dx through x's batch norm, a piece for each run; see ``conv_blocks.correlate_blocks``.
+    workspace: (threads, a tile, the sums of all taps and the planes of ``images`` images).
     """
     tasks = partials.shape[0] * -(-x_shape[1] // group)
     gradient = (dy, partner, relu, affine, slopes, x, x_affine, x_relu, x_ceiling, x_floor)

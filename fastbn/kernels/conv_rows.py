@@ -13,7 +13,7 @@ from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B,
 
 @inlined
 def constants_of(values, row, c, count, zero):
-    """Of ``count`` channels from c on; zeros if there are no ``values``."""
+    """Row ``row`` of ``affine`` or ``slopes`` for ``count`` channels from c on; zeros where it is None."""
     return zero if values is None else load_first(values, row * values.shape[1] + c, count, zero)
 
 
@@ -24,10 +24,11 @@ def pixel_step(strides, height, width):
 
 
 @inlined
-def asked_for(ahead, at, pixels, step, first, c, lanes):
-    """Where to go on asking for memory while channels from c on are worked on, and how far from line to line.
+def asked_for(ahead, at, pixels, step, c, lanes):
+    """Where to ask for memory while the vector of channels from c on is worked on, and how far from line to line.
 
-    ahead: all channels of the next pixels, in the order of memory; else the next channels of these.
+    ahead: for all channels of the pixels after these, in the order of memory: the processor follows no other. Else for
+    the next channels of these.
     """
     if ahead:
         return at + pixels * (step + c), lanes
@@ -44,13 +45,13 @@ def clear(plane, elements):
 
 @body
 def fill_rows(
-    x, partner, relu, affine, slopes, floor, images, at, image_step, stride, step, c, count, nxt, each, spots, first,
-    pixels, plane, size,
+    x, partner, relu, affine, slopes, floor, images, at, image_step, stride, step, c, count, asked, asked_step, spots,
+    first, pixels, plane, size,
 ):  # fmt: skip
-    """plane[image * size + spots[first + q] + lane] = the prologue of x, of pixel q of so many of every image.
+    """plane[image * size + spots[first + q] + lane] = the prologue of x, of pixel q < ``pixels`` of every image.
 
-    The first lies at ``at``, the next one ``step`` further, channels ``stride`` apart, images ``image_step``.
-    c: the first channel, and the ``count`` of them; ahead: how far from a pixel what is asked for lies.
+    The first pixel of ``count`` channels from c on lies at ``at``; images are ``image_step`` apart, channels
+    ``stride``, pixels ``step``; lanes after the last channel become 0. asked, asked_step: see ``asked_for``.
     """
     lanes, zero, low = lanes_of(x), splat(x, 0.0), splat(x, floor)
     near, scale = constants_of(affine, NEAR_MEAN, c, count, zero), constants_of(affine, SCALE, c, count, zero)
@@ -62,6 +63,7 @@ def fill_rows(
         for q in range(first, first + pixels):
             place = target + spots[uint64(q)]
             if stride != 1:
+                store(plane, place, zero)
                 for lane in range(count):
                     plane[place + lane] = x[i + lane * stride]
             else:
@@ -80,8 +82,8 @@ def fill_rows(
                         x, partner, None, relu, i, count, 0, near, scale, shift, a, b, k, inv_std, None
                     )  # fmt: skip
                 store(plane, place, value)
-                prefetch_far(x, nxt)
+                prefetch_far(x, asked)
                 if partner is not None:
-                    prefetch_far(partner, nxt)
-                nxt += each
+                    prefetch_far(partner, asked)
+                asked += asked_step
             i += step
