@@ -10,11 +10,9 @@ from fastbn.functional.conv_portions import blocks_of
 from fastbn.kernels._simd import OUTER_ROWS
 from fastbn.kernels.conv_panels import block_lanes
 
-PLANE = (
-    300  # pixels, about, that are kept of an image at a time: with what reads and writes them they fit the first cache
-)
+PLANE = 300  # pixels, about, kept at a time: with what is read and written beside them they stay in the first cache
 DENSE = 1000  # vectors of x or of y, about, that are taken at a time: they and the next ones stay in the second cache
-TASKS = 8  # wanted at least; channels are shared out only where images are few, as they lie together
+TASKS = 8  # wanted at least; where images are few, they share out channels, though those lie together in memory
 FEW = 16  # pixels; images of fewer are taken together
 WORTH = 64  # pixels for which a task has sums of its own of the gradient to the weights
 NARROW = 4  # vectors of channels that lie together, at least
