@@ -8,7 +8,7 @@ import ctypes
 import math
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 import numpy as np
 
@@ -36,31 +36,34 @@ class _Idle:
         self.lock = threading.Lock()
         self.limit = _default_limit()
         self.held = 0
-        self.blocks: OrderedDict[int, deque[ctypes.Array]] = OrderedDict()
+        self.blocks: OrderedDict[int, list[ctypes.Array]] = OrderedDict()  # by size
 
     def take(self, size: int) -> ctypes.Array | None:
-        if not self.lock.acquire(blocking=False):
+        if not self.lock.acquire(False):
             return None
         try:
             waiting = self.blocks.get(size)
             if not waiting:
                 return None
-            block = waiting.pop()
-            if not waiting:
-                del self.blocks[size]
             self.held -= size
-            return block
+            return waiting.pop()
         finally:
             self.lock.release()
 
     def give(self, block: ctypes.Array) -> None:
-        if not self.lock.acquire(blocking=False):
+        if not self.lock.acquire(False):
             return
         try:
-            self.blocks.setdefault(len(block), deque()).append(block)
-            self.blocks.move_to_end(len(block))
-            self.held += len(block)
-            self.trim()
+            size = len(block)
+            waiting = self.blocks.get(size)
+            if waiting is None:
+                self.blocks[size] = [block]
+            else:
+                waiting.append(block)
+                self.blocks.move_to_end(size)
+            self.held += size
+            if self.held > self.limit:
+                self.trim()
         finally:
             self.lock.release()
 
@@ -68,8 +71,9 @@ class _Idle:
         """Free what is above the limit; under the lock."""
         while self.held > self.limit:
             size, waiting = next(iter(self.blocks.items()))
-            waiting.popleft()
-            self.held -= size
+            if waiting:
+                waiting.pop(0)
+                self.held -= size
             if not waiting:
                 del self.blocks[size]
 

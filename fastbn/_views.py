@@ -47,7 +47,9 @@ def channels_second(array: np.ndarray) -> np.ndarray:
 
 def is_channels_last(array: np.ndarray) -> bool:
     """Whether memory is dense as (N, *spatial, C), and not also as (N, C, *spatial)."""
-    return array.ndim > 2 and not array.flags.c_contiguous and channels_last(array).flags.c_contiguous
+    if array.flags.c_contiguous or array.ndim < 3:
+        return False
+    return bool(array.transpose(TO_LAST[array.ndim]).flags.c_contiguous)
 
 
 def dense(array: np.ndarray) -> np.ndarray:
@@ -92,9 +94,23 @@ def empty_like(array: np.ndarray, shape: tuple[int, ...] | None = None, dtype: A
     return empty(shape, dtype)
 
 
+def lies_as(array: Any, like: np.ndarray) -> bool:
+    """Whether ``array`` plainly has the dtype, the shape and the memory order of ``like``, and kernels can take it.
+
+    A short look, for most calls: False may come of a difference that does not matter.
+    """
+    return (
+        type(array) is np.ndarray
+        and array.dtype is like.dtype
+        and array.shape == like.shape
+        and array.strides == like.strides
+        and array.flags.behaved
+    )
+
+
 def in_order_of(array: np.ndarray, like: np.ndarray) -> np.ndarray:
     """``array`` in the memory order of a dense ``like``, copied if it lies otherwise."""
-    if array.strides == like.strides and array.dtype is like.dtype and array.flags.behaved:
+    if lies_as(array, like):
         return array
     array = dense(array)
     if is_channels_last(like):
@@ -110,14 +126,15 @@ def as_ncs(array: np.ndarray) -> np.ndarray:
 
 def as_flat(array: np.ndarray) -> np.ndarray:
     """A dense array as one run of memory."""
-    return _kernel_ready(array.ravel("K"))
+    run = array.ravel("K")
+    return run if run.flags.writeable else _kernel_ready(run)
 
 
 def flat(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """A dense (N, C, H, W) array as one run of memory, and the steps along its logical axes there."""
     _, c, h, w = array.shape
     # From the shape: NumPy lets the stride of an axis of length 1 be anything.
-    return as_flat(array), (c * h * w, 1, w * c, c) if is_channels_last(array) else (c * h * w, h * w, w, 1)
+    return as_flat(array), (c * h * w, h * w, w, 1) if array.flags.c_contiguous else (c * h * w, 1, w * c, c)
 
 
 def with_places(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int, int, int]]:
@@ -140,10 +157,23 @@ def check_out(
     may_be: Mapping[str, np.ndarray | None] = EMPTY,
     apart_from: Mapping[str, np.ndarray | None] = EMPTY,
 ) -> None:
-    """``out`` must be writable, of ``shape``, and of the dtype and memory order of ``like``.
+    """``out`` must be writable, of ``shape``, and of the dtype and memory order of a dense ``like``.
 
     may_be: arrays by name that may be ``out`` itself, but may not overlap it in part. apart_from: may not at all.
     """
+    if not (lies_as(out, like) and out.shape == shape):
+        _check_layout(who, out, shape, like)
+    for name, array in may_be.items():
+        if array is None or array is out:
+            continue
+        if np.may_share_memory(array, out) and not _same_memory(array, out):
+            raise ArgumentError(f"{who}: out must be {name} itself or apart from it, got an overlap")
+    for name, array in apart_from.items():
+        if array is not None and np.may_share_memory(array, out):
+            raise ArgumentError(f"{who}: out must be apart from {name}, got an overlap")
+
+
+def _check_layout(who: str, out: np.ndarray, shape: tuple[int, ...], like: np.ndarray) -> None:
     check_same_dtype(who, "out", out, "x", like)
     check_shape(who, "out", out, shape)
     check_writable(who, "out", out)
@@ -152,12 +182,6 @@ def check_out(
     same_order = is_channels_last(out) if is_channels_last(like) else out.flags.c_contiguous
     if out.size and not (same_order or (out.flags.c_contiguous and channels_last(out).flags.c_contiguous)):
         raise ArgumentError(f"{who}: out must be dense in the memory order of x, got strides {out.strides}")
-    for name, array in may_be.items():
-        if array is not None and np.may_share_memory(array, out) and not _same_memory(array, out):
-            raise ArgumentError(f"{who}: out must be {name} itself or apart from it, got an overlap")
-    for name, array in apart_from.items():
-        if array is not None and np.may_share_memory(array, out):
-            raise ArgumentError(f"{who}: out must be apart from {name}, got an overlap")
 
 
 def _layout(array: np.ndarray) -> str:

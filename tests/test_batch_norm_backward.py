@@ -13,7 +13,7 @@ from fastbn.errors import ArgumentError
 
 DTYPES = [np.float32, np.float64]
 SUBSETS = list(itertools.product([True, False], repeat=4))
-SHAPES = {2: (7, 5), 3: (4, 5, 6), 4: (3, 5, 4, 6), 5: (2, 5, 3, 2, 4)}
+SHAPES = {2: (7, 5), 3: (4, 5, 6), 4: (3, 5, 12, 8), 5: (2, 5, 3, 2, 4)}
 NAMES = ("weight", "bias", "residual")
 
 

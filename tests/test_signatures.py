@@ -104,8 +104,9 @@ def doors(image, matrix, relu, groups, count_include_pad):
     n, c = image.shape[:2]
     weight, vector = np.ones((4, c // 2, 2, 2), image.dtype), np.ones(c, image.dtype)
     short = np.concatenate([image, image])[:, :, :3, :2]
+    tall = np.concatenate([image] * 3)  # channels-last: more rows than tasks own
     large = rng.random((1, 6, 72, 77)).astype(image.dtype)  # too few channels for eight threads
-    for x in image, matrix, short, large:
+    for x in image, matrix, short, tall, large:
         for residual in None, x:
             for training in True, False:
                 mean, var = np.zeros(x.shape[1], x.dtype), np.ones(x.shape[1], x.dtype)
@@ -308,7 +309,7 @@ from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix
 from fastbn.kernels.batch_norm_rows import forward_rows
 from fastbn.kernels.batch_norm_rows_backward import backward_rows
 
-for shape in (2, 3, 16, 16), (8, 3, 2, 2), (4, 3):
+for shape in (2, 3, 16, 16), (8, 3, 2, 2), (300, 3):
     x = np.ones(shape, np.float32)
     F.batch_norm_backward(x, F.batch_norm_forward(x)[1])
 kernels = forward_rows, forward_columns, forward_matrix, backward_rows, backward_columns, backward_matrix

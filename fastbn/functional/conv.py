@@ -1,6 +1,7 @@
 """Two-dimensional convolution (cross-correlation, as PyTorch and ONNX mean it)."""
 
 import math
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -143,21 +144,37 @@ def engine_for(
     y_shape: tuple[int, ...],
     follows: bool = False,
 ) -> ModuleType:
-    """The module whose ``forward`` and ``backward`` suit such operands; follows: whether y lies in memory as x.
+    """The module whose ``forward`` and ``backward`` suit a dense ``x``; follows: whether y lies in memory as x.
 
     The bits follow from shapes and memory orders alone.
     """
-    if conv_depthwise.suits(weight_shape, groups, x.itemsize):
+    return _engine(x.shape, x.itemsize, is_channels_last(x), weight_shape, window, groups, y_shape, follows)
+
+
+@lru_cache(maxsize=512)
+def _engine(
+    x_shape: tuple[int, ...],
+    itemsize: int,
+    by_pixel: bool,
+    weight_shape: tuple[int, ...],
+    window: Window,
+    groups: int,
+    y_shape: tuple[int, ...],
+    follows: bool,
+) -> ModuleType:
+    """by_pixel: whether x is channels-last."""
+    if conv_depthwise.suits(weight_shape, groups, itemsize):
         return conv_depthwise
-    if pays(weight_shape, window, groups, y_shape) and (not follows or is_channels_last(x)):
+    if pays(weight_shape, window, groups, y_shape) and (by_pixel or not follows):
         return conv_winograd
-    if conv_point.suits(x, weight_shape, window, groups):
+    if by_pixel and conv_point.suits(y_shape, weight_shape, window, groups, itemsize):
         return conv_point
-    if conv_blocks.suits(weight_shape, groups, x.itemsize):
+    if conv_blocks.suits(weight_shape, groups, itemsize):
         return conv_blocks
-    if conv_patches.suits(weight_shape, groups, x.itemsize) and (not follows or is_channels_last(x)):
+    if conv_patches.suits(weight_shape, groups, itemsize) and (by_pixel or not follows):
         return conv_patches
-    return conv_lanes if follows and conv_lanes.suits(x, weight_shape, y_shape) else conv_planes
+    in_lanes = follows and not by_pixel and conv_lanes.suits(x_shape, weight_shape, y_shape, itemsize)
+    return conv_lanes if in_lanes else conv_planes
 
 
 def channel_sums(dy: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fastbn._memory import empty
+from fastbn._memory import empty, scratch
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, flat, in_order_of, with_places
 from fastbn.functional.conv_geometry import Window, backward_planes
@@ -19,7 +19,7 @@ from fastbn.functional.conv_portions import (
     weight_portions,
 )
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, sums_for
+from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, pieces_of
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels.conv_blocks import correlate_blocks
 from fastbn.kernels.conv_blocks_weights import correlate_weights_blocks
@@ -53,7 +53,7 @@ def forward(
     portions = forward_portions(x.shape, weight.shape, y.shape[2:], window, groups, x.itemsize, threads)
     sums = None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, portions.place.images, portions.place.rows).about_shifts(x.dtype)
+        sums = pieces_of(y.shape, y.itemsize, portions.place.images, portions.place.rows).moments(x.dtype)
     panels = packed(weight, lambda: _panels(weight, portions))
     memory, strides = flat(y)
     added = None if residual is None else as_flat(in_order_of(residual, y))
@@ -109,7 +109,7 @@ def backward_data(
         portions = part.portions
         if summed:
             assert normed is not None
-            sums = normed.sums_through(sums_for(dx.shape, dx.itemsize, portions.place.images, portions.place.rows), x)
+            sums = normed.sums_through(pieces_of(dx.shape, dx.itemsize, portions.place.images, portions.place.rows), x)
         first = part.first_row * strides[2] + part.first_column * strides[3]
         shape = x.shape[0], x.shape[1], part.height, part.width
         panels = _panels(weight, portions)
@@ -146,7 +146,7 @@ def backward_weight(
         portions.deep,
         portions.at_once,
         panels,
-        empty((max_threads(), portions.workspace), x.dtype),
+        scratch((max_threads(), portions.workspace), x.dtype),
         work=portions.work,
     )
     dweight, lanes = empty(weight.shape, x.dtype), block_lanes(x.itemsize)
@@ -189,7 +189,7 @@ def _correlate(
         out_strides,
         portions.layout.groups,
         *(NOTHING if sums is None else sums.operands()),
-        empty((max_threads(), portions.workspace), x.dtype),
+        scratch((max_threads(), portions.workspace), x.dtype),
         work=portions.work,
     )
 

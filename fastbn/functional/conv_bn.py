@@ -23,6 +23,7 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_gram import GramSaved, Maybe
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm import BatchNormSaved, batch_norm_backward, batch_norm_summed
+from fastbn.functional.norm_kernels import plan_for
 from fastbn.functional.norm_sums import Sums, relu_operand
 from fastbn.kernels.channels import SCALE
 
@@ -47,7 +48,7 @@ class Deferred:
 
     def array(self) -> np.ndarray:
         """The array that it stands for."""
-        y = norm_parts.normalize(self.z, self.stats, self.affine, None, self.relu, False)[0]
+        y = norm_parts.normalize(plan_for(self.z), self.z, self.stats, self.affine, None, self.relu)[0]
         return _cut(y, self.ceiling) if self.relu else y
 
 
@@ -125,7 +126,8 @@ def conv_bn_forward(
     normed = Prologue(x.affine, x.relu, x.ceiling) if isinstance(x, Deferred) else None
     source = x.z if isinstance(x, Deferred) else dense(x)
     sizes, shape = check_convolution(who, 2, source, weight, stride, padding, dilation, groups)
-    check_operands(who, source, weight, bias, residual, None, shape)
+    if bias is not None or residual is not None:
+        check_operands(who, source, weight, bias, residual, None, shape)
     window, groups = Window(*sizes), int(groups)
     engine = engine_for(source, weight.shape, window, groups, shape)
     if isinstance(x, Deferred) and engine in (conv_planes, conv_patches):
@@ -199,13 +201,13 @@ def conv_bn_backward(
     grad = in_order_of(grad, z)
     if saved.y is not None:
         grad = _passed(grad, saved.y, saved.ceiling)
-    if saved.engine is conv_planes or not z.size or (saved.engine is conv_patches and need_dx):
+    if norm.plan is None or saved.engine is conv_planes or (saved.engine is conv_patches and need_dx):
         return _backward_apart(grad, saved, need_dx, residual)
     dtype = grad.dtype if norm.weight is None else native(norm.weight)
     masked = norm.has_residual and norm.relu
     relu = relu_operand(norm.relu, saved.ceiling)
     slopes, cut, gradients = norm_parts.slopes_of(
-        grad, z, relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
+        norm.plan, grad, z, relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
     )
     dresidual = None
     if norm.has_residual:
@@ -228,7 +230,9 @@ def _backward_apart(
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """``conv_bn_backward``, one layer after the other."""
     if saved.ceiling < math.inf and saved.y is None:
-        dy = _passed(dy, norm_parts.normalize(saved.norm.x, saved.norm.stats, saved.norm.affine)[0], saved.ceiling)
+        norm = saved.norm
+        assert norm.plan is not None
+        dy = _passed(dy, norm_parts.normalize(norm.plan, norm.x, norm.stats, norm.affine)[0], saved.ceiling)
     dz, dgamma, dbeta, dresidual = batch_norm_backward(dy, saved.norm)
     x, weight = saved.x, saved.weight
     dx: np.ndarray | None

@@ -5,17 +5,18 @@ import math
 import numpy as np
 
 from fastbn._checks import FLOAT64
-from fastbn._memory import SMALLEST, empty
+from fastbn._memory import empty, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, in_order_of, with_places
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.conv_rows import backward_rows, forward_rows
-from fastbn.functional.norm_sums import Sums, limits_of, relu_operand, sums_for
+from fastbn.functional.norm_sums import Sums, limits_of, pieces_of, relu_operand
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels.conv_depthwise import correlate_depthwise
 from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
+from fastbn.kernels.conv_taps import add_taps, pack_taps
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -41,7 +42,7 @@ def forward(
     places = forward_rows(y_shape, x.shape[3], window, x.itemsize, y_strides[1] == 1)
     portions, sums = places.portions, None
     if moments:
-        sums = sums_for(y_shape, y.itemsize, portions.images, portions.rows).about_shifts(x.dtype)
+        sums = pieces_of(y_shape, y.itemsize, portions.images, portions.rows).moments(x.dtype)
     _, x_ceiling, affine, _, floor = prologue.operands()
     launch(
         correlate_depthwise,
@@ -51,7 +52,7 @@ def forward(
         floor,
         window.stride[0],
         *places[:6],
-        packed(weight, lambda: _weights(weight, slice(None)), "depthwise"),
+        packed(weight, lambda: _weights(weight, np.arange(weight[0].size)), "depthwise"),
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
         limits_of(relu, ceiling),
@@ -88,7 +89,9 @@ def backward(
     partials = empty((places.splits, *weights.shape), FLOAT64)
     dx, sums = empty_like(x), None
     if normed is not None:
-        sums = sums_for(x_shape, x.itemsize, places.portions.images, places.portions.rows * window.stride[0])
+        portions = places.portions
+        pieces = pieces_of(x_shape, x.itemsize, portions.images, portions.rows * window.stride[0])
+        sums = normed.sums_through(pieces, x)
     _, ceiling, affine, _, floor = (normed or PLAIN).operands()
     launch(
         gradients_depthwise,
@@ -113,20 +116,19 @@ def backward(
         _workspace(places.workspace, x.dtype),
         work=x.size,
     )
-    dweight = np.zeros((groups, weight[0].size), x.dtype)
-    dweight[:, places.taps] = partials.sum(axis=0)[:, :groups].T
+    dweight = np.empty((groups, weight[0].size), x.dtype)
+    add_taps(partials, places.taps, dweight)
     return dweight.reshape(weight.shape), dx if need_dx else None, sums
 
 
-def _weights(weight: np.ndarray, taps: slice | np.ndarray) -> np.ndarray:
+def _weights(weight: np.ndarray, taps: np.ndarray) -> np.ndarray:
     """(taps, C to a whole vector) of a C-contiguous ``weight``."""
     channels, lanes = len(weight), block_lanes(weight.itemsize)
-    chosen = weight.reshape(channels, -1)[:, taps].T
-    weights = np.zeros((len(chosen), -(-channels // lanes) * lanes), weight.dtype)
-    weights[:, :channels] = chosen
+    weights = np.empty((taps.size, -(-channels // lanes) * lanes), weight.dtype)
+    pack_taps(as_flat(weight).reshape(channels, -1), taps, weights)
     return weights
 
 
 def _workspace(elements: int, dtype: np.dtype) -> np.ndarray:
     """(threads, elements or more), on a multiple of 64 bytes: vectors across two cache lines take twice the time."""
-    return empty((max_threads(), max(elements, SMALLEST // dtype.itemsize)), dtype)
+    return scratch((max_threads(), elements), dtype)

@@ -23,13 +23,13 @@ WASTE = 1.25  # times as many images as there are
 Operands = tuple[Planes, np.ndarray, np.ndarray, np.ndarray]
 
 
-def suits(x: np.ndarray, weight_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> bool:
-    """Whether x (N, C, H, W) lies in this order, and its images are small and fill blocks."""
-    lanes = VECTOR_BYTES // x.itemsize
-    blocks = -(-x.shape[0] // lanes)
-    images = 3 * math.prod(x.shape[1:]) + 2 * math.prod(y_shape[1:]) + 2 * math.prod(weight_shape)
+def suits(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], y_shape: tuple[int, ...], itemsize: int) -> bool:
+    """Whether the images of a C-contiguous x (N, C, H, W) are small and fill blocks."""
+    lanes = VECTOR_BYTES // itemsize
+    blocks = -(-x_shape[0] // lanes)
+    images = 3 * math.prod(x_shape[1:]) + 2 * math.prod(y_shape[1:]) + 2 * math.prod(weight_shape)
     fits = images * VECTOR_BYTES <= WORKSPACE
-    return x.flags.c_contiguous and blocks > 1 and blocks * lanes <= WASTE * x.shape[0] and fits
+    return blocks > 1 and blocks * lanes <= WASTE * x_shape[0] and fits
 
 
 def forward(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn._memory import empty
+from fastbn._memory import empty, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, in_order_of, with_places
 from fastbn.functional import conv_planes
@@ -17,7 +17,7 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_point import PIXELS, gathered, packed_panels, panels_size, streams
 from fastbn.functional.conv_portions import TASKS, Shape
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import Sums, limits_of, sums_for
+from fastbn.functional.norm_sums import Sums, limits_of, pieces_of
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_panels import block_lanes, tile_elements
@@ -61,7 +61,7 @@ def forward(
     portions = _portions(weight.shape[1], y.shape[2:], window, x.itemsize)
     sums = None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, 1, portions.rows).about_shifts(x.dtype)
+        sums = pieces_of(y.shape, y.itemsize, 1, portions.rows).moments(x.dtype)
     pixels, taps, outputs = portions.rows * y.shape[3], portions.taps, len(weight)
     launch(
         correlate_patches,
@@ -143,4 +143,4 @@ def _workspace(portions: Portions, tile: int, pixels: int, outputs: int, dtype: 
     """For each thread: the padded rows, a tile, the blocks of so many pixels and outputs, and what tiles may read."""
     lanes = block_lanes(dtype.itemsize)
     blocks = portions.firsts.size - 1 + -(-outputs // lanes)
-    return empty((max_threads(), portions.room + tile + (blocks * pixels + SLIM_ROWS) * lanes), dtype)
+    return scratch((max_threads(), portions.room + tile + (blocks * pixels + SLIM_ROWS) * lanes), dtype)

@@ -9,27 +9,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn._memory import empty
+from fastbn._memory import empty, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import (
     as_flat,
-    channels_last,
     channels_second,
     dense_c,
     empty_like,
     in_order_of,
-    is_channels_last,
 )
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_portions import TASKS, blocks_of
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import Sums, limits_of, relu_operand
+from fastbn.functional.norm_sums import Pieces, Sums, limits_of, relu_operand
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels import conv_panels
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
+from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
@@ -39,16 +38,13 @@ LINE = 64  # bytes of a line of the cache
 STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
 
 
-def suits(x: np.ndarray, weight_shape: tuple[int, ...], window: Window, groups: int) -> bool:
-    """Whether channels fill blocks, and pixels several tiles."""
-    channels_out, channels, *_ = weight_shape
-    step_h, step_w = window.stride
+def suits(y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int) -> bool:
+    """Whether channels of a channels-last x fill blocks, and the pixels that are visited several tiles."""
     return (
         window._replace(stride=POINT.stride) == POINT
         and groups == 1
-        and min(channels_out, channels) >= conv_panels.block_lanes(x.itemsize)
-        and is_channels_last(x)
-        and len(x) * -(-x.shape[2] // step_h) * -(-x.shape[3] // step_w) >= FEWEST
+        and min(weight_shape[:2]) >= conv_panels.block_lanes(itemsize)
+        and y_shape[0] * y_shape[2] * y_shape[3] >= FEWEST
     )
 
 
@@ -69,10 +65,8 @@ def forward(
     outputs, channels = weight.shape[:2]
     x = _visited(x, window)
     pixels = x.size // channels
-    at_once, wide = _forward_share(pixels, channels, outputs, x.itemsize)
-    sums = None
-    if moments:
-        sums = _sums(pixels, at_once, outputs, x.itemsize).about_shifts(x.dtype)
+    portions = _forward_portions(pixels, channels, outputs, x.itemsize)
+    sums = portions.pieces.moments(x.dtype) if moments else None
     _, x_ceiling, affine, _, floor = prologue.operands()
     launch(
         correlate_points,
@@ -82,8 +76,8 @@ def forward(
         floor,
         pixels,
         channels,
-        at_once,
-        wide,
+        portions.at_once,
+        portions.wide,
         packed(weight, lambda: packed_panels(weight, outputs, channels, (channels, 1))),
         outputs,
         None if bias is None else as_flat(dense_c(bias)),
@@ -93,7 +87,7 @@ def forward(
         streams(y),
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
-        _workspace(at_once, blocks_of(channels, x.itemsize), x.dtype),
+        scratch(portions.workspace, x.dtype),
         work=pixels * weight.size // 16,
     )
     return sums
@@ -114,12 +108,10 @@ def backward(
     if window != POINT:
         dweight, part, _ = backward(dy, _visited(x, window), weight, POINT, groups, prologue, normed, None, need_dx)
         return dweight, None if part is None else _spread(part, x, window, residual), None
-    sums = None
-    if need_dx and normed is not None:
-        share = _backward_share(x.size // x.shape[1], x.shape[1], len(weight), x.itemsize)
-        sums = normed.sums_through(_sums(x.size // x.shape[1], share.at_once, x.shape[1], x.itemsize), x)
+    portions = _portions_of(x, weight)
+    sums = normed.sums_through(portions.pieces, x) if need_dx and normed is not None else None
     dx = empty_like(x) if need_dx else None
-    return _gradients(dy, x, weight, prologue, normed or PLAIN, residual, dx, sums, None), dx, sums
+    return _gradients(portions, dy, x, weight, prologue, normed or PLAIN, residual, dx, sums, None), dx, sums
 
 
 def backward_with_sums(
@@ -133,9 +125,9 @@ def backward_with_sums(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """(dweight, dx, the sums of each channel of dy behind its prologue, float64)."""
     dx = empty_like(x) if need_dx else None
-    share = _backward_share(x.size // x.shape[1], x.shape[1], len(weight), x.itemsize)
-    dy_sums = _sums(x.size // x.shape[1], share.at_once, dy.shape[1], x.itemsize).partials[0]
-    dweight = _gradients(dy, x, weight, prologue, normed, residual, dx, None, dy_sums)
+    portions = _portions_of(x, weight)
+    dy_sums = np.empty(portions.dy_sums)
+    dweight = _gradients(portions, dy, x, weight, prologue, normed, residual, dx, None, dy_sums)
     return dweight, dx, dy_sums.sum(axis=0)[: dy.shape[1]]
 
 
@@ -143,26 +135,29 @@ def _visited(x: np.ndarray, window: Window) -> np.ndarray:
     """The pixels of ``x`` that are convolved: a copy, unless they are all."""
     if window == POINT:
         return x
-    pixels = channels_last(x)[:, :: window.stride[0], :: window.stride[1]]
-    visited = empty(pixels.shape, x.dtype)
-    visited[:] = pixels
+    images, channels, height, width = x.shape
+    step_h, step_w = window.stride
+    visited = empty((images, -(-height // step_h), -(-width // step_w), channels), x.dtype)
+    launch(visit_pixels, _by_pixel(x), step_h, step_w, visited, work=visited.size)
     return channels_second(visited)
 
 
 def _spread(part: np.ndarray, x: np.ndarray, window: Window, residual: np.ndarray | None) -> np.ndarray:
     """``part`` where ``x`` was visited, 0 elsewhere; ``residual`` added."""
     dx = empty_like(x)
-    visited = dx[:, :, :: window.stride[0], :: window.stride[1]]
-    if residual is None:
-        dx[:] = 0
-        visited[:] = part
-    else:
-        dx[:] = residual
-        visited += part
+    added = None if residual is None else _by_pixel(in_order_of(residual, dx))
+    launch(spread_pixels, _by_pixel(part), *window.stride, added, _by_pixel(dx), work=dx.size)
     return dx
 
 
+def _by_pixel(array: np.ndarray) -> np.ndarray:
+    """A channels-last array as (N, H, W, C)."""
+    images, channels, height, width = array.shape
+    return as_flat(array).reshape(images, height, width, channels)
+
+
 def _gradients(
+    portions: "BackwardPortions",
     dy: np.ndarray,
     x: np.ndarray,
     weight: np.ndarray,
@@ -176,11 +171,7 @@ def _gradients(
     """dweight; dx and the sums are written unless None."""
     outputs, channels = weight.shape[:2]
     pixels = x.size // channels
-    share = _backward_share(pixels, channels, outputs, x.itemsize)
-    runs = -(-pixels // share.at_once)
-    products = empty((-(-runs // share.runs_at_once), panels_size(outputs, channels, x.itemsize)), x.dtype)
-    depth, dy_depth = blocks_of(share.wide, x.itemsize), blocks_of(outputs, x.itemsize)
-    dy_filled = runs * share.at_once * dy_depth * conv_panels.block_lanes(x.itemsize) if share.wide < channels else 0
+    products = empty(portions.products, x.dtype)
     _, ceiling, affine, _, floor = normed.operands()
     launch(
         gradients_points,
@@ -193,8 +184,8 @@ def _gradients(
         pixels,
         channels,
         outputs,
-        *share,
-        empty((dy_filled,), x.dtype),
+        *portions.share,
+        empty((portions.dy_filled,), x.dtype),
         None if dx is None else packed_panels(weight, channels, outputs, (1, channels)),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
@@ -204,7 +195,7 @@ def _gradients(
         None if sums is None else sums.partials,
         dy_sums,
         products,
-        _workspace(share.at_once, depth + (0 if dy_filled else dy_depth), x.dtype),
+        scratch(portions.workspace, x.dtype),
         work=pixels * weight.size // 8,
     )
     return gathered(products, weight.shape, x.dtype)
@@ -219,7 +210,22 @@ def gathered(products: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> n
     return dweight
 
 
+class ForwardPortions(NamedTuple):
+    """Of pixels and outputs: ``at_once`` pixels a run, a piece of the sums, and ``wide`` outputs a task."""
+
+    at_once: int
+    wide: int
+    pieces: Pieces
+    workspace: tuple[int, int]
+
+
 @lru_cache(maxsize=256)
+def _forward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> ForwardPortions:
+    at_once, wide = _forward_share(pixels, channels, outputs, itemsize)
+    pieces = _pieces(pixels, at_once, outputs, itemsize)
+    return ForwardPortions(at_once, wide, pieces, _workspace(at_once, blocks_of(channels, itemsize), itemsize))
+
+
 def _forward_share(pixels: int, channels: int, outputs: int, itemsize: int) -> tuple[int, int]:
     """Pixels and outputs of a task: what moves the least, panels for each run and x for each part of the outputs."""
     panels = -(-outputs // conv_panels.panel_columns(itemsize))
@@ -243,7 +249,38 @@ class Share(NamedTuple):
     wide: int
 
 
+class BackwardPortions(NamedTuple):
+    """Of ``share``, the pieces of the sums of dx, and the shapes of what a launch needs."""
+
+    share: Share
+    pieces: Pieces
+    dy_sums: tuple[int, int]
+    products: tuple[int, int]
+    dy_filled: int
+    workspace: tuple[int, int]
+
+
+def _portions_of(x: np.ndarray, weight: np.ndarray) -> BackwardPortions:
+    outputs, channels = weight.shape[:2]
+    return _backward_portions(x.size // channels, channels, outputs, x.itemsize)
+
+
 @lru_cache(maxsize=256)
+def _backward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> BackwardPortions:
+    share = _backward_share(pixels, channels, outputs, itemsize)
+    runs, lanes = -(-pixels // share.at_once), conv_panels.block_lanes(itemsize)
+    depth, dy_depth = blocks_of(share.wide, itemsize), blocks_of(outputs, itemsize)
+    dy_filled = runs * share.at_once * dy_depth * lanes if share.wide < channels else 0
+    return BackwardPortions(
+        share,
+        _pieces(pixels, share.at_once, channels, itemsize),
+        (runs, dy_depth * lanes),
+        (-(-runs // share.runs_at_once), panels_size(outputs, channels, itemsize)),
+        dy_filled,
+        _workspace(share.at_once, depth + (0 if dy_filled else dy_depth), itemsize),
+    )
+
+
 def _backward_share(pixels: int, channels: int, outputs: int, itemsize: int) -> Share:
     """Splits whose gradients of the weights, summed apart, are no more to read and write than x and dy are."""
     columns = conv_panels.panel_columns(itemsize)
@@ -265,16 +302,16 @@ def _tiles(pixels: int) -> int:
     return max(1, -(-pixels // SLIM_ROWS)) * SLIM_ROWS
 
 
-def _sums(pixels: int, at_once: int, channels: int, itemsize: int) -> Sums:
-    """Room for the sums of (pixels, channels), ``at_once`` pixels a piece."""
-    counts = np.minimum(at_once, pixels - np.arange(0, pixels, at_once)).astype(np.float64)
-    return Sums(np.empty((2, counts.size, blocks_of(channels, itemsize) * conv_panels.block_lanes(itemsize))), counts)
+def _pieces(pixels: int, at_once: int, channels: int, itemsize: int) -> Pieces:
+    """Of (pixels, channels), ``at_once`` pixels a piece."""
+    return Pieces.of(np.minimum(at_once, pixels - np.arange(0, pixels, at_once)), channels, itemsize)
 
 
 def streams(out: np.ndarray) -> bool:
     """Whether ``out`` is large, and made of whole lines of the cache: those need not be read to be written."""
-    lanes, place = VECTOR_BYTES // out.itemsize, out.__array_interface__["data"][0]
-    return VECTOR_BYTES == LINE and out.nbytes >= STREAMED and out.shape[1] % lanes == 0 and place % LINE == 0
+    if VECTOR_BYTES != LINE or out.nbytes < STREAMED or out.shape[1] % (LINE // out.itemsize):
+        return False
+    return bool(out.__array_interface__["data"][0] % LINE == 0)
 
 
 def panels_size(outputs: int, channels: int, itemsize: int) -> int:
@@ -293,7 +330,7 @@ def packed_panels(weight: np.ndarray, outputs: int, channels: int, strides: tupl
     return panels
 
 
-def _workspace(at_once: int, depth: int, dtype: np.dtype) -> np.ndarray:
-    """Room for a tile and ``depth`` blocks, for each thread."""
-    tile, lanes = conv_panels.tile_elements(dtype.itemsize), conv_panels.block_lanes(dtype.itemsize)
-    return empty((max_threads(), tile + at_once * depth * lanes), dtype)
+def _workspace(at_once: int, depth: int, itemsize: int) -> tuple[int, int]:
+    """A tile and ``depth`` blocks for each thread."""
+    lanes = conv_panels.block_lanes(itemsize)
+    return max_threads(), conv_panels.tile_elements(itemsize) + at_once * depth * lanes

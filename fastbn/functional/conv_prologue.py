@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn._views import as_flat
-from fastbn.functional.norm_sums import Sums, relu_operand
+from fastbn.functional.norm_sums import Pieces, Sums, relu_operand
 
 
 class Prologue(NamedTuple):
@@ -30,9 +30,9 @@ class Prologue(NamedTuple):
         assert self.partner is not None
         return as_flat(self.partner), relu_operand(self.relu, self.ceiling), self.affine, self.slopes, -math.inf
 
-    def sums_through(self, sums: Sums, x: np.ndarray) -> Sums:
-        """``sums`` of a gradient, for the batch norm and ReLU that ``x`` goes through here."""
-        return sums._replace(source=x, affine=self.affine, relu=self.relu, ceiling=self.ceiling)
+    def sums_through(self, pieces: Pieces, x: np.ndarray) -> Sums:
+        """Room for the sums of a gradient, for the batch norm and ReLU that ``x`` goes through here."""
+        return Sums(np.empty(pieces.room), pieces.counts, None, x, self.affine, self.relu, self.ceiling)
 
 
 PLAIN = Prologue()

@@ -8,13 +8,13 @@ import math
 
 import numpy as np
 
-from fastbn._memory import empty
+from fastbn._memory import empty, scratch
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, in_order_of, is_channels_last, with_places
 from fastbn.functional import conv_blocks
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, sums_for
+from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, pieces_of
 from fastbn.functional.packed_weights import packed
 from fastbn.functional.winograd_portions import Portions, portions, weight_portions
 from fastbn.kernels.conv_panels import block_lanes, panel_columns
@@ -42,7 +42,7 @@ def forward(
     share = portions(y.shape, channels, (-window.padding[0], -window.padding[1]), x.itemsize, threads)
     sums = None
     if moments:
-        sums = sums_for(y.shape, y.itemsize, share.place.images, share.place.rows).about_shifts(x.dtype)
+        sums = pieces_of(y.shape, y.itemsize, share.place.images, share.place.rows).moments(x.dtype)
     layout = (0, channels * TAPS, TAPS), np.arange(TAPS), channels_out, channels
     panels = packed(weight, lambda: _panels(weight, *layout, share.panels), "winograd")
     _correlate(x, prologue, share, panels, bias, residual, limits_of(relu, ceiling), y, sums)
@@ -84,7 +84,7 @@ def backward_data(
     share = portions(x.shape, channels_out, (window.padding[0] - 2, window.padding[1] - 2), x.itemsize)
     dx, sums = empty_like(x), None
     if normed is not None:
-        sums = normed.sums_through(sums_for(dx.shape, dx.itemsize, share.place.images, share.place.rows), x)
+        sums = normed.sums_through(pieces_of(dx.shape, dx.itemsize, share.place.images, share.place.rows), x)
     turned = np.arange(TAPS)[::-1].copy()
     panels = _panels(weight, (0, TAPS, channels * TAPS), turned, channels, channels_out, share.panels)
     _correlate(dy, prologue, share, panels, None, residual, limits_of(False), dx, sums)
@@ -119,7 +119,7 @@ def backward_weight(
         empty((runs * share.values,), x.dtype),
         empty((runs * share.gradients + share.spare,), x.dtype),
         panels,
-        empty((max_threads(), share.workspace), x.dtype),
+        scratch((max_threads(), share.workspace), x.dtype),
         work=share.work,
     )
     dweight, lanes = empty(weight.shape, x.dtype), block_lanes(x.itemsize)
@@ -153,7 +153,7 @@ def _correlate(
         as_flat(out),
         out.shape,
         *(NOTHING if sums is None else sums.operands()),
-        empty((max_threads(), share.workspace), x.dtype),
+        scratch((max_threads(), share.workspace), x.dtype),
         work=share.work,
     )
 
@@ -172,4 +172,4 @@ def _panels(
 def _panel_workspace(channels: int, spare: int, dtype: np.dtype) -> np.ndarray:
     """For every thread a panel of plain weights, and ``spare`` elements."""
     lanes = block_lanes(dtype.itemsize)
-    return empty((max_threads(), TAPS * -(-channels // lanes) * lanes * panel_columns(dtype.itemsize) + spare), dtype)
+    return scratch((max_threads(), TAPS * -(-channels // lanes) * lanes * panel_columns(dtype.itemsize) + spare), dtype)

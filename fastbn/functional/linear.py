@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
-from fastbn._memory import empty
+from fastbn._memory import empty, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
@@ -93,7 +93,7 @@ def gradients(
         dbias,
         empty((elements,), x.dtype),
         cut,
-        empty((max_threads(), room), x.dtype),
+        scratch((max_threads(), room), x.dtype),
         work=rows * features_in * features_out // 8,
     )
 
@@ -163,8 +163,8 @@ def _multiply(
     panels, room = packed_elements(*sizes, out.itemsize)
     work = rows * columns * depth // 16
     if panels <= PACKED:
-        share = empty((panels,), out.dtype), empty((max_threads(), room), out.dtype)
+        share = empty((panels,), out.dtype), scratch((max_threads(), room), out.dtype)
         launch(packed_gemm, *sizes, *operands, out.reshape(-1), *share, work=work)
     else:
-        workspace = empty((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
+        workspace = scratch((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
         launch(gemm, *sizes, *operands, out.reshape(-1), workspace, work=work)

@@ -18,7 +18,7 @@ from fastbn._checks import (
     check_shape,
     check_writable,
 )
-from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, is_channels_last, native
+from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, lies_as, native
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import norm_kernels, norm_parts
 from fastbn.functional.norm_sums import Sums
@@ -103,17 +103,6 @@ def batch_norm(
     residual: as ``x``, added to y; relu: then max(y, 0). out: written and returned if given; may be ``x``.
     Returns an array like ``x`` in its memory order. Raises ShapeError, DtypeError, ArgumentError.
     """
-    if out is not None:
-        check_out_of("batch_norm", out, x, may_be={"x": x, "residual": residual})
-    elif (
-        not (training or relu)
-        and residual is None
-        and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps)
-        and x.size
-    ):
-        y = norm_kernels.infer(x, weight, bias, running_mean, running_var, eps)  # type: ignore[arg-type]
-        if y is not None:
-            return y
     who, relu, keep = "batch_norm", bool(relu), False
     return forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual, relu, out, training, keep)[
         0
@@ -139,8 +128,6 @@ def batch_norm_forward(
     training=False normalises with the running statistics as constants, as a frozen layer does. ``saved`` refers to
     ``x``: leave it unchanged until the backward pass, so ``out`` may not be ``x`` then.
     """
-    if out is not None:
-        check_out_of("batch_norm_forward", out, x, may_be={"residual": residual}, apart_from={"x": x})
     who, relu, keep = "batch_norm_forward", bool(relu), True
     y, saved = forward(
         who, x, weight, bias, running_mean, running_var, momentum, eps, residual, relu, out, training, keep
@@ -196,21 +183,28 @@ def forward(
     sums, defer: see ``batch_norm_summed``. limits: of batch renorm.
     """
     parameters: norm_kernels.Parameters
-    if residual is None and _is_plain(x, weight, bias, running_mean, running_var, momentum, eps):
-        source, added, features = x, None, x.shape[1]
+    plan = _plain_plan(x, weight, bias, running_mean, running_var, momentum, eps, residual)
+    if plan is not None:
+        source, added, features = x, residual, plan.channels
         parameters = weight, bias, running_mean, running_var  # type: ignore[assignment]
     else:
-        features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, residual)
-        source = dense(x)
-        added = None if residual is None else in_order_of(residual, source)
+        features = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps)
+        source, added = dense(x), None
+        if residual is not None:
+            check_same_dtype(who, "residual", residual, "x", x)
+            check_shape(who, "residual", residual, x.shape)
+            added = in_order_of(residual, source)
         parameters = as_parameters(weight, bias, running_mean, running_var)
         momentum, eps = float(momentum), float(eps)
         check_statistics(who, running_mean, running_var, training)
+        plan = norm_kernels.plan_for(source) if x.size else None
+    if out is not None and not (plan is not None and lies_as(out, source) and _are_apart(out, x, residual)):
+        spared = {"residual": residual} if keep else {"x": x, "residual": residual}
+        check_out_of(who, out, x, may_be=spared, apart_from={"x": x} if keep else {})
     count = x.size // features if features else 0
     if training and count == 1:
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
     keep_signs = keep and relu and added is not None
-    plan = norm_kernels.plan_for(source) if count else None
     if plan is not None and (defer or sums is not None):
         negative, y, stats, affine, signs = norm_parts.forward(
             plan, source, added, relu, parameters, momentum, eps, training, keep_signs, sums, defer
@@ -232,21 +226,28 @@ def forward(
     return y, BatchNormSaved(source, weight, stats, affine, signs, count, training, has_bias, has_residual, relu, plan)
 
 
-def _is_plain(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any, eps: Any) -> bool:
-    """Whether ``check_forward`` would find nothing wrong, and nothing need be copied: a short look, for most calls."""
-    if not (type(x) is np.ndarray and x.dtype is FLOAT32 and 2 <= x.ndim <= 5):
-        return False
-    if not (x.flags.carray or (x.flags.behaved and is_channels_last(x))):
-        return False
+def _plain_plan(
+    x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: Any, eps: Any, residual: Any
+) -> norm_kernels.Plan | None:
+    """The plan for ``x`` if nothing is wrong or need be copied, as for most calls; None calls for a closer look."""
+    if not (type(x) is np.ndarray and x.dtype is FLOAT32 and 2 <= x.ndim <= 5 and x.flags.behaved):
+        return None
     if not (type(momentum) is float and 0.0 <= momentum <= 1.0 and type(eps) is float and eps >= 0.0):
-        return False
+        return None
     shape = x.shape[1:2]
     for vector in (weight, bias, running_mean, running_var):
         if type(vector) is not np.ndarray or vector.dtype is not FLOAT32 or vector.shape != shape:
-            return False
+            return None
         if not vector.flags.carray:
-            return False
-    return True
+            return None
+    if residual is not None and not lies_as(residual, x):
+        return None
+    return norm_kernels.plan_if_dense(x)
+
+
+def _are_apart(out: np.ndarray, x: np.ndarray, residual: np.ndarray | None) -> bool:
+    """Whether ``out`` has no memory in common with what a batch norm reads."""
+    return not (np.may_share_memory(out, x) or (residual is not None and np.may_share_memory(out, residual)))
 
 
 def as_parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
@@ -282,8 +283,7 @@ def batch_norm_backward(
     """
     who = "batch_norm_backward"
     x = saved.x
-    plain = type(dy) is np.ndarray and dy.dtype is x.dtype and dy.shape == x.shape and dy.strides == x.strides
-    plain = plain and dy.flags.behaved
+    plain = lies_as(dy, x)
     if not plain:
         check_same_dtype(who, "dy", dy, "x", x)
         check_shape(who, "dy", dy, x.shape)
@@ -341,16 +341,12 @@ def check_forward(
     running_var: np.ndarray | None,
     momentum: float,
     eps: float,
-    residual: np.ndarray | None,
 ) -> int:
     """What a batch norm is given; the number of channels."""
     check_float(who, "x", x, STORED)
     check_rank(who, "x", x, RANKS, AXES)
     channels = x.shape[1]
     check_parameters(who, channels, weight, bias, running_mean, running_var, momentum, eps)
-    if residual is not None:
-        check_same_dtype(who, "residual", residual, "x", x)
-        check_shape(who, "residual", residual, x.shape)
     return channels
 
 

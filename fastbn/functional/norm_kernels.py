@@ -5,6 +5,7 @@ it, and how much an elementwise map takes at a time, may.
 """
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from fastbn._cache import beyond_cache
 from fastbn._memory import SMALLEST, empty
 from fastbn._threads import MIN_PARALLEL_WORK, get_num_threads, run
-from fastbn._views import as_flat, channels_second, compute_dtype, is_channels_last, storage
+from fastbn._views import TO_LAST, as_flat, channels_second, compute_dtype, storage
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.batch_norm_columns import backward_columns, forward_columns, normalize_columns
 from fastbn.kernels.batch_norm_matrix import backward_matrix, forward_matrix, normalize_matrix
@@ -22,13 +23,18 @@ from fastbn.kernels.batch_norm_rows_backward import backward_rows, gradient_rows
 from fastbn.kernels.channels import D_MAX, R_MAX, D, R
 from fastbn.kernels.sums import chunk_count, chunk_grid
 
-SHORT_ROW = 128  # elements; of shorter rows, columns are summed
+SHORT_ROW = 64  # elements; of shorter rows, columns are summed
+SHORT_IN_CACHE = 16  # the same, of arrays of up to IN_CACHE bytes: where rows begin in memory matters less there
+IN_CACHE = 1 << 20
 PORTION = 1 << 16  # bytes, about, that a task of an elementwise map writes
 MATRIX_CHUNKS = 64  # that an (M, C) array is cut into at most
 CHUNK_ROWS = 64  # that one of them has at least
 FEW_ROWS = 256  # of a matrix, which are not cut: tasks own some of its columns
+LEFT_ROWS = 64  # at least, of a matrix whose rows are read several at a time
 OWNERS = 2  # such tasks for every thread
 OWNED = 1 << 18  # bytes, about, of the channels of a task that owns them
+OWNED_NEAR = 1 << 14  # the same, where that is LEAST_NEAR channels or more: they stay in a core's first cache
+LEAST_NEAR = 4
 MOST_OWNED = 64  # channels
 
 # weight, bias, running mean and variance, of one dtype: (C,), or empty.
@@ -76,10 +82,15 @@ class Plan(NamedTuple):
             array = storage(as_flat(array))
         return array.reshape(self.shape)
 
-    def empty(self) -> np.ndarray:
-        """A new array of the kind that the plan is for, uninitialised."""
+    def empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """A new array of the kind that the plan is for, uninitialised, and its view."""
         array = np.empty(self.memory, self.dtype) if self.nbytes < SMALLEST else empty(self.memory, self.dtype)
-        return channels_second(array) if self.axes else array
+        view = (array if self.itemsize > 2 else storage(array)).reshape(self.shape)
+        return channels_second(array) if self.axes else array, view
+
+    def output(self, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """``out``, or if that is None a new array, and its view."""
+        return self.empty() if out is None else (out, self.view(out))
 
     def by_column(self, constants: np.ndarray, lead: int) -> np.ndarray:
         """Room for per-channel ``constants`` column by column of a matrix; themselves where they are that."""
@@ -118,7 +129,14 @@ def _address(array: np.ndarray) -> int:
 
 def plan_for(x: np.ndarray) -> Plan:
     """The plan for a dense, non-empty ``x``."""
-    return _plan(x.shape, x.ndim == 2 or is_channels_last(x), x.dtype, get_num_threads())
+    plan = plan_if_dense(x)
+    assert plan is not None
+    return plan
+
+
+def plan_if_dense(x: np.ndarray) -> Plan | None:
+    """The plan for ``x``; None if it is empty, or dense in neither memory order."""
+    return _plan(x.shape, x.strides, x.dtype, get_num_threads())
 
 
 def portion(rows: int, row_bytes: int, threads: int) -> int:
@@ -126,12 +144,24 @@ def portion(rows: int, row_bytes: int, threads: int) -> int:
     return max(1, min(-(-PORTION // row_bytes), -(-rows // (4 * threads))))
 
 
+def _is_run(axes: Iterable[int], shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether an array is one run of memory, ``axes`` from the innermost on; any stride does for a length of 1."""
+    for axis in axes:
+        if shape[axis] > 1 and strides[axis] != itemsize:
+            return False
+        itemsize *= shape[axis]
+    return True
+
+
 @lru_cache(maxsize=1024)
-def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threads: int) -> Plan:
+def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, threads: int) -> Plan | None:
     n, c = shape[:2]
-    axes = (0, *range(2, len(shape)), 1) if rows_of_channels and len(shape) > 2 else ()
-    memory = tuple(shape[axis] for axis in axes) or shape
     itemsize, computed = dtype.itemsize, compute_dtype(dtype)
+    axes = () if _is_run(reversed(range(len(shape))), shape, strides, itemsize) else TO_LAST[len(shape)]
+    if 0 in shape or (axes and not _is_run(reversed(axes), shape, strides, itemsize)):
+        return None
+    rows_of_channels = len(shape) == 2 or bool(axes)
+    memory = tuple(shape[axis] for axis in axes) or shape
     lanes = VECTOR_BYTES // computed.itemsize
     s = math.prod(shape[2:])
     nbytes = n * c * s * itemsize
@@ -161,9 +191,8 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
             dtype=dtype,
             nbytes=nbytes,
         )
-    fit = max(1, OWNED // (n * s * itemsize))
-    if s < SHORT_ROW and n >= 8:
-        block = max(1, min(-(-c // 32), fit))
+    if n >= 8 and s < (SHORT_ROW if nbytes > IN_CACHE else SHORT_IN_CACHE):
+        block = max(1, min(-(-c // 32), OWNED // (n * s * itemsize)))
         words = -(-c // block) * -(-block * s // lanes)
         return Plan(
             kind="columns",
@@ -185,7 +214,7 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
         )
     # Whole channels for every thread, or no work for a second one.
     owned = c % threads == 0 or c >= 4 * threads or n * c * s < MIN_PARALLEL_WORK
-    block = min(fit, -(-c // (4 * threads)), MOST_OWNED)
+    block = _owned(c, n * s * itemsize, threads)
     return Plan(
         kind="channels" if owned else "rows",
         axes=(),
@@ -206,10 +235,21 @@ def _plan(shape: tuple[int, ...], rows_of_channels: bool, dtype: np.dtype, threa
     )
 
 
+def _owned(c: int, channel_bytes: int, threads: int) -> int:
+    """Channels that a task owns: whole registers of float64 where it has that many."""
+    near, fit = OWNED_NEAR // channel_bytes, max(1, OWNED // channel_bytes)
+    block = min(near if near >= LEAST_NEAR else fit, -(-c // (4 * threads)), MOST_OWNED)
+    lanes = VECTOR_BYTES // 8
+    return block if block < lanes else block - block % lanes
+
+
 def _copies(m: int, c: int, lanes: int) -> int:
-    """Rows of (m, c) to read as one, so that it is made of four vectors or a multiple of them, or else of vectors."""
+    """Rows of (m, c) to read as one, so that it is made of four vectors or a multiple of them, or else of vectors.
+
+    Constants are then repeated, too, which takes longer than a row does: enough rows must be left.
+    """
     copies = 1
-    while m % (2 * copies) == 0 and c * copies % (4 * lanes) and c * copies < 1024:
+    while m % (2 * copies) == 0 and m >= 2 * copies * LEFT_ROWS and c * copies % (4 * lanes) and c * copies < 1024:
         copies *= 2
     return copies if c * copies % lanes == 0 or c * copies < 4 * lanes else 1
 
@@ -236,14 +276,14 @@ def forward(
 
     limits: in training, those of batch renorm.
     """
-    y = plan.empty() if out is None else out
+    y, y_view = plan.output(out)
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
     if training and limits is not None:
         stats = _stats_to_renormalize(parameters, eps, limits)
     signs = plan.signs() if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
     given = plan.view(x), None if residual is None else plan.view(residual), *parameters
-    results = -math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)
+    results = -math.inf if not relu else 0.0, *stores, stats, affine, signs, y_view
     if training:
         negative = _train(plan, given, momentum, eps, results, x.size)
     else:
@@ -261,21 +301,6 @@ def _stats_to_renormalize(parameters: Parameters, eps: float, limits: Limits) ->
     stats[R], stats[D] = mean, inverse
     stats[R_MAX], stats[D_MAX] = limits
     return stats
-
-
-def infer(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, running_mean: np.ndarray, running_var: np.ndarray, eps: float
-) -> np.ndarray | None:
-    """y of a dense float32 ``x`` by the running statistics, with nothing kept: the shortest way there is.
-
-    None if a running variance is negative.
-    """
-    plan = plan_for(x)
-    y, stats, affine = plan.empty(), np.empty((3, plan.channels)), np.empty((3, plan.channels), x.dtype)
-    results = -math.inf, *plan.stores(y, 2, False), stats, affine, None, plan.view(y)
-    given = plan.view(x), None, weight, bias, running_mean, running_var
-    negative = normalize_by(plan, given, eps, results, x.size)
-    return y if negative < 0 else None
 
 
 def _train(plan: Plan, given: tuple[Any, ...], momentum: float, eps: float, results: tuple[Any, ...], work: int) -> int:
@@ -331,16 +356,16 @@ def backward(
     dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """dx; dy where the ReLU let pass if ``masked``; dweight and dbias as (2, C) of ``dtype``."""
-    dx = plan.empty() if out is None else out
-    dresidual = plan.empty() if masked else None
+    work = 2 * x.size  # both are read
+    dx, dx_view = plan.output(out)
+    dresidual, dresidual_view = plan.empty() if masked else (None, None)
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
     if dresidual is None:
         lead, streaming = plan.stores(dx, 3, False, dy)
     else:  # both are streamed, or neither
         lead, streaming = plan.stores(dx, 4, True)
         streaming = streaming and plan.stores(dresidual, 4, True)[1]
-    views: tuple[np.ndarray | None, ...] = plan.view(dy), plan.view(x), plan.view(dx)
-    views = *views, None if dresidual is None else plan.view(dresidual)
+    views: tuple[np.ndarray | None, ...] = plan.view(dy), plan.view(x), dx_view, dresidual_view
     few_rows = plan.kind == "matrix" and plan.block
     if few_rows:
         views = _as_columns(plan, *views)
@@ -349,17 +374,16 @@ def backward(
     share: tuple[Any, ...]
     if plan.kind == "channels":
         share = *plan.chunk, plan.block, lead, streaming, np.empty((2, plan.channels))
-        run(backward_rows, (*given, batch_stats, *share, *constants, *outputs), x.size)
+        run(backward_rows, (*given, batch_stats, *share, *constants, *outputs), work)
     elif plan.kind == "columns" or few_rows:
         share = plan.block, streaming
-        run(backward_columns, (*given, batch_stats, *share, *constants, *outputs), x.size)
+        run(backward_columns, (*given, batch_stats, *share, *constants, *outputs), work)
     elif plan.kind == "matrix":
         wide = plan.by_column(affine, lead), plan.by_column(slopes, lead)
         share = *plan.chunk, plan.portion, np.empty(plan.partials), *wide, lead, streaming
-        run(backward_matrix, (*given, batch_stats, *share, *constants, *outputs), x.size)
+        run(backward_matrix, (*given, batch_stats, *share, *constants, *outputs), work)
     else:
-        share = *plan.chunk, np.empty(plan.partials)
-        run(products_rows, (*given, batch_stats, *share, *constants), x.size)
-        share = plan.portion, lead, streaming
-        run(gradient_rows, (*given, *share, affine, slopes, *outputs), x.size)
+        share = *plan.chunk, streaming, np.empty(plan.partials)
+        run(products_rows, (*given, batch_stats, *share, *constants, dresidual_view), work)
+        run(gradient_rows, (*given, plan.portion, lead, streaming, affine, slopes, dx_view), work)
     return dx, dresidual, gradients

@@ -147,7 +147,7 @@ def _forward(
     out: np.ndarray | None,
     training: bool,
 ) -> tuple[np.ndarray, MaskedBatchNormSaved]:
-    channels = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps, None)
+    channels = check_forward(who, x, weight, bias, running_mean, running_var, momentum, eps)
     check_statistics(who, running_mean, running_var, training)
     check_running_stats(who, running_mean, running_var, channels)
     weights, count = _weights(who, mask, x, training)

@@ -39,11 +39,12 @@ def forward(
         negative = finish_running(*parameters, eps, stats, affine)
     if negative >= 0 or defer:
         return negative, x, stats, affine, None
-    y, signs = normalize(x, stats, affine, residual, relu, keep_signs)
+    y, signs = normalize(plan, x, stats, affine, residual, relu, keep_signs)
     return negative, y, stats, affine, signs
 
 
 def normalize(
+    plan: Plan,
     x: np.ndarray,
     stats: np.ndarray,
     affine: np.ndarray,
@@ -53,14 +54,12 @@ def normalize(
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """y by known statistics, and the signs of a ReLU's operand where they are to be kept."""
-    plan = plan_for(x)
-    y, signs = plan.empty() if out is None else out, plan.signs() if keep_signs else None
+    y, y_view = plan.output(out)
+    signs = plan.signs() if keep_signs else None
     nothing = np.empty(0, plan.computed)
     given = plan.view(x), None if residual is None else plan.view(residual), nothing, nothing, nothing, nothing
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
-    normalize_by(
-        plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, plan.view(y)), x.size
-    )
+    normalize_by(plan, given, 0.0, (-math.inf if not relu else 0.0, *stores, stats, affine, signs, y_view), x.size)
     return y, signs
 
 
@@ -68,10 +67,11 @@ def scaled(dy: np.ndarray, affine: np.ndarray, out: np.ndarray | None) -> np.nda
     """The gradient through a map with constants: each channel of a dense ``dy`` times its scale."""
     multiplied = np.zeros_like(affine)
     multiplied[SCALE] = affine[SCALE]
-    return normalize(dy, np.empty((3, affine.shape[1])), multiplied, out=out)[0]
+    return normalize(plan_for(dy), dy, np.empty((3, affine.shape[1])), multiplied, out=out)[0]
 
 
 def slopes_of(
+    plan: Plan,
     dy: np.ndarray,
     x: np.ndarray,
     relu: bool | float | None,
@@ -87,14 +87,14 @@ def slopes_of(
 
     relu: None, True, or the number above which it cuts. sums: of dy for x, if they are known.
     """
-    plan, dresidual = plan_for(x), None
-    columns = plan.channels
+    dresidual, columns = None, plan.channels
     if sums is None:
         columns = plan.shape[1]
-        dresidual = plan.empty() if masked else None
+        dresidual, cut = plan.empty() if masked else (None, None)
         views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
-        partials, wide = np.empty(plan.partials), np.tile(affine, (1, columns // plan.channels))
-        cut = None if dresidual is None else plan.view(dresidual)
+        partials, wide = np.empty(plan.partials), plan.by_column(affine, 0)
+        if wide is not affine:
+            wide.reshape(3, -1, plan.channels)[...] = affine[:, None]
         launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)
     else:
         partials = sums.partials
@@ -115,10 +115,9 @@ def passed_sums(dy: np.ndarray, y: np.ndarray | None, keep: bool) -> tuple[np.nd
     """
     plan = plan_for(dy)
     columns = plan.shape[1]
-    passed = plan.empty() if keep else None
+    passed, cut = plan.empty() if keep else (None, None)
     partials, identity = np.empty(plan.partials), np.zeros((3, columns), plan.computed)
     identity[1] = 1
     views = plan.view(dy), plan.view(dy if y is None else y), None, None if y is None else True
-    cut = None if passed is None else plan.view(passed)
     launch(products_matrix, *views, *plan.chunk, identity, partials, cut, work=dy.size)
     return partials[0].sum(axis=0)[:columns].reshape(-1, plan.channels).sum(axis=0), passed

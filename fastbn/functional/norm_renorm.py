@@ -4,7 +4,7 @@ import numpy as np
 
 from fastbn._checks import check_number
 from fastbn.errors import ArgumentError
-from fastbn.functional.norm import BatchNormSaved, check_out_of, forward
+from fastbn.functional.norm import BatchNormSaved, forward
 from fastbn.functional.norm_kernels import Limits
 
 
@@ -34,8 +34,6 @@ def batch_renorm(
     else: as in ``batch_norm``.
     """
     who = "batch_renorm"
-    if out is not None:
-        check_out_of(who, out, x, may_be={"x": x, "residual": residual})
     statistics = running_mean, running_var, momentum, eps
     limits = _limits(who, running_mean, r_max, d_max)
     options = residual, bool(relu), out
@@ -64,8 +62,6 @@ def batch_renorm_forward(
     the place of xhat. ``saved.r`` and ``saved.d`` are (C,) float64.
     """
     who = "batch_renorm_forward"
-    if out is not None:
-        check_out_of(who, out, x, may_be={"residual": residual}, apart_from={"x": x})
     statistics = running_mean, running_var, momentum, eps
     limits = _limits(who, running_mean, r_max, d_max)
     options = residual, bool(relu), out

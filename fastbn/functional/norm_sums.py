@@ -38,25 +38,33 @@ class Sums(NamedTuple):
     relu: bool = False
     ceiling: float = math.inf
 
-    def about_shifts(self, dtype: np.dtype) -> Self:
-        """As moments, with room for their shifts."""
-        return self._replace(shifts=np.empty(self.partials.shape[1:], dtype))
-
     def operands(self) -> tuple[Any, ...]:
         """Shifts, source, relu, affine, partials, as kernels take them."""
         source = None if self.source is None else as_flat(self.source)
         return self.shifts, source, relu_operand(self.relu, self.ceiling), self.affine, self.partials
 
 
-def sums_for(shape: tuple[int, ...], itemsize: int, images: int, rows: int) -> Sums:
-    """Room for the sums of (N, C, H, W), ``rows`` rows of ``images`` images a piece; all rows, if several images."""
-    counts, lanes = _counts(shape[0], shape[2], shape[3], images, rows), block_lanes(itemsize)
-    return Sums(np.empty((2, counts.size, -(-shape[1] // lanes) * lanes)), counts)
+class Pieces(NamedTuple):
+    """What of an array is summed together: ``counts`` values of a channel in each piece. room: of ``partials``."""
+
+    counts: np.ndarray
+    room: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, counts: np.ndarray, channels: int, itemsize: int) -> Self:
+        """Pieces of so many channels."""
+        lanes = block_lanes(itemsize)
+        return cls(counts.astype(np.float64), (2, counts.size, -(-channels // lanes) * lanes))
+
+    def moments(self, dtype: np.dtype) -> Sums:
+        """Room for the sums of an array of ``dtype``, about shifts."""
+        return Sums(np.empty(self.room), self.counts, np.empty(self.room[1:], dtype))
 
 
 @lru_cache(maxsize=512)
-def _counts(count: int, height: int, width: int, images: int, rows: int) -> np.ndarray:
-    """Values of a channel in each piece."""
+def pieces_of(shape: tuple[int, ...], itemsize: int, images: int, rows: int) -> Pieces:
+    """Of (N, C, H, W), ``rows`` rows of ``images`` images a piece; all rows, if several images."""
+    count, channels, height, width = shape
     deep = np.minimum(images, count - np.arange(0, count, images))
     high = np.minimum(rows, height - np.arange(0, height, rows))
-    return (deep[:, None] * high * width).reshape(-1).astype(np.float64)
+    return Pieces.of((deep[:, None] * high * width).reshape(-1), channels, itemsize)

@@ -149,7 +149,7 @@ def forward_matrix(
             _sums_task(task, x, rows, shift, partials)
         _finish_sums(x, shift, partials, *finish)
         constants = _by_column(affine, lead, wide)
-        for task in range(tasks):
+        for task in range(tasks - 1, -1, -1):  # the rows read last are still in cache
             _normalize_task(task, x, residual, tile, constants, floor, lead, streaming, bits, out)
     return negative
 
@@ -262,5 +262,5 @@ def backward_matrix(
             products_task(task, dy, x, bits, relu, rows, whole, partials, None)
         _finish_products(x, partials, *finish)
         near, slope = _by_column(affine, lead, wide), _by_column(slopes, lead, wide_slopes)
-        for task in range(tasks):
+        for task in range(tasks - 1, -1, -1):  # the rows read last are still in cache
             _gradient_task(task, dy, x, bits, relu, tile, near, slope, lead, streaming, dx, dresidual)

@@ -86,7 +86,7 @@ def _backward_task(task, dy, x, weight, chunk, block, lead, streaming, stats, af
             sums[1, j], sums[0, j] = channel_products(j, dy, x, None, None, affine, 1, chunk)
         finish_group(r, channels, channels * x.shape[2], weight, stats, affine, slopes, sums)
         for j in range(first, last):
-            gradient_row(0, j, dy, x, None, None, affine, slopes, lead, streaming, dx, None)
+            gradient_row(0, j, dy, x, None, None, affine, slopes, lead, streaming, dx)
     if streaming:
         fence()
 

@@ -111,7 +111,7 @@ class BatchNorm(Module):
             training=training,
         )
         if training and mean is not None and x.size:
-            self.num_batches_tracked += 1
+            self.count_batch()
         self._keep(saved)
         return y
 
@@ -124,14 +124,22 @@ class BatchNorm(Module):
 
     def affine_arrays(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Weight and bias as arrays, None where there is none."""
-        return None if self.weight is None else self.weight.data, None if self.bias is None else self.bias.data
+        weight, bias = self.parameter("weight"), self.parameter("bias")
+        return None if weight is None else weight.data, None if bias is None else bias.data
 
     def statistics(self) -> tuple[np.ndarray | None, np.ndarray | None, float, bool]:
         """What the next forward pass is given: running mean and variance or None, momentum, and whether it trains."""
         updates = self.training and not self.frozen
         if not self.track_running_stats:
             return None, None, 0.0, True
-        return self.running_mean, self.running_var, self._momentum() if updates else 0.0, updates
+        buffers = self._buffers
+        return buffers["running_mean"], buffers["running_var"], self._momentum() if updates else 0.0, updates
+
+    def count_batch(self) -> None:
+        """The running statistics have moved once more."""
+        seen = self._buffers["num_batches_tracked"]
+        if seen is not None:
+            seen[...] = seen.item() + 1
 
     def _momentum(self) -> float:
         return 1.0 / (int(self.num_batches_tracked) + 1) if self.momentum is None else self.momentum

@@ -37,7 +37,7 @@ class MaskedBatchNorm(BatchNorm):
             training=training,
         )
         if training and mean is not None and saved.count:
-            self.num_batches_tracked += 1
+            self.count_batch()
         self._keep(saved)
         return y
 

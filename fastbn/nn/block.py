@@ -29,9 +29,17 @@ class Block:
     def __init__(self, conv: Conv2d, norm: BatchNorm2d) -> None:
         self.conv = conv
         self.norm = norm
+        self.weight, self.bias = conv.parameter("weight"), conv.parameter("bias")
         self.relu = False
         self.ceiling = math.inf
         self.saved: ConvBnSaved | GramSaved | None = None
+
+    def absorb(self, module: Module) -> bool:
+        """Take on ``module`` as the next one, if it is a ReLU and the first."""
+        if self.relu or not (absorbs_relu(module) or is_plain(module, ReLU6)):
+            return False
+        self.relu, self.ceiling = True, 6.0 if isinstance(module, ReLU6) else math.inf
+        return True
 
     def forward(
         self, x: np.ndarray | Deferred, residual: np.ndarray | None = None, defer: bool = False
@@ -42,8 +50,8 @@ class Block:
         weight, bias = norm.affine_arrays()
         y, self.saved = conv_bn_forward(
             x,
-            conv.weight.data,
-            None if conv.bias is None else conv.bias.data,
+            self.weight.data,
+            None if self.bias is None else self.bias.data,
             conv.stride,
             conv.padding,
             conv.dilation,
@@ -61,7 +69,7 @@ class Block:
             defer=defer,
         )
         if training and mean is not None and y.shape[0]:
-            norm.num_batches_tracked += 1
+            norm.count_batch()
         return y
 
     def backward(
@@ -71,9 +79,9 @@ class Block:
         assert self.saved is not None
         saved, self.saved = self.saved, None
         dx, dweight, dbias, dgamma, dbeta, dresidual = conv_bn_backward(dy, saved, need_dx=need_dx, residual=residual)
-        parameters = self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias
+        parameters = self.weight, self.bias, self.norm.parameter("weight"), self.norm.parameter("bias")
         for parameter, gradient in zip(parameters, (dweight, dbias, dgamma, dbeta), strict=True):
-            if isinstance(parameter, (Parameter, Parametrization)) and gradient is not None:
+            if gradient is not None and isinstance(parameter, (Parameter, Parametrization)):
                 parameter.accumulate(gradient)
         return dx, dresidual
 
@@ -85,18 +93,23 @@ def as_blocks(modules: Iterable[Module]) -> list[Step]:
     """``modules``, those that make up a block replaced by it. A module with a forward hook stays by itself."""
     steps: list[Step] = []
     for module in modules:
-        last = steps[-1] if steps else None
-        if isinstance(module, BatchNorm2d) and isinstance(last, Conv2d) and _match(last, module):
-            steps[-1] = _unit(last, module)
-        elif isinstance(module, BatchNorm1d) and isinstance(last, Linear) and _match_features(last, module):
-            steps[-1] = LinearUnit(last, module)
-        elif isinstance(last, (LanesUnit, LinearUnit)) and last.absorb(module):
-            continue
-        elif isinstance(last, Block) and not last.relu and (absorbs_relu(module) or is_plain(module, ReLU6)):
-            last.relu, last.ceiling = True, 6.0 if isinstance(module, ReLU6) else math.inf
-        else:
+        joined = _joined(steps[-1], module) if steps else None
+        if joined is None:
             steps.append(module)
+        else:
+            steps[-1] = joined
     return steps
+
+
+def _joined(last: Step, module: Module) -> Step | None:
+    """Both as one step, None if they stay two."""
+    if isinstance(last, Conv2d):
+        return _unit(last, module) if isinstance(module, BatchNorm2d) and _match(last, module) else None
+    if isinstance(last, Linear):
+        return LinearUnit(last, module) if isinstance(module, BatchNorm1d) and _match_features(last, module) else None
+    if isinstance(last, Block):
+        return last if last.absorb(module) else None
+    return last if isinstance(last, (LanesUnit, LinearUnit)) and last.absorb(module) else None
 
 
 def _match(conv: Conv2d, norm: BatchNorm2d) -> bool:
@@ -120,7 +133,7 @@ def absorbs_relu(module: Module) -> bool:
 def forward(steps: list[Step], x: Any, then: Step | None = None) -> Any:
     """Each step's output is the next one's input, the last one's that of ``then``. Blocks defer to blocks."""
     for step, after in zip(steps, [*steps, then][1:], strict=True):
-        if isinstance(step, Block):
+        if isinstance(step, (Block, LanesUnit)):
             x = step.forward(x, defer=isinstance(after, Block))
         else:
             x = step(x)

@@ -1,6 +1,6 @@
 """Modules made of modules, and the reshape between convolutions and linear layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -49,7 +49,7 @@ class Sequential(Module):
             self._keep(steps)
             return block.forward(steps, x)
         if self.fused:
-            return infer(list(leaves(self)), x)[0]
+            return infer(leaves(self), x)[0]
         for _, module in self.chain():
             x = module(x)
         return x
@@ -156,7 +156,7 @@ class Residual(Module):
         shortcut = run(self.downsample, x) if "downsample" in self._modules else x
         activation = self._modules.get("activation")
         cut = None if activation is None else cut_of(activation)
-        y, joined = infer(list(leaves(self)), x, shortcut, cut or NOTHING)
+        y, joined = infer(leaves(self), x, shortcut, cut or NOTHING)
         if not joined:
             check_shape("Residual", "the shortcut", shortcut, y.shape, "as the body's output")
             with waiting(False):
@@ -203,13 +203,15 @@ class Identity(Module):
         return dy
 
 
-def leaves(container: Sequential | Residual) -> Iterator[Module]:
+def leaves(container: Sequential | Residual) -> list[Module]:
     """The modules of a chain in their order, those of a Sequential in its place."""
+    found = list[Module]()
     for _, module in container.chain():
         if isinstance(module, Sequential) and type(module).forward is Sequential.forward and not module._forward_hooks:
-            yield from leaves(module)
+            found += leaves(module)
         else:
-            yield module
+            found.append(module)
+    return found
 
 
 def named(who: str, modules: tuple[Any, ...]) -> list[tuple[str, Module]]:

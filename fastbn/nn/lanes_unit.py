@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn.functional.conv_bn import Deferred
 from fastbn.functional.conv_bn_lanes import LanesSaved, unit_backward, unit_forward
 from fastbn.nn.activation import ReLU, ReLU6, Sigmoid
 from fastbn.nn.module import Module
@@ -58,7 +59,8 @@ class LanesUnit:
             self.further += [module] if self.window else []
         return self.window is not None
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def forward(self, x: np.ndarray, defer: bool = False) -> np.ndarray | Deferred:
+        """The output in training mode; defer: as of a block that does not find its images few and small."""
         conv, norm = self.block.conv, self.block.norm
         mean, var, momentum, training = norm.statistics()
         found = unit_forward(
@@ -76,19 +78,19 @@ class LanesUnit:
             self.window or (1, 1),
         )
         if found is None:
-            return self._forward_apart(x)
+            return self._forward_apart(x, defer)
         y, self.saved = found
         if training and mean is not None:
-            norm.num_batches_tracked += 1
+            norm.count_batch()
         return y
 
-    def _forward_apart(self, x: np.ndarray) -> np.ndarray:
-        y: Any = self.block.forward(x)
+    def _forward_apart(self, x: np.ndarray, defer: bool) -> np.ndarray | Deferred:
+        y: Any = self.block.forward(x, defer=defer and not self.further)
         for module in self.further:
             y = module(y)
         return y
 
-    def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> Any:
+    def backward(self, dy: Any, *, need_dx: bool = True) -> Any:
         """The gradient to x; adds to parameters' grad."""
         saved, self.saved = self.saved, None
         if saved is None:

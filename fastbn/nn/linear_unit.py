@@ -46,7 +46,7 @@ class LinearUnit:
         bias, statistics = None if linear.bias is None else linear.bias.data, (mean, var, momentum, norm.eps)
         y, self.saved = unit_forward(x, weight, bias, *norm.affine_arrays(), statistics, training, self.activation)
         if training and mean is not None:
-            norm.num_batches_tracked += 1
+            norm.count_batch()
         return y
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> Any:

@@ -62,10 +62,10 @@ class Module:
 
     def _keep(self, saved: Any) -> None:
         if self.training:
-            self._saved = saved
+            self.__dict__["_saved"] = saved
 
     def _take(self) -> Any:
-        saved, self._saved = self._saved, None
+        saved, self.__dict__["_saved"] = self._saved, None
         if saved is None:
             raise StateError(
                 f"{type(self).__name__}.backward: a forward pass in training mode must come first, got none; "
@@ -97,6 +97,11 @@ class Module:
             table[name] = value
         else:
             self.__dict__[name] = value
+
+    def parameter(self, name: str) -> Any:
+        """The attribute ``name``, sooner found than elsewhere if it is a Parameter."""
+        parameters = self._parameters
+        return parameters[name] if name in parameters else getattr(self, name)
 
     def __getattr__(self, name: str) -> Any:
         for kind in ("_parameters", "_buffers", "_modules"):
@@ -145,7 +150,8 @@ class Module:
             module = waiting.pop()
             if id(module) not in found:
                 found[id(module)] = module
-                waiting.extend(reversed(module._modules.values()))
+                if module._modules:
+                    waiting.extend(reversed(module._modules.values()))
         return iter(found.values())
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:

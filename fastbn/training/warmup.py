@@ -14,6 +14,7 @@ from fastbn.optim import SGD, Adam, RMSprop, clip_grad_norm_
 
 IMAGE = (2, 3, 4, 4)
 SHORT_ROWS = (8, 3, 4)
+MANY_ROWS = (512, 3)
 
 
 def warmup(model: Module | None = None, input_shape: tuple[int, ...] | None = None, *, training: bool = True) -> None:
@@ -40,7 +41,7 @@ def _all_doors() -> None:
     matrix = np.zeros((4, 3), np.float32)
     few_channels = get_num_threads() + 1
     few = np.zeros((1, few_channels, MIN_PARALLEL_WORK // few_channels + 1), np.float32)
-    for x in (image, matrix, np.zeros(SHORT_ROWS, np.float32), few):
+    for x in (image, matrix, np.zeros(SHORT_ROWS, np.float32), np.zeros(MANY_ROWS, np.float32), few):
         vector = np.ones(x.shape[1], np.float32)
         for residual, relu in ((None, False), (None, True), (x, True)):  # each has versions of its own
             mean, var = vector.copy(), vector.copy()
