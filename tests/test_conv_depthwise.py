@@ -25,9 +25,13 @@ CASES = {
     "no padding": ((2, 16, 7, 8), (4, 3), (1, 1), (0, 0), (1, 1)),
     "several small images together": ((11, 37, 6, 5), (3, 3), (1, 1), (1, 1), (1, 1)),
     "several small images, stride": ((11, 21, 12, 10), (3, 3), (2, 2), (1, 1), (1, 1)),
+    "images of few pixels together, an odd one": ((7, 37, 3, 3), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "images of few pixels together, stride": ((7, 21, 5, 6), (3, 3), (2, 2), (1, 1), (1, 1)),
+    "rows by twos, stride": ((2, 150, 23, 25), (3, 3), (2, 2), (1, 1), (1, 1)),
     "rows asked for ahead": ((16, 32, 17, 41), (3, 3), (1, 1), (1, 1), (1, 1)),
     "an image smaller than the stride": ((2, 16, 2, 1), (3, 3), (4, 3), (1, 1), (1, 1)),
 }
+SHARED = ["one image of many rows", "more images than sums", "stride", "rows by twos, stride"]  # out among threads
 DTYPES = [np.float32, np.float64]
 
 
@@ -108,7 +112,7 @@ def test_dy_through_a_batch_norm(rng):
     assert_close(got[1], dx, np.float64)
 
 
-@pytest.mark.parametrize("case", ["one image of many rows", "more images than sums", "stride"])
+@pytest.mark.parametrize("case", SHARED)
 def test_same_bits_for_any_number_of_threads(rng, case, monkeypatch):
     monkeypatch.setattr("fastbn._threads.MIN_PARALLEL_WORK", 0)
     x, weight, window, _, dy = problem(rng, case, np.float32)

@@ -39,7 +39,7 @@ def forward(
 ) -> Sums | None:
     """Write ``y``, the convolution of a dense ``x``, as ``conv2d`` has it; its moments, if wanted."""
     target, y_shape, y_strides = with_places(y)
-    places = forward_rows(y_shape, window, x.itemsize, y_strides[1] == 1)
+    places = forward_rows(y_shape, x.shape[3], window, x.itemsize, y_strides[1] == 1)
     portions, sums = places.portions, None
     if moments:
         sums = pieces_of(y_shape, y.itemsize, portions.images, portions.rows).moments(x.dtype)
@@ -84,7 +84,7 @@ def backward(
     dweight is summed in float64 over runs of the image. What a run is follows from the shape alone.
     """
     source, x_shape, x_strides = with_places(x)
-    places = backward_rows(x_shape, window, x.itemsize, x_strides[1] == 1)
+    places = backward_rows(x_shape, dy.shape[3], window, x.itemsize, x_strides[1] == 1)
     weights = _weights(weight, places.taps)
     partials = empty((places.splits, *weights.shape), FLOAT64)
     dx, sums = empty_like(x), None

@@ -18,9 +18,9 @@ class _Taps:
 
     def __init__(self, context, builder, array_types, arguments):
         a_type, place_type, table_type, w_type = array_types
-        a_array, a_first, places, p_first, table, t_first, self.count, w_array, w_first, self.w_step = arguments
+        a_array, places, p_first, table, t_first, self.count, w_array, w_first, self.w_step = arguments
         self.builder = builder
-        self.origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        self.origin = _data(context, builder, a_type, a_array)
         self.places = builder.gep(_data(context, builder, place_type, places), [p_first])
         self.table = builder.gep(_data(context, builder, table_type, table), [t_first])
         self.weights = builder.gep(_data(context, builder, w_type, w_array), [w_first])
@@ -49,21 +49,21 @@ def _of_both_sizes(builder, wide, tile):
 
 
 @intrinsic
-def tile_products(typingctx, a, start, places, place, offsets, first, taps, weights, w_start, w_step, wide, tile):
-    """tile[i, lane] = sum over t < taps of a[start + places[place + i] + offsets[first + t] + lane] * w[t, lane].
+def tile_products(typingctx, a, places, place, offsets, first, taps, weights, w_start, w_step, wide, start, tile):
+    """tile[i, lane] = start[lane] + sum over t < taps of a[places[place + i] + offsets[first + t] + lane] * w[t, lane].
 
     i < OUTER_ROWS if ``wide``, else PIXELS; w[t, lane] = weights[w_start + t * w_step + lane].
     """
 
     def codegen(context, builder, signature, arguments):
         vectors = _Vectors(context, builder, a.dtype)
-        share = _Taps(context, builder, (a, places, offsets, weights), arguments[:10])
+        share = _Taps(context, builder, (a, places, offsets, weights), arguments[:9])
         target = _data(context, builder, signature.args[11], arguments[11])
 
         def emit(pixels):
             sums = vectors.registers(pixels)
             for total in sums:
-                builder.store(vectors.zero, total)
+                builder.store(arguments[10], total)
             sources = share.pixels(pixels)
             with cgutils.for_range(builder, share.count) as loop:
                 weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
@@ -72,27 +72,27 @@ def tile_products(typingctx, a, start, places, place, offsets, first, taps, weig
             for i, total in enumerate(sums):
                 vectors.store(builder.load(total), target, _index(i * vectors.lanes))
 
-        _of_both_sizes(builder, arguments[10], emit)
+        _of_both_sizes(builder, arguments[9], emit)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, places, i64, offsets, i64, i64, weights, i64, i64, i64, tile), codegen
+    return types.void(a, places, i64, offsets, i64, i64, weights, i64, i64, i64, start, tile), codegen
 
 
 @intrinsic
 def tile_gradients(
-    typingctx, g, start, places, place, offsets, first, taps, weights, w_start, w_step, wide, tile, sums, s_start
+    typingctx, g, places, place, offsets, first, taps, weights, w_start, w_step, wide, tile, sums, s_start
 ):
-    """``tile_products`` of g in the place of the x that ``tile`` holds, and sums[s_start + t * lanes + lane] += sum
-    over i of g[start + places[place + i] + offsets[first + t] + lane] * x[i, lane].
+    """``tile_products`` of g, from 0, in the place of the x that ``tile`` holds, and sums[s_start + t * lanes + lane]
+    += sum over i of g[places[place + i] + offsets[first + t] + lane] * x[i, lane].
     """
 
     def codegen(context, builder, signature, arguments):
         vectors = _Vectors(context, builder, g.dtype)
         lanes = vectors.lanes
-        share = _Taps(context, builder, (g, places, offsets, weights), arguments[:10])
-        target = _data(context, builder, signature.args[11], arguments[11])
-        totals = builder.gep(_data(context, builder, signature.args[12], arguments[12]), [arguments[13]])
+        share = _Taps(context, builder, (g, places, offsets, weights), arguments[:9])
+        target = _data(context, builder, signature.args[10], arguments[10])
+        totals = builder.gep(_data(context, builder, signature.args[11], arguments[11]), [arguments[12]])
 
         def emit(pixels):
             values = [vectors.load(target, _index(i * lanes)) for i in range(pixels)]
@@ -113,8 +113,8 @@ def tile_gradients(
             for i, product in enumerate(products):
                 vectors.store(builder.load(product), target, _index(i * lanes))
 
-        _of_both_sizes(builder, arguments[10], emit)
+        _of_both_sizes(builder, arguments[9], emit)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(g, i64, places, i64, offsets, i64, i64, weights, i64, i64, i64, tile, sums, i64), codegen
+    return types.void(g, places, i64, offsets, i64, i64, weights, i64, i64, i64, tile, sums, i64), codegen

@@ -1,6 +1,7 @@
-"""Depthwise convolution: every channel by itself, a vector of them at a time, down the rows of ``conv_rows``.
+"""Depthwise convolution: every channel by itself, rows of ``conv_rows`` of a vector of channels at a time.
 
-weights (taps, C to a whole vector); y[q, c] = sum over taps t of rows[places[q] + offsets[t] + c] * weights[t, c].
+weights (taps, C to a whole vector); y[q, c] = sum over taps t of plane[places[q] + offsets[t], c] * weights[t, c].
+A plane stays in the first cache, what is read and written next comes into the second meanwhile.
 """
 
 from numba import get_thread_id, int64, prange
@@ -17,7 +18,6 @@ from fastbn.kernels._vector import (
     load,
     load_first,
     load_part,
-    prefetch_far,
     prefetch_to_write,
     splat,
     store,
@@ -26,29 +26,20 @@ from fastbn.kernels._vector import (
     within,
 )
 from fastbn.kernels.batch_norm_tiles import whole_vectors
-from fastbn.kernels.conv_rows import fill_rows
+from fastbn.kernels.conv_rows import asked_for, clear, fill_rows, pixel_step
 
 
 @inlined
-def pixel_step(strides, height, width):
-    """From pixel to pixel of an image, and of all images where channels lie side by side."""
-    return strides[0] // (height * width) if strides[1] == 1 else strides[3]
-
-
-@inlined
-def _finished(tile, q, start, residual, bounds, at, count):
-    value = load(tile, q) + start
-    if residual is not None:
-        value = value + load_part(residual, at, count, value)
-    return within(value, bounds)
+def _finished(tile, q, residual, at, count):
+    value = load(tile, q)
+    return value if residual is None else value + load_part(residual, at, count, value)
 
 
 @body
-def _scatter_tile(tile, pixels, start, residual, bounds, out, i, count, stride, step):
+def _scatter_tile(tile, pixels, residual, bounds, out, i, count, stride, step):
     lanes = lanes_of(tile)
     for pixel in range(pixels):
         q = pixel * lanes
-        store(tile, q, load(tile, q) + start)
         if residual is not None:
             for lane in range(count):
                 tile[q + lane] += residual[i + lane * stride]
@@ -59,118 +50,113 @@ def _scatter_tile(tile, pixels, start, residual, bounds, out, i, count, stride, 
 
 
 @body
-def _rows_of_channels(
-    ring, places, pixels, offsets, slot, slot_step, runs, weights, bias, residual, limits, out, first, last, at, stride,
-    step, run_step, shifts, partials, piece, starts, tile, x, x_next, x_each, next_at, each,
+def _convolve_channels(
+    plane, places, pixels, offsets, weights, c, count, bias, residual, limits, out, i, stride, step, asked, asked_step,
+    shifts, partials, piece, starts, tile,
 ):  # fmt: skip
-    """The output's pixels of ``runs`` runs, for channels ``first`` to ``last``, from what the ring has of them."""
-    lanes, zero, bounds = lanes_of(ring), splat(ring, 0.0), bounds_of(ring, limits)
-    kept, taps = offsets.shape
+    """``pixels`` pixels of the output from i on, for the ``count`` channels from c on that ``plane`` has.
+
+    starts: whether the piece begins here, and its first pixel gives the shifts.
+    """
+    lanes, zero, bounds = lanes_of(plane), splat(plane, 0.0), bounds_of(plane, limits)
+    start = zero if bias is None else load_first(bias, c, count, zero)
+    place = 0 if shifts is None else piece * partials.shape[2] + c
+    d_sum = q_sum = near = zero
+    if shifts is not None and not starts:
+        near = load(shifts, place)
     for left in range(0, pixels, OUTER_ROWS):
         length = min(OUTER_ROWS, pixels - left)
-        for c in range(first, last, lanes):
-            count = min(lanes, last - c)
-            start = zero if bias is None else load_first(bias, c, count, zero)
-            place = 0 if shifts is None else piece * partials.shape[2] + c
-            squares = 0 if shifts is None else partials[0].size
-            d_sum = q_sum = zero
-            for run in range(runs):
-                for q in range(x_next, x_next + x_each, lanes):
-                    prefetch_far(x, q)
-                x_next += x_each
-                for q in range(next_at, next_at + each, lanes):
-                    prefetch_to_write(out, q)
-                next_at += each
-                tile_products(
-                    ring, c - first, places, left, offsets, (slot + run * slot_step) % kept * taps, taps, weights, c,
-                    weights.shape[1], int64(length > PIXELS), tile,
-                )  # fmt: skip
-                i = at + run * run_step + left * step + (c - first) * stride
-                if stride != 1:
-                    _scatter_tile(tile, length, start, residual, bounds, out, i, count, stride, step)
-                elif shifts is None:
-                    for q in range(0, length * lanes, lanes):
-                        store_part(out, i, _finished(tile, q, start, residual, bounds, i, count), count)
-                        i += step
-                else:
-                    if starts and left == 0 and run == 0:
-                        store(shifts, place, finite_or_zero(_finished(tile, 0, start, residual, bounds, i, count)))
-                    near = load(shifts, place)
-                    for q in range(0, length * lanes, lanes):
-                        value = _finished(tile, q, start, residual, bounds, i, count)
-                        store_part(out, i, value, count)
-                        d = value - near
-                        d_sum, q_sum = d_sum + d, fma(d, d, q_sum)
-                        i += step
-            if shifts is not None:
-                add_to(partials, place, widen(d_sum))
-                add_to(partials, place + squares, widen(q_sum))
+        tile_products(
+            plane, places, left, offsets, 0, offsets.size, weights, c, weights.shape[1], int64(length > PIXELS), start,
+            tile,
+        )  # fmt: skip
+        if stride != 1:
+            _scatter_tile(tile, length, residual, bounds, out, i, count, stride, step)
+            i += step * length
+        else:
+            if shifts is not None and starts and left == 0:
+                near = finite_or_zero(_finished(tile, 0, residual, i, count))
+                store(shifts, place, near)
+            for q in range(0, length * lanes, lanes):
+                value = _finished(tile, q, residual, i, count)
+                if shifts is None:
+                    value = within(value, bounds)
+                store_part(out, i, value, count)
+                prefetch_to_write(out, asked)
+                asked += asked_step
+                if shifts is not None:
+                    d = value - near
+                    d_sum, q_sum = d_sum + d, fma(d, d, q_sum)
+                i += step
+    if shifts is not None:
+        add_to(partials, place, widen(d_sum))
+        add_to(partials, partials[0].size + place, widen(q_sum))
 
 
 @body
 def _correlate_task(
-    task, x_shape, x_strides, out_shape, out_strides, x, affine, relu, x_floor, stride_h, top, lead, window, columns,
-    places, offsets, weights, bias, residual, limits, out, images, rows, at_once, run_rows, group, pitch, ahead, shifts,
-    partials, work,
+    task, x_shape, x_strides, out_shape, out_strides, x, affine, relu, x_floor, stride_h, top, window, spots, size,
+    places, offsets, weights, bias, residual, limits, out, images, rows, at_once, group, ahead, shifts, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     channels, height, width = x_shape[1], x_shape[2], x_shape[3]
     x_step = pixel_step(x_strides, height, width)
     out_step = pixel_step(out_strides, out_shape[2], out_shape[3])
-    kept = offsets.shape[0]
-    tile, ring = work[: OUTER_ROWS * lanes], work[OUTER_ROWS * lanes :]
+    tile, plane = work[: OUTER_ROWS * lanes], work[OUTER_ROWS * lanes :]
     piece, part = divmod(task, -(-channels // group))
     block, row_block = divmod(piece, -(-out_shape[2] // rows))
     first, last = part * group, min(channels, (part + 1) * group)
     first_image = block * images
-    last_image = min(x_shape[0], first_image + images)
+    count_images = min(x_shape[0], first_image + images) - first_image
     first_row = row_block * rows
     last_row = min(out_shape[2], first_row + rows)
-    filled = first_row * stride_h
     if shifts is not None:
         partials[:, piece, first : whole_vectors(last, lanes)] = 0.0
     for begin in range(first_row, last_row, at_once):
         end = min(last_row, begin + at_once)
-        needed = (end - 1) * stride_h + window
-        origin = first_image * x_strides[0] + first * x_strides[1]
-        fill_rows(
-            x, None, relu, affine, None, x_floor, last_image - first_image, origin, x_strides[0], x_strides[1], x_step,
-            height, width, first, last, top, lead, max(filled, begin * stride_h), needed, ring, kept, columns, pitch,
-        )  # fmt: skip
-        filled = needed
-        x_next = origin + (needed - top) * width * x_step
-        each = OUTER_ROWS * lanes if ahead else 0
-        at = first_image * out_strides[0] + first * out_strides[1] + begin * out_shape[3] * out_step
-        _rows_of_channels(
-            ring, places, (last_image - first_image) * run_rows * out_shape[3], offsets, begin * stride_h, stride_h,
-            (end - begin) // run_rows, weights, bias, residual, limits, out, first, last, at, out_strides[1], out_step,
-            out_shape[3] * out_step, shifts, partials, piece, begin == first_row, tile,
-            x, x_next, stride_h * (width // out_shape[3]) * each, at + (end - begin) * out_shape[3] * out_step, each,
-        )  # fmt: skip
+        clear(plane, images * size)
+        above = top - begin * stride_h
+        skipped = max(0, above)
+        inside = max(0, min(height + above, (end - 1 - begin) * stride_h + window) - skipped)
+        x_at = first_image * x_strides[0] + (skipped - above) * width * x_step
+        at = first_image * out_strides[0] + begin * out_shape[3] * out_step
+        x_pixels, pixels = count_images * inside * width, count_images * (end - begin) * out_shape[3]
+        for c in range(first, last, lanes):
+            count = min(lanes, last - c)
+            fill_rows(
+                x, None, relu, affine, None, x_floor, count_images, x_at + c * x_strides[1], x_strides[0],
+                x_strides[1], x_step, c, count, *asked_for(ahead, x_at, x_pixels, x_step, c, lanes), spots,
+                skipped * width, inside * width, plane, size,
+            )  # fmt: skip
+            _convolve_channels(
+                plane, places, pixels, offsets, weights, c, count, bias, residual, limits, out,
+                at + c * out_strides[1], out_strides[1], out_step, *asked_for(ahead, at, pixels, out_step, c, lanes),
+                shifts, partials, piece, begin == first_row, tile,
+            )  # fmt: skip
 
 
 @driver
 def correlate_depthwise(
-    x, x_shape, x_strides, affine, relu, x_floor, stride_h, top, lead, window, columns, places, offsets, weights, bias,
-    residual, limits, out, out_shape, out_strides, images, rows, at_once, run_rows, group, pitch, ahead, shifts,
-    partials, workspace, parallel,
+    x, x_shape, x_strides, affine, relu, x_floor, stride_h, top, window, spots, size, places, offsets, weights, bias,
+    residual, limits, out, out_shape, out_strides, images, rows, at_once, group, ahead, shifts, partials, workspace,
+    parallel,
 ):  # fmt: skip
-    """out = the sum over t of weights * rows, + bias + residual, within ``limits``.
+    """out = bias + the sum over t of weights * plane, + residual; within ``limits``, where no sums are taken.
 
-    A task has ``rows`` rows of ``images`` images and ``group`` channels, and takes ``at_once`` rows at a time, in runs
-    of ``run_rows``: one row of one image, or all rows of all its images. x: flat; affine, relu, x_floor: its prologue.
-    ahead: whether to have the next rows brought into cache meanwhile.
-    top, lead: zeros above and left of an image, kept with it ``columns`` pixels a row, ``pitch`` apart; window: rows
-    of x that a row of the output meets. places: of a run's pixels, and offsets (kept rows, taps) by the place of a
-    window's first row among the kept: in elements.
+    A task has ``rows`` rows of ``images`` images and ``group`` channels, and takes ``at_once`` rows at a time: one
+    image's, or, where they are all, all its images'. x: flat; affine, relu, x_floor: its prologue. ahead: see
+    ``asked_for``.
+    top: zeros above an image; window: rows of x that a row of the output meets. plane: ``size`` elements of each image;
+    spots: places in it for the pixels of its rows, row by row; places: of the output's pixels, and offsets of the taps
+    from there.
     bias, residual: flat, or None; residual lies as out.
     Sums of a dense channels-last output as in ``conv_blocks.correlate_blocks``, a piece for each task's rows.
-    workspace: (threads, a tile and the kept rows of ``group`` channels).
+    workspace: (threads, a tile and the planes of ``images`` images).
     """
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * -(-out_shape[1] // group)
-    source = (x, affine, relu, x_floor, stride_h, top, lead, window, columns, places, offsets, weights)
+    source = (x, affine, relu, x_floor, stride_h, top, window, spots, size, places, offsets, weights)
     share = (bias, residual)
-    target = (out, images, rows, at_once, run_rows, group, pitch, ahead, shifts, partials)
+    target = (out, images, rows, at_once, group, ahead, shifts, partials)
     if parallel:
         for task in prange(tasks):
             work = workspace[get_thread_id()]

@@ -1,53 +1,89 @@
-"""Rows of an image, pixel by pixel as in channels-last memory, with zeros around them.
+"""Rows of images for as many channels as a vector has lanes: a vector a pixel, with zeros around each image.
 
-A convolution that walks down an image keeps the last rows that its window needs and fills each once. Prologues are
-those of ``conv_fill``.
+Prologues are those of ``conv_fill``.
 """
 
-from fastbn.kernels._jit import body
-from fastbn.kernels._vector import lanes_of, splat, store
-from fastbn.kernels.conv_fill import prologue_first, prologue_of
+from numba import uint64
+
+from fastbn.kernels._jit import body, inlined
+from fastbn.kernels._vector import at_most, lanes_of, load_first, load_part, prefetch_far, splat, store
+from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first
+from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
+
+
+@inlined
+def constants_of(values, row, c, count, zero):
+    """Row ``row`` of ``affine`` or ``slopes`` for ``count`` channels from c on; zeros where it is None."""
+    return zero if values is None else load_first(values, row * values.shape[1] + c, count, zero)
+
+
+@inlined
+def pixel_step(strides, height, width):
+    """From pixel to pixel of an image, and of all images where channels lie side by side."""
+    return strides[0] // (height * width) if strides[1] == 1 else strides[3]
+
+
+@inlined
+def asked_for(ahead, at, pixels, step, c, lanes):
+    """Where to ask for memory while the vector of channels from c on is worked on, and how far from line to line.
+
+    ahead: for all channels of the pixels after these, in the order of memory: the processor follows no other. Else for
+    the next channels of these.
+    """
+    if ahead:
+        return at + pixels * (step + c), lanes
+    return at + c + lanes, step
+
+
+@body
+def clear(plane, elements):
+    """Zeros, to a whole vector."""
+    zero = splat(plane, 0.0)
+    for q in range(0, elements, lanes_of(plane)):
+        store(plane, q, zero)
 
 
 @body
 def fill_rows(
-    x, partner, relu, affine, slopes, floor, images, origin, image_step, stride, step, height, width, first, last, top,
-    lead, begin, end, rows, kept, columns, pitch,
+    x, partner, relu, affine, slopes, floor, images, at, image_step, stride, step, c, count, asked, asked_step, spots,
+    first, pixels, plane, size,
 ):  # fmt: skip
-    """Rows ``begin`` to ``end`` of every image, of which the first ``top`` lie above it; row v is kept as v % ``kept``.
+    """plane[image * size + spots[first + q] + lane] = the prologue of x, of pixel q < ``pixels`` of every image.
 
-    rows[((image * kept + row) * columns + column) * pitch + c] = the prologue of x, of channel first + c. That channel
-    of the first image, of ``height`` x ``width``, begins at ``origin``, the next image ``image_step`` further; pixels
-    are ``step`` apart, channels ``stride``. Zeros outside an image, in ``lead`` columns before it, and in channels from
-    ``last`` to a whole vector.
+    The first pixel of ``count`` channels from c on lies at ``at``; images are ``image_step`` apart, channels
+    ``stride``, pixels ``step``; lanes after the last channel become 0. asked, asked_step: see ``asked_for``.
     """
     lanes, zero, low = lanes_of(x), splat(x, 0.0), splat(x, floor)
-    whole = (last - first) // lanes * lanes
-    count = last - first - whole
-    filled = whole + (lanes if count else 0)
+    near, scale = constants_of(affine, NEAR_MEAN, c, count, zero), constants_of(affine, SCALE, c, count, zero)
+    shift, inv_std = constants_of(affine, SHIFT, c, count, zero), constants_of(slopes, NEAR_INV_STD, c, count, zero)
+    a, b = constants_of(slopes, A, c, count, zero), constants_of(slopes, B, c, count, zero)
+    k = constants_of(slopes, K, c, count, zero)
     for image in range(images):
-        for v in range(begin, end):
-            place, h = (image * kept + v % kept) * columns * pitch, v - top
-            inside = 0 <= h < height
-            left = lead if inside else columns
-            right = min(columns, lead + width) if inside else columns
-            for column in range(left):
-                for c in range(0, filled, lanes):
-                    store(rows, place + column * pitch + c, zero)
-            for column in range(right, columns):
-                for c in range(0, filled, lanes):
-                    store(rows, place + column * pitch + c, zero)
-            i, place = origin + image * image_step + h * width * step, place + left * pitch
-            for _ in range(left, right):
-                if stride == 1:
-                    for c in range(0, whole, lanes):
-                        store(rows, place + c, prologue_of(x, partner, relu, affine, slopes, low, i + c, first + c))
-                    if count:
-                        at, c = i + whole, first + whole
-                        value = prologue_first(x, partner, relu, affine, slopes, low, at, c, count, zero)
-                        store(rows, place + whole, value)
+        i, target = at + image * image_step, image * size
+        for q in range(first, first + pixels):
+            place = target + spots[uint64(q)]
+            if stride != 1:
+                store(plane, place, zero)
+                for lane in range(count):
+                    plane[place + lane] = x[i + lane * stride]
+            else:
+                if affine is None:
+                    value = load_part(x, i, count, zero)
+                elif slopes is None:
+                    if count == lanes:
+                        value = normalized(x, None, None, i, 0, near, scale, shift, low)
+                    else:
+                        value = normalized_first(x, None, None, i, count, 0, near, scale, shift, low)
+                    value = at_most(value, relu)
+                elif count == lanes:
+                    value = gradient(x, partner, None, relu, i, 0, False, near, scale, shift, a, b, k, inv_std, None)
                 else:
-                    for c in range(filled):
-                        rows[place + c] = x[i + c * stride] if c < last - first else 0
-                i += step
-                place += pitch
+                    value = gradient_first(
+                        x, partner, None, relu, i, count, 0, near, scale, shift, a, b, k, inv_std, None
+                    )  # fmt: skip
+                store(plane, place, value)
+                prefetch_far(x, asked)
+                if partner is not None:
+                    prefetch_far(partner, asked)
+                asked += asked_step
+            i += step
