@@ -15,7 +15,7 @@ from fastbn.functional import conv2d, conv2d_backward, conv_blocks, conv_point, 
 def packings(monkeypatch):
     """Counts how often weights are packed."""
     count = []
-    for engine, name in (conv_blocks, "_panels"), (conv_point, "packed_panels"):
+    for engine, name in (conv_blocks, "packed_panels"), (conv_point, "packed_matrix"):
         pack = getattr(engine, name)
         monkeypatch.setattr(engine, name, lambda *operands, pack=pack: count.append(1) or pack(*operands))
     return count

@@ -99,6 +99,7 @@ def test_every_kernel_is_ready_afterwards():
     # Of units, and of channels-last images: compiled for a model only.
     units = ["batch_norm_partials.products_matrix"]
     units += ["conv_point.correlate_points", "conv_point_backward.gradients_points"]
+    units += ["conv_strided.visit_pixels", "conv_strided.spread_pixels"]
     units += ["conv_patches.correlate_patches", "conv_patches.correlate_weights_patches"]
     units += ["winograd_panels.transform_panels", "winograd_panels.gather_panels", "conv_winograd.correlate_winograd"]
     units += [f"conv_winograd_weights.correlate_weights_{runs}" for runs in ("apart", "together")]

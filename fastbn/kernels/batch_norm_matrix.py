@@ -22,7 +22,7 @@ def _bounds(task, x, rows):
     return first, min(x.shape[0], first + rows) - first
 
 
-@inlined
+@body
 def _by_column(values, lead, wide):
     """Per-channel constants of the columns of rows that begin at ``lead``: in ``wide``, unless they are ``values``."""
     channels, columns = values.shape[1], wide.shape[1]
@@ -49,7 +49,7 @@ def add_partials(partials, columns, channels):
                 partials[which, 0, c] += partials[which, 0, first + c]
 
 
-@inlined
+@body
 def _set_shift(x, channels, shift):
     """The first value of each channel, for all columns."""
     set_shift(x, 0, x.shape[1], 1, shift)
@@ -57,7 +57,7 @@ def _set_shift(x, channels, shift):
         shift[j] = shift[j - channels]
 
 
-@inlined
+@body
 def _sums_task(task, x, rows, shift, partials):
     first, count = _bounds(task, x, rows)
     columns = x.shape[1]
@@ -92,7 +92,7 @@ def _part(part, task, x, rows, lead):
     return 0, 1 if first == 0 else 0, lead, columns - lead
 
 
-@inlined
+@body
 def _normalize_task(task, x, residual, tile, affine, floor, lead, streaming, bits, out):
     word = task * tile * words_of(bits)
     for part in range(3 if lead else 1):
@@ -194,7 +194,7 @@ def normalize_matrix(
     return negative
 
 
-@inlined
+@body
 def products_task(task, dy, x, bits, relu, rows, affine, partials, dresidual):
     """Partials of task's rows, whose signs begin with a word of their own; see ``tile_products``."""
     first, count = _bounds(task, x, rows)
@@ -212,7 +212,7 @@ def _finish_products(x, partials, batch_stats, stats, affine, slopes, gradients)
     finish_backward(0, channels, count, sum_g, products, batch_stats, stats, affine, slopes, gradients)
 
 
-@inlined
+@body
 def _gradient_task(task, dy, x, bits, relu, rows, affine, slopes, lead, streaming, dx, dresidual):
     word = task * rows * words_of(bits)
     for part in range(3 if lead else 1):
