@@ -34,7 +34,7 @@ POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
 PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
 FEWEST = 4 * SLIM_ROWS  # pixels
-STREAMED = 1 << 22  # bytes of an output from which on the next to read it is faster if it was streamed
+STREAMED = 1 << 20  # bytes of an output from which on the next to read it is faster if it was streamed
 
 
 def suits(y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int) -> bool:
