@@ -12,6 +12,7 @@ import torch
 
 import fastbn
 from fastbn import nn, optim
+from fastbn.functional.samples import samples
 
 
 def torch_lenet() -> torch.nn.Sequential:
@@ -35,7 +36,7 @@ def fastbn_epoch(model, optimizer, split, size, epoch) -> float:
     begun = time.perf_counter()
     for batch in batches(len(split.labels), size, epoch):
         optimizer.zero_grad()
-        loss(model(split.images[batch]), split.labels[batch])
+        loss(model(samples(split.images, batch)), split.labels[batch])
         model.backward(loss.backward(), need_dx=False)
         optimizer.step()
     return time.perf_counter() - begun
