@@ -137,8 +137,9 @@ def unit_backward(
     )
     dbias = None
     if saved.has_bias:
-        constant = np.zeros_like(found[1]) if saved.batch_stats else found[1] * saved.affine[SCALE]
-        dbias = constant.astype(x.dtype)
+        dbias = np.zeros(channels, x.dtype)
+        if not saved.batch_stats:
+            dbias[:] = found[1] * saved.affine[SCALE]
     dbn_weight = None if saved.bn_weight is None else found[0]
     return dx if need_dx else None, dweight, dbias, dbn_weight, found[1] if saved.has_bn_bias else None
 

@@ -32,7 +32,7 @@ from fastbn.kernels.channels import (
 )
 from fastbn.kernels.finish import finish_backward, finish_inference, finish_training, set_moments
 from fastbn.kernels.gemm import epilogue, pack, store_tile
-from fastbn.kernels.linear_gradients import multiply_part, pack_last_columns
+from fastbn.kernels.linear_gradients import last_columns, multiply_part, pack_last_columns
 from fastbn.kernels.unit_activation import activated, ceiling_of, floor_of, passed
 
 
@@ -165,15 +165,15 @@ def _backward_task(task, dy, y, z, activation, batch_stats, stats, affine, slope
 
 @body
 def _prepare_task(
-    task, shape, dy, y, z, x, weight, activation, batch_stats, stats, affine, slopes, gradients, dz, sums, panels, cut,
-    spare,
+    task, packs, shape, dy, y, z, x, weight, activation, batch_stats, stats, affine, slopes, gradients, dz, sums,
+    panels, cut, spare,
 ):  # fmt: skip
-    """Pack a right operand's last columns, or take the gradient through batch norm."""
-    if task < 2:
+    """Pack a right operand's last columns, or take the gradient through batch norm, of a vector of channels."""
+    if task < packs:
         pack_last_columns(task, shape, x, weight, panels, cut, spare)
     else:
         _backward_task(
-            task - 2, dy, y, z, activation, batch_stats, stats, affine, slopes, gradients, dz, sums
+            task - packs, dy, y, z, activation, batch_stats, stats, affine, slopes, gradients, dz, sums
         )  # fmt: skip
 
 
@@ -186,12 +186,13 @@ def backward_linear_bn(
 
     dz, slopes: written.
     """
-    tasks, tile = 2 - (-z.shape[1] // lanes_of(z)), TILE_ROWS * (TILE_BYTES // z.itemsize)
+    packs, tile = last_columns(shape[1], panels), TILE_ROWS * (TILE_BYTES // z.itemsize)
+    tasks = packs - (-z.shape[1] // lanes_of(z))
     if parallel:
         for task in prange(tasks):
             _prepare_task(
-                int64(task), shape, dy, y, z, x, weight, activation, batch_stats, stats, affine, slopes, gradients, dz,
-                sums, panels, cut, room[get_thread_id()][tile:],
+                int64(task), packs, shape, dy, y, z, x, weight, activation, batch_stats, stats, affine, slopes,
+                gradients, dz, sums, panels, cut, room[get_thread_id()][tile:],
             )  # fmt: skip
         for part in prange(parts):
             multiply_part(
@@ -200,7 +201,7 @@ def backward_linear_bn(
     else:
         for task in range(tasks):
             _prepare_task(
-                task, shape, dy, y, z, x, weight, activation, batch_stats, stats, affine, slopes, gradients, dz, sums,
-                panels, cut, room[0][tile:],
+                task, packs, shape, dy, y, z, x, weight, activation, batch_stats, stats, affine, slopes, gradients, dz,
+                sums, panels, cut, room[0][tile:],
             )  # fmt: skip
         multiply_part(0, 1, shape, dz, x, weight, panels, cut, dx, dweight, room[0][:tile])

@@ -2,7 +2,7 @@
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS
 from fastbn.kernels._vector import lanes_of, load_part, narrow, splat, store_part, widen
 from fastbn.kernels.gemm import columns_in_place, pack_task, row_task
@@ -18,25 +18,30 @@ def _sum_columns(task, dy, rows, outputs, dbias):
     store_part(dbias, first, narrow(dbias, total), count)
 
 
+@inlined
+def last_columns(inputs, panels):
+    """Right operands whose last columns do not fill a tile, of two."""
+    return 2 if inputs % (TILE_BYTES // panels.itemsize) else 0
+
+
 @body
 def pack_last_columns(task, shape, x, weight, panels, cut, spare):
-    """Pack what does not fill a tile of a row of the weight (task 0) or of x (task 1): the right operands."""
+    """Pack them, of the weight (task 0) or of x (task 1)."""
     rows, inputs, outputs = shape
-    first = columns_in_place(inputs, 1, TILE_BYTES // panels.itemsize)
     right, depth, room = weight, outputs, panels[:cut]
     if task == 1:
         right, depth, room = x, rows, panels[cut:]
-    if first < inputs:
-        pack_task(0, first, inputs, depth, right, inputs, 1, room, spare)
+    first = columns_in_place(inputs, 1, TILE_BYTES // panels.itemsize)
+    pack_task(0, first, inputs, depth, right, inputs, 1, room, spare)
 
 
 @body
-def _prepare_task(task, shape, dy, x, weight, panels, cut, spare, dbias):
-    """Pack one of both, or sum a vector of columns."""
-    if task < 2:
+def _prepare_task(task, packs, shape, dy, x, weight, panels, cut, spare, dbias):
+    """Pack last columns, then sum a vector of columns."""
+    if task < packs:
         pack_last_columns(task, shape, x, weight, panels, cut, spare)
     else:
-        _sum_columns(task - 2, dy, shape[0], shape[2], dbias)
+        _sum_columns(task - packs, dy, shape[0], shape[2], dbias)
 
 
 @body
@@ -63,17 +68,18 @@ def linear_gradients(shape, dy, x, weight, dx, dweight, dbias, panels, cut, room
     shape: rows, inputs, outputs; all arrays flat. panels: what is packed of the weight, ``cut`` elements, and of x;
     room: (threads, elements); see ``packed_gemm``. parts: threads.
     """
-    tasks = 2 - (-dbias.size // lanes_of(dy))
+    packs = last_columns(shape[1], panels)
+    tasks = packs - (-dbias.size // lanes_of(dy))
     tile = TILE_ROWS * (TILE_BYTES // panels.itemsize)
     if parallel:
         for task in prange(tasks):
             spare = room[get_thread_id()][tile:]
-            _prepare_task(int64(task), shape, dy, x, weight, panels, cut, spare, dbias)
+            _prepare_task(int64(task), packs, shape, dy, x, weight, panels, cut, spare, dbias)
         for part in prange(parts):
             multiply_part(
                 int64(part), parts, shape, dy, x, weight, panels, cut, dx, dweight, room[get_thread_id()][:tile]
             )
     else:
         for task in range(tasks):
-            _prepare_task(task, shape, dy, x, weight, panels, cut, room[0][tile:], dbias)
+            _prepare_task(task, packs, shape, dy, x, weight, panels, cut, room[0][tile:], dbias)
         multiply_part(0, 1, shape, dy, x, weight, panels, cut, dx, dweight, room[0][:tile])
