@@ -74,6 +74,7 @@ def main() -> None:
 
     # Compilation and first touches stay outside the clock.
     fastbn.warmup(ours, (options.batch_size, *dataset.train.images.shape[1:]))
+    samples(dataset.train.images, np.arange(options.batch_size))
 
     print(f"LeNet-BN, {dataset.name}, batch {options.batch_size}, {fastbn.get_num_threads()} threads")
     print("epoch   fastbn s  accuracy   torch s  accuracy   torch / fastbn")

@@ -1,8 +1,9 @@
-"""Matrix products from packed panels: the engine of the linear layer.
+"""Matrix products from packed panels, or in place: the engine of the linear layer.
 
 A panel holds, for each step k of the summed axis, the values of ``width`` lanes side by side: rows of the left
 operand in panels of TILE_ROWS, columns of the right one in panels as wide as the register tile. Lanes past the edge
-are zero, so ``tile_product`` needs no case for them. All arrays are flat and addressed by element strides.
+are zero, so ``tile_product`` needs no case for them. Small operands that a cache holds stay where they are, but for a
+right one that does not lie in rows. All arrays are flat and addressed by element strides.
 """
 
 import numpy as np
