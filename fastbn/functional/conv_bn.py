@@ -136,9 +136,10 @@ def conv_bn_forward(
     pixels = shape[0] * shape[2] * shape[3]
     if gram is None:
         gram = conv_gram.pays(weight.shape, window, groups, pixels)
-    if gram and training and pixels > 1 and ceiling == math.inf and engine in (conv_blocks, conv_point):
-        point = in_channels_last(source if normed is None else x.array())  # type: ignore[union-attr]
-        unit = conv_gram.forward(who, point, dense_c(weight), bias, bn_weight, bn_bias, statistics, residual, relu)
+    uncut = ceiling == math.inf and (normed is None or normed.ceiling == math.inf)
+    if gram and training and pixels > 1 and uncut and engine in (conv_blocks, conv_point):
+        point, parameters = in_channels_last(source), (bn_weight, bn_bias)
+        unit = conv_gram.forward(who, point, normed, dense_c(weight), bias, *parameters, statistics, residual, relu)
         if unit is not None:
             return unit
     z = channels_second(empty((shape[0], *shape[2:], shape[1]), source.dtype))
@@ -187,11 +188,12 @@ def conv_bn_backward(
     who = "conv_bn_backward"
     grad, sums = dy if isinstance(dy, Gradient) else (dy, None)
     if isinstance(saved, GramSaved):
-        check_same_dtype(who, "dy", grad, "x", saved.y)
-        check_shape(who, "dy", grad, saved.y.shape, "as the output")
+        check_same_dtype(who, "dy", grad, "x", saved.x)
+        check_shape(who, "dy", grad, saved.y_shape, "as the output")
         if residual is not None:
             check_shape(who, "residual", residual, saved.x.shape, "as x")
-        return conv_gram.backward(in_order_of(grad, saved.y), saved, need_dx, residual)
+        dx, *others = conv_gram.backward(in_channels_last(grad), saved, need_dx, residual)
+        return Gradient(dx, None) if saved.deferred and dx is not None else dx, *others
     norm = saved.norm
     z = norm.x
     check_same_dtype(who, "dy", grad, "x", z)

@@ -31,7 +31,7 @@ from fastbn.kernels._vector import (
     within,
 )
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first, passed
-from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
+from fastbn.kernels.channels import FLOOR, NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
 
 FILL_ROWS = 16  # pixels that share the constants of a channel
 
@@ -40,6 +40,16 @@ FILL_ROWS = 16  # pixels that share the constants of a channel
 def _constant(values, row, c, count, zero):
     """Channels from c on of a row of constants, 0 where there are none."""
     return zero if values is None else load_first(values, row * values.shape[1] + c, count, zero)
+
+
+@inlined
+def _least(affine, floor, x, c, count, zero):
+    """What is cut below: the row FLOOR of the constants, if there is one."""
+    low = splat(x, floor)
+    if affine is not None:
+        if affine.shape[0] > FLOOR:
+            low = _constant(affine, FLOOR, c, count, zero)
+    return low
 
 
 @inlined
@@ -58,13 +68,13 @@ def fill_pixels(
     A literal ``channel`` would be compiled by itself: callers say int64(0).
     """
     lanes = lanes_of(x)
-    zero, low = splat(x, 0.0), splat(x, floor)
+    zero = splat(x, 0.0)
     for top in range(0, pixels, FILL_ROWS):
         rows = min(FILL_ROWS, pixels - top)
         for c in range(0, channels, lanes):
             count, at = min(lanes, channels - c), channel + c
             near, scale = _constant(affine, NEAR_MEAN, at, count, zero), _constant(affine, SCALE, at, count, zero)
-            shift = _constant(affine, SHIFT, at, count, zero)
+            shift, low = _constant(affine, SHIFT, at, count, zero), _least(affine, floor, x, at, count, zero)
             a, b = _constant(slopes, A, at, count, zero), _constant(slopes, B, at, count, zero)
             k, inv_std = _constant(slopes, K, at, count, zero), _constant(slopes, NEAR_INV_STD, at, count, zero)
             i = (first + top) * width + at
