@@ -180,7 +180,6 @@ def multiply_pixels(
     lanes = lanes_of(out)
     breadth = TILE_VECTORS * lanes
     panel_size = -(-channels // lanes) * lanes * breadth
-    plain = residual is None and partials is None
     asks = channels // ASKING
     pace = pace_of(due, -(-pixels // TILE_ROWS) * -(-(end - begin) // breadth) * asks, lanes)
     for o in range(begin, end, breadth):
@@ -190,23 +189,24 @@ def multiply_pixels(
         for q in range(0, pixels, height):
             used = min(height, pixels - q)
             at = (first + q) * outputs + o
-            direct = plain and used == height and count == width
+            direct = partials is None and used == height and count == width
             target, goal, step = (out, at, outputs) if direct else (tile, 0, width)
-            for p in range(0 if plain else used):
-                for j in range(0, count, lanes):
-                    if residual is not None:
-                        prefetch(residual, at + p * outputs + j)
-                    if source is not None:
-                        prefetch(source, at + p * outputs + j)
+            if residual is not None or source is not None:
+                for p in range(used):
+                    for j in range(0, count, lanes):
+                        if residual is not None:
+                            prefetch(residual, at + p * outputs + j)
+                        if source is not None:
+                            prefetch(source, at + p * outputs + j)
             if slim:
                 slim_point_tile(
-                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, limits,
-                    streaming, ahead, place, pace,
+                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, residual,
+                    at, limits, streaming, ahead, place, pace,
                 )  # fmt: skip
             else:
                 point_tile(
-                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, limits,
-                    streaming, ahead, place, pace,
+                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, residual,
+                    at, limits, streaming, ahead, place, pace,
                 )  # fmt: skip
             place += asks * pace
             if not direct:
