@@ -192,8 +192,10 @@ def conv_bn_backward(
         check_shape(who, "dy", grad, saved.y_shape, "as the output")
         if residual is not None:
             check_shape(who, "residual", residual, saved.x.shape, "as x")
-        dx, *others = conv_gram.backward(in_channels_last(grad), saved, need_dx, residual)
-        return Gradient(dx, None) if saved.deferred and dx is not None else dx, *others
+        gradients = conv_gram.backward(in_channels_last(grad), saved, need_dx, residual)
+        if saved.deferred and gradients[0] is not None:
+            return Gradient(gradients[0], None), *gradients[1:]
+        return gradients
     norm = saved.norm
     z = norm.x
     check_same_dtype(who, "dy", grad, "x", z)
@@ -208,7 +210,7 @@ def conv_bn_backward(
     dtype = grad.dtype if norm.weight is None else native(norm.weight)
     masked = norm.has_residual and norm.relu
     relu = relu_operand(norm.relu, saved.ceiling)
-    slopes, cut, gradients = norm_parts.slopes_of(
+    slopes, cut, vectors = norm_parts.slopes_of(
         norm.plan, grad, z, relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
     )
     dresidual = None
@@ -221,9 +223,9 @@ def conv_bn_backward(
         dx = Gradient(dx, dx_sums)
     dbias = None
     if saved.has_bias:
-        constant = np.zeros_like(gradients[1]) if norm.batch_stats else gradients[1] * norm.affine[SCALE]
+        constant = np.zeros_like(vectors[1]) if norm.batch_stats else vectors[1] * norm.affine[SCALE]
         dbias = constant.astype(z.dtype)
-    dgamma, dbeta = None if norm.weight is None else gradients[0], gradients[1] if norm.has_bias else None
+    dgamma, dbeta = None if norm.weight is None else vectors[0], vectors[1] if norm.has_bias else None
     return dx, dweight, dbias, dgamma, dbeta, dresidual
 
 

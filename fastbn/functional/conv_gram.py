@@ -29,7 +29,7 @@ from fastbn.functional import conv_point, norm_parts
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_point import POINT
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.linear import linear
+from fastbn.functional.linear import linear, linear_backward
 from fastbn.functional.norm import Statistics, check_parameters, move_running_stats
 from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT
 
@@ -48,7 +48,7 @@ class GramSaved:
     """What ``backward`` needs. mean, var, inv_std: (C,) float64, of the convolution's output; var is biased.
 
     deferred: whether x is before its batch norm. y: None without a ReLU. scale, folded: s and s W. centre: the prologue
-    of x - near; apart: d, (K,). spread: W S, float64.
+    of x - near; apart: d, (K,). spread: W S, float64; ``backward`` overwrites it.
     """
 
     x: np.ndarray
@@ -122,8 +122,8 @@ def forward(
     move_running_stats(who, running_mean, running_var, momentum, mean, var, count)
     inv_std = 1.0 / np.sqrt(var + eps)
     scale = inv_std if gamma is None else gamma * inv_std
-    folded = (scale[:, None] * w).astype(x.dtype).reshape(weight.shape)
-    shift = -np.einsum("c,ck,k->c", scale, w, apart) + (0.0 if beta is None else beta)
+    folded = np.multiply(w, scale[:, None], out=np.empty(w.shape, x.dtype), casting="same_kind").reshape(weight.shape)
+    shift = (0.0 if beta is None else beta) - scale * np.einsum("ck,k->c", w, apart)
     y = channels_second(empty((x.shape[0], *x.shape[2:], channels_out), x.dtype))
     conv_point.forward(x, folded, shift.astype(x.dtype), POINT, 1, residual, relu, y, centre)
     saved = GramSaved(
@@ -187,10 +187,13 @@ def backward(
     about = products.reshape(channels_out, channels) - sums[:, None] * saved.apart
     dscale = np.einsum("ck,ck->c", w, about)
     dvar = -0.5 * dscale * scale * inv_std * inv_std
-    dweight = scale[:, None] * about + 2 * dvar[:, None] * saved.spread
+    about *= scale[:, None]
+    slopes = saved.spread * (2 * dvar[:, None])
+    dweight = np.add(about, slopes, out=np.empty(about.shape, dtype), casting="same_kind")
     dx = None
     if part is not None:
-        curvature = linear(w.T * dvar, w.T) * (2 / count)
+        weighted, square = np.multiply(w, (2 / count) * dvar[:, None], out=about), np.empty((channels, channels))
+        curvature = linear_backward(weighted, w, square, need_dx=False, need_dbias=False)[1]
         level = -np.einsum("c,ck->k", sums * scale, w) / count - np.einsum("kl,l->k", curvature, saved.apart)
         around = curvature.astype(dtype).reshape(channels, channels, 1, 1)
         dx = empty_like(x)
@@ -198,7 +201,7 @@ def backward(
     vector = dtype if saved.gamma is None else native(saved.gamma)
     return (
         dx,
-        dweight.astype(dtype).reshape(weight.shape),
+        dweight.reshape(weight.shape),
         np.zeros(channels_out, dtype) if saved.has_bias else None,
         None if saved.gamma is None else (dscale * inv_std).astype(vector),
         sums.astype(vector) if saved.has_beta else None,

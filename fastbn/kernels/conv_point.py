@@ -46,9 +46,8 @@ def _constant(values, row, c, count, zero):
 def _least(affine, floor, x, c, count, zero):
     """What is cut below: the row FLOOR of the constants, if there is one."""
     low = splat(x, floor)
-    if affine is not None:
-        if affine.shape[0] > FLOOR:
-            low = _constant(affine, FLOOR, c, count, zero)
+    if affine is not None and affine.shape[0] > FLOOR:
+        low = _constant(affine, FLOOR, c, count, zero)
     return low
 
 
