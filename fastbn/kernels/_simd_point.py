@@ -10,6 +10,7 @@ from fastbn.kernels._simd import OUTER_ROWS, SECOND_CACHE, TILE_ROWS, TILE_VECTO
 SLIM_ROWS = TILE_ROWS * TILE_VECTORS
 SLIM_OUTER_ROWS = OUTER_ROWS * TILE_VECTORS
 STEPS = 4  # of the summed axis that a tile goes at once, or as many as a vector has lanes
+SOON = 8  # pixels ahead, whose channels come into the first cache for the outer products
 ASKING = 2  # steps, for each of which a tile of ``point_tile`` asks for one of the lines that come next
 
 
@@ -52,9 +53,19 @@ def _point_tile(context, builder, signature, arguments, rows, width):
         block = builder.mul(builder.sdiv(first, _index(lanes)), a_block)
         a_column = builder.gep(a_origin, [builder.add(block, builder.and_(first, _index(lanes - 1)))])
         b_row = builder.gep(b_origin, [builder.mul(first, _index(columns))])
+        # What the next block of channels will read: the hardware does not follow streams so short.
+        lines = -(-rows * unrolled // lanes)
+        done = builder.sdiv(builder.and_(first, _index(lanes - 1)), _index(unrolled))
+        a_next = builder.gep(
+            a_origin, [builder.add(builder.add(block, a_block), builder.mul(done, _index(lines * lanes)))]
+        )
+        for line in range(lines):
+            vectors.prefetch(a_next, _index(line * lanes))
         for k in range(unrolled):
             if k % ASKING == 0:
                 ahead.ask(vectors, builder.add(builder.sdiv(first, _index(ASKING)), _index(k // ASKING)))
+            for j in range(width):
+                vectors.prefetch(b_row, _index((lanes + k) * columns + j * lanes))
             right = [vectors.load(b_row, _index(k * columns + j * lanes)) for j in range(width)]
             for i in range(rows):
                 left = vectors.broadcast(builder.load(builder.gep(a_column, [_index(i * lanes + k)])))
@@ -158,6 +169,8 @@ def _outer_tile(context, builder, signature, arguments, rows, width):
     with cgutils.for_range(builder, count) as loop:
         pixel = builder.mul(loop.index, _index(lanes))
         ahead.ask(vectors, loop.index)
+        for stream in (a_origin, *b_blocks):
+            vectors.prefetch(builder.gep(stream, [pixel]), _index(SOON * lanes))
         right = [vectors.load(block, pixel) for block in b_blocks]
         left = builder.gep(a_origin, [pixel])
         for i in range(min(rows, lanes)):
