@@ -103,22 +103,37 @@ def test_gram_folding_is_the_two(order, dtype, end):
     x, w, gamma, beta, _, _, z, dy, _, options = operands("1x1", dtype)
     got = by_the_unit(x, w, gamma, beta, z, dy, options, end, lie=ORDERS[order], gram=True)
     all_close(got, by_the_twin(x, w, gamma, beta, z, dy, options, end), dtype)
-    y, saved = conv_bn_forward(x, w, gram=True)
+    y, saved = conv_bn_forward(x, w, relu="relu" in end, gram=True)
     assert isinstance(saved, GramSaved)
-    assert saved.y is y
+    assert saved.y is (y if "relu" in end else None)
 
 
-def test_gram_folding_of_a_deferred_input_and_a_gradient_that_joins():
-    x, w, gamma, beta, _, _, _, dy, _, _ = operands("1x1", np.float64)
-    first = np.random.default_rng(6).standard_normal((64, 64, 1, 1)) / 8
-    other = np.random.default_rng(7).standard_normal(x.shape)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("dtype", "offset"), [(np.float64, 0), (np.float32, 0), (np.float64, 20), (np.float32, 20)])
+def test_gram_folding_of_a_deferred_input_and_a_gradient_that_joins(dtype, offset, relu):
+    x, w, gamma, beta, _, _, _, dy, _, _ = operands("1x1", dtype)
+    first = (np.random.default_rng(6).standard_normal((64, 64, 1, 1)) / 8).astype(dtype)
+    other = np.random.default_rng(7).standard_normal(x.shape).astype(dtype)
+    shift = (offset + np.linspace(-1, 1, 64)).astype(dtype)  # some channels of the input are mostly cut
     found = []
     for gram in (False, True):
-        deferred, saved_first = conv_bn_forward(x, first, relu=True, defer=True)
+        deferred, saved_first = conv_bn_forward(x, first, bn_bias=shift, relu=relu, defer=True)
         y, saved = conv_bn_forward(deferred, w, bn_weight=gamma, bn_bias=beta, relu=True, gram=gram)
+        assert isinstance(saved, GramSaved) == gram
+        assert np.shares_memory(saved.x, deferred.z)
         dx, *gradients = conv_bn_backward(dy, saved, residual=other)
         found.append((y, *gradients[:2], *conv_bn_backward(dx, saved_first)[:2]))
-    all_close(found[1], found[0], np.float64)
+    all_close(found[1], found[0], dtype)
+
+
+def test_gram_folding_applies_a_deferred_input_that_is_cut_above():
+    x, w, *_ = operands("1x1", np.float64)
+    first = np.random.default_rng(6).standard_normal((64, 64, 1, 1))
+    deferred, _ = conv_bn_forward(x, first, relu=True, ceiling=0.5, defer=True)
+    y, saved = conv_bn_forward(deferred, w, gram=True)
+    assert not isinstance(saved, GramSaved)
+    z = reference.conv2d(deferred.array(), w, None)
+    close(y, reference.batch_norm(z)[0], np.float64)
 
 
 def test_gram_folding_gives_way_where_a_variance_cannot_be_trusted():
@@ -148,7 +163,7 @@ def test_gram_folding_far_from_the_origin_is_the_more_accurate():
 
 def test_where_gram_folding_pays():
     rng = np.random.default_rng(0)
-    many, few = rng.standard_normal((4, 16, 20, 20)), rng.standard_normal((4, 16, 8, 8))
+    many, few = rng.standard_normal((4, 16, 20, 20)), rng.standard_normal((4, 16, 7, 7))
     for x, shape, taken in (
         (many, (64, 16, 1, 1), True),
         (few, (64, 16, 1, 1), False),

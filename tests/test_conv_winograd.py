@@ -222,3 +222,11 @@ def test_it_is_chosen_where_it_pays(shape, weight_shape, window, groups, pays):
     assert (engine_for(x, weight_shape, window, groups, y_shape) is conv_winograd) == pays
     x = np.ascontiguousarray(x)
     assert engine_for(x, weight_shape, window, groups, y_shape, follows=True) is conv_blocks
+
+
+@pytest.mark.parametrize(("images", "pays"), [(1, False), (2, True), (4, True)])
+def test_weights_that_are_transformed_once_need_fewer_pixels(images, pays):
+    shape, weight_shape = (images, 512, 7, 7), (512, 512, 3, 3)
+    x = channels_last(np.empty(shape, np.float32))
+    assert (engine_for(x, weight_shape, WINDOW, 1, shape, kept=True) is conv_winograd) == pays
+    assert engine_for(x, weight_shape, WINDOW, 1, shape) is conv_blocks

@@ -30,6 +30,7 @@ from fastbn.functional import (
 )
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
+from fastbn.functional.packed_weights import kept_with
 from fastbn.functional.winograd_portions import pays
 from fastbn.kernels.sums import chunk_count, chunk_grid, sums_ncs
 
@@ -91,7 +92,8 @@ def convolve(
     else:
         y = channels_second(empty((y_shape[0], *y_shape[2:], y_shape[1]), source.dtype))
     if y.size:
-        engine = engine_for(source, weight.shape, window, groups, y_shape, follows)
+        kept = kept_with(weight) is not None
+        engine = engine_for(source, weight.shape, window, groups, y_shape, follows, kept)
         if engine is conv_point and y.nbytes < conv_point.STREAMED:
             engine = conv_blocks  # it reads weights ahead, and goes about few pixels panel by panel
         engine.forward(source, dense_c(weight), bias, window, groups, residual, relu, y, ceiling=ceiling)
@@ -143,12 +145,14 @@ def engine_for(
     groups: int,
     y_shape: tuple[int, ...],
     follows: bool = False,
+    kept: bool = False,
 ) -> ModuleType:
     """The module whose ``forward`` and ``backward`` suit a dense ``x``; follows: whether y lies in memory as x.
 
-    The bits follow from shapes and memory orders alone.
+    The bits follow from shapes and memory orders alone, and kept: whether the weights cannot change, so that what is
+    made of them is kept.
     """
-    return _engine(x.shape, x.itemsize, is_channels_last(x), weight_shape, window, groups, y_shape, follows)
+    return _engine(x.shape, x.itemsize, is_channels_last(x), weight_shape, window, groups, y_shape, follows, kept)
 
 
 @lru_cache(maxsize=512)
@@ -161,11 +165,12 @@ def _engine(
     groups: int,
     y_shape: tuple[int, ...],
     follows: bool,
+    kept: bool,
 ) -> ModuleType:
     """by_pixel: whether x is channels-last."""
     if conv_depthwise.suits(weight_shape, groups, itemsize):
         return conv_depthwise
-    if pays(weight_shape, window, groups, y_shape) and (by_pixel or not follows):
+    if pays(weight_shape, window, groups, y_shape, kept) and (by_pixel or not follows):
         return conv_winograd
     if by_pixel and conv_point.suits(y_shape, weight_shape, window, groups, itemsize):
         return conv_point

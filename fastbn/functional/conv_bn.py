@@ -136,9 +136,10 @@ def conv_bn_forward(
     pixels = shape[0] * shape[2] * shape[3]
     if gram is None:
         gram = conv_gram.pays(weight.shape, window, groups, pixels)
-    if gram and training and pixels > 1 and ceiling == math.inf and engine in (conv_blocks, conv_point):
-        point = in_channels_last(source if normed is None else x.array())  # type: ignore[union-attr]
-        unit = conv_gram.forward(who, point, dense_c(weight), bias, bn_weight, bn_bias, statistics, residual, relu)
+    uncut = ceiling == math.inf and (normed is None or normed.ceiling == math.inf)
+    if gram and training and pixels > 1 and uncut and engine in (conv_blocks, conv_point):
+        point, parameters = in_channels_last(source), (bn_weight, bn_bias)
+        unit = conv_gram.forward(who, point, normed, dense_c(weight), bias, *parameters, statistics, residual, relu)
         if unit is not None:
             return unit
     z = channels_second(empty((shape[0], *shape[2:], shape[1]), source.dtype))
@@ -187,11 +188,14 @@ def conv_bn_backward(
     who = "conv_bn_backward"
     grad, sums = dy if isinstance(dy, Gradient) else (dy, None)
     if isinstance(saved, GramSaved):
-        check_same_dtype(who, "dy", grad, "x", saved.y)
-        check_shape(who, "dy", grad, saved.y.shape, "as the output")
+        check_same_dtype(who, "dy", grad, "x", saved.x)
+        check_shape(who, "dy", grad, saved.y_shape, "as the output")
         if residual is not None:
             check_shape(who, "residual", residual, saved.x.shape, "as x")
-        return conv_gram.backward(in_order_of(grad, saved.y), saved, need_dx, residual)
+        gradients = conv_gram.backward(in_channels_last(grad), saved, need_dx, residual)
+        if saved.deferred and gradients[0] is not None:
+            return Gradient(gradients[0], None), *gradients[1:]
+        return gradients
     norm = saved.norm
     z = norm.x
     check_same_dtype(who, "dy", grad, "x", z)
@@ -206,7 +210,7 @@ def conv_bn_backward(
     dtype = grad.dtype if norm.weight is None else native(norm.weight)
     masked = norm.has_residual and norm.relu
     relu = relu_operand(norm.relu, saved.ceiling)
-    slopes, cut, gradients = norm_parts.slopes_of(
+    slopes, cut, vectors = norm_parts.slopes_of(
         norm.plan, grad, z, relu, norm.signs, norm.stats, norm.affine, norm.batch_stats, masked, dtype, sums
     )
     dresidual = None
@@ -219,9 +223,9 @@ def conv_bn_backward(
         dx = Gradient(dx, dx_sums)
     dbias = None
     if saved.has_bias:
-        constant = np.zeros_like(gradients[1]) if norm.batch_stats else gradients[1] * norm.affine[SCALE]
+        constant = np.zeros_like(vectors[1]) if norm.batch_stats else vectors[1] * norm.affine[SCALE]
         dbias = constant.astype(z.dtype)
-    dgamma, dbeta = None if norm.weight is None else gradients[0], gradients[1] if norm.has_bias else None
+    dgamma, dbeta = None if norm.weight is None else vectors[0], vectors[1] if norm.has_bias else None
     return dx, dweight, dbias, dgamma, dbeta, dresidual
 
 

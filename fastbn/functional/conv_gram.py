@@ -13,6 +13,9 @@ and backward, with g = dL/dy where the ReLU let it pass, h = sum g_i, G = sum g_
 It costs K / C of the layer's multiply-adds forward and as much backward, and saves the pre-activation tensor: writing
 it, reading it three times, and keeping it; and dy is read once, since h, G and (s W)^T g need nothing that is known
 only after a pass over it. For expansions, where K is much below C.
+What is summed is x_i - near, where ``near`` is the mean of some pixels: mu = near + d comes out of the same pass, and
+S = (1/M) sum (x_i - near)(x_i - near)^T - d d^T. An x that is deferred, relu(a x' + b), is read as
+max(a x' + b - near, -near).
 The algebra on weights goes through ``linear``: the threads of a BLAS would spin beside the kernels' own.
 """
 
@@ -21,19 +24,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastbn._memory import empty
-from fastbn._views import channels_second, empty_like, native
+from fastbn._views import as_flat, channels_second, empty_like, native
 from fastbn.functional import conv_point, norm_parts
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_point import POINT
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.linear import linear
+from fastbn.functional.linear import linear, linear_backward
 from fastbn.functional.norm import Statistics, check_parameters, move_running_stats
+from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT
 
-# Of (sum over k of |w_k| sqrt(S_kk))^2, the most that w^T S w can be: below, float32 sums have lost too much of it.
+# Of the most that w^T S w can be, by what was summed for S: below, float32 sums have lost too much of it.
 LEAST_VARIANCE = 1e-3
+SAMPLE = 256  # pixels, about, whose mean is ``near``
 MOST_CHANNELS = 128  # K, above which the K x K products cost more than the tensor that is saved
 EXPANSION = 4  # C / K at least: below, the K x K products cost more than the passes that are saved
-PIXELS = 24  # M / C at least: below, the algebra on weights shows
+PIXELS = 4  # M / C at least: below, the algebra on weights shows
 
 Maybe = np.ndarray | None
 
@@ -42,24 +47,31 @@ Maybe = np.ndarray | None
 class GramSaved:
     """What ``backward`` needs. mean, var, inv_std: (C,) float64, of the convolution's output; var is biased.
 
-    scale, folded: s and s W. centre: the prologue that subtracts mu. gram: S, float64.
+    deferred: whether x is before its batch norm. y: None without a ReLU. scale, folded: s and s W. centre: the prologue
+    of x - near; apart: d, (K,). spread: W S, float64; ``backward`` overwrites it.
     """
 
     x: np.ndarray
-    y: np.ndarray
+    deferred: bool
+    y: np.ndarray | None
     weight: np.ndarray
     folded: np.ndarray
     has_bias: bool
     gamma: np.ndarray | None
     has_beta: bool
     has_residual: bool
-    relu: bool
     centre: Prologue
-    gram: np.ndarray
+    apart: np.ndarray
+    spread: np.ndarray
     mean: np.ndarray
     var: np.ndarray
     scale: np.ndarray
     inv_std: np.ndarray
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        """(N, C, H, W) of the output."""
+        return self.x.shape[0], len(self.weight), *self.x.shape[2:]
 
 
 def pays(weight_shape: tuple[int, ...], window: Window, groups: int, pixels: int) -> bool:
@@ -78,6 +90,7 @@ def suits(weight_shape: tuple[int, ...], window: Window, groups: int) -> bool:
 def forward(
     who: str,
     x: np.ndarray,
+    normed: Prologue | None,
     weight: np.ndarray,
     bias: np.ndarray | None,
     gamma: np.ndarray | None,
@@ -88,43 +101,44 @@ def forward(
 ) -> tuple[np.ndarray, GramSaved] | None:
     """y, channels-last as ``x``, and what ``backward`` needs; running statistics move.
 
-    None, and nothing done, where a variance is so far below what it is a sum of that it cannot be trusted.
+    normed: what ``x`` goes through before, with no ceiling. None, and nothing done, where a variance is so far below
+    what it is a sum of that it cannot be trusted.
     """
     channels_out, channels = weight.shape[:2]
     running_mean, running_var, momentum, eps = statistics
     check_parameters(who, channels_out, gamma, beta, *statistics)
     count = x.size // channels
-    mu = norm_parts.channel_sums(x) / count
-    near = mu.astype(x.dtype)
-    centre = Prologue(np.stack([near, np.ones_like(near), (near - mu).astype(x.dtype)]))
+    centre, near = _centred(x, normed or PLAIN)
     square = np.empty((channels, channels, 1, 1), x.dtype)
-    gram = conv_point.backward(x, x, square, POINT, 1, centre, centre, need_dx=False)[0]
-    gram = gram.astype(np.float64).reshape(channels, channels) / count
+    products, _, sums = conv_point.backward_with_sums(x, x, square, centre, centre, None, need_dx=False)
+    apart, moments = sums / count, products.astype(np.float64).reshape(channels, channels) / count
     w = weight.reshape(channels_out, channels).astype(np.float64)
-    var = np.einsum("ck,ck->c", linear(w, gram), w)
-    most = np.einsum("ck,k->c", np.abs(w), np.sqrt(np.diag(gram))) ** 2
+    spread = linear(w, moments - apart[:, None] * apart)
+    var = np.einsum("ck,ck->c", spread, w)
+    most = np.einsum("ck,k->c", np.abs(w), np.sqrt(np.diag(moments))) ** 2
     if not (var > LEAST_VARIANCE * most).all():
         return None
-    mean = np.einsum("ck,k->c", w, mu) + (0.0 if bias is None else bias)
+    mean = np.einsum("ck,k->c", w, near + apart) + (0.0 if bias is None else bias)
     move_running_stats(who, running_mean, running_var, momentum, mean, var, count)
     inv_std = 1.0 / np.sqrt(var + eps)
     scale = inv_std if gamma is None else gamma * inv_std
-    folded = (scale[:, None] * w).astype(x.dtype).reshape(weight.shape)
+    folded = np.multiply(w, scale[:, None], out=np.empty(w.shape, x.dtype), casting="same_kind").reshape(weight.shape)
+    shift = (0.0 if beta is None else beta) - scale * np.einsum("ck,k->c", w, apart)
     y = channels_second(empty((x.shape[0], *x.shape[2:], channels_out), x.dtype))
-    shift = None if beta is None else beta.astype(x.dtype)
-    conv_point.forward(x, folded, shift, POINT, 1, residual, relu, y, centre)
+    conv_point.forward(x, folded, shift.astype(x.dtype), POINT, 1, residual, relu, y, centre)
     saved = GramSaved(
         x=x,
-        y=y,
+        deferred=normed is not None,
+        y=y if relu else None,
         weight=weight,
         folded=folded,
         has_bias=bias is not None,
         gamma=gamma,
         has_beta=beta is not None,
         has_residual=residual is not None,
-        relu=relu,
         centre=centre,
-        gram=gram,
+        apart=apart,
+        spread=spread,
         mean=mean,
         var=var,
         scale=scale,
@@ -133,38 +147,61 @@ def forward(
     return y, saved
 
 
+def _centred(x: np.ndarray, normed: Prologue) -> tuple[Prologue, np.ndarray]:
+    """The prologue of x - near for an ``x`` that goes through ``normed``, and near (K,), float64."""
+    channels = x.shape[1]
+    pixels = as_flat(x).reshape(-1, channels)
+    affine = normed.affine if normed.affine is not None else _rows(channels, x.dtype, 0, 1, 0)
+    with np.errstate(all="ignore"):
+        some = pixels[:: -(-len(pixels) // SAMPLE)].astype(np.float64)
+        some = (some - affine[NEAR_MEAN]) * affine[SCALE] + affine[SHIFT]
+        near = np.nan_to_num((np.maximum(some, 0) if normed.relu else some).mean(axis=0), posinf=0, neginf=0)
+        near = near.astype(x.dtype)
+    moved = [affine[NEAR_MEAN] + near, affine[SCALE], affine[SHIFT]]
+    if normed.affine is not None:
+        moved = [affine[NEAR_MEAN], affine[SCALE], affine[SHIFT] - near, *([-near] if normed.relu else [])]
+    return Prologue(np.stack(moved), normed.relu), near.astype(np.float64)
+
+
 def backward(
     dy: np.ndarray, saved: GramSaved, need_dx: bool, residual: np.ndarray | None
 ) -> tuple[Maybe, np.ndarray, Maybe, Maybe, Maybe, Maybe]:
-    """dx with ``residual`` added, dweight, dbias, dgamma, dbeta, dresidual of a ``dy`` that lies as y."""
+    """dx with ``residual`` added, dweight, dbias, dgamma, dbeta, dresidual of a channels-last ``dy``.
+
+    dx: the gradient to what x is behind its prologue.
+    """
     x, weight, dtype = saved.x, saved.weight, saved.x.dtype
     scale, inv_std = saved.scale, saved.inv_std
     channels_out, channels = weight.shape[:2]
     count = x.size // channels
     g, passing = dy, PLAIN
-    if saved.relu and saved.has_residual:
+    if saved.y is not None and saved.has_residual:
         cut = norm_parts.passed_sums(dy, saved.y, True)[1]
         assert cut is not None
         g = cut
-    elif saved.relu:
+    elif saved.y is not None:
         passing = Prologue(_rows(channels_out, dtype, 0, 1, 0), True, slopes=_rows(channels_out, dtype, 1, 0, 0, 0))
         passing = passing._replace(partner=saved.y)
     products, part, sums = conv_point.backward_with_sums(g, x, saved.folded, passing, saved.centre, residual, need_dx)
-    w, products = weight.reshape(channels_out, channels).astype(np.float64), products.reshape(channels_out, channels)
-    dscale = np.einsum("ck,ck->c", w, products)
+    w = weight.reshape(channels_out, channels).astype(np.float64)
+    about = products.reshape(channels_out, channels) - sums[:, None] * saved.apart
+    dscale = np.einsum("ck,ck->c", w, about)
     dvar = -0.5 * dscale * scale * inv_std * inv_std
-    dweight = scale[:, None] * products + 2 * dvar[:, None] * linear(w, saved.gram)
+    about *= scale[:, None]
+    slopes = saved.spread * (2 * dvar[:, None])
+    dweight = np.add(about, slopes, out=np.empty(about.shape, dtype), casting="same_kind")
     dx = None
     if part is not None:
-        curvature = linear(w.T * dvar, w.T) * (2 / count)
-        level = -np.einsum("c,ck->k", sums * scale, w) / count
+        weighted, square = np.multiply(w, (2 / count) * dvar[:, None], out=about), np.empty((channels, channels))
+        curvature = linear_backward(weighted, w, square, need_dx=False, need_dbias=False)[1]
+        level = -np.einsum("c,ck->k", sums * scale, w) / count - np.einsum("kl,l->k", curvature, saved.apart)
         around = curvature.astype(dtype).reshape(channels, channels, 1, 1)
         dx = empty_like(x)
         conv_point.forward(x, around, level.astype(dtype), POINT, 1, part, False, dx, saved.centre)
     vector = dtype if saved.gamma is None else native(saved.gamma)
     return (
         dx,
-        dweight.astype(dtype).reshape(weight.shape),
+        dweight.reshape(weight.shape),
         np.zeros(channels_out, dtype) if saved.has_bias else None,
         None if saved.gamma is None else (dscale * inv_std).astype(vector),
         sums.astype(vector) if saved.has_beta else None,

@@ -58,13 +58,16 @@ class WeightPortions(NamedTuple):
     work: int
 
 
-def pays(weight_shape: Shape, window: Window, groups: int, y_shape: Shape) -> bool:
-    """Whether the window is one for Winograd, and the products that it saves outweigh the transforms."""
+def pays(weight_shape: Shape, window: Window, groups: int, y_shape: Shape, kept: bool = False) -> bool:
+    """Whether the window is one for Winograd, and the products that it saves outweigh the transforms.
+
+    kept: those of the weights were made before.
+    """
     if window[:2] != ((3, 3), (1, 1)) or window.dilation != (1, 1) or groups != 1 or min(weight_shape[:2]) < CHANNELS:
         return False
     count, _, height, width = y_shape
     tiles = count * -(-height // 2) * -(-width // 2)
-    enough = tiles >= TILES and tiles * PAIRS >= weight_shape[0] * weight_shape[1]
+    enough = tiles >= TILES and (kept or tiles * PAIRS >= weight_shape[0] * weight_shape[1])
     return enough and TAPS * count * height * width >= GAIN * POSITIONS * tiles
 
 

@@ -10,6 +10,7 @@ from fastbn.kernels._simd import OUTER_ROWS, SECOND_CACHE, TILE_ROWS, TILE_VECTO
 SLIM_ROWS = TILE_ROWS * TILE_VECTORS
 SLIM_OUTER_ROWS = OUTER_ROWS * TILE_VECTORS
 STEPS = 4  # of the summed axis that a tile goes at once, or as many as a vector has lanes
+SOON = 8  # pixels ahead, whose channels come into the first cache for the outer products
 ASKING = 2  # steps, for each of which a tile of ``point_tile`` asks for one of the lines that come next
 
 
@@ -30,9 +31,12 @@ class _Ahead:
 
 def _point_tile(context, builder, signature, arguments, rows, width):
     """The tile of ``rows`` pixels and ``width`` vectors."""
-    a_type, _, _, b_type, _, _, out_type, _, _, _, bias_type, _, limits_type, _, ahead_type, _, _ = signature.args
+    a_type, _, _, b_type, _, _, out_type, _, _, _, bias_type, _, residual_type, _, limits_type, _, ahead_type, _, _ = (
+        signature.args
+    )
     a_array, a_first, a_block, b_array, b_first, channels, out_array, out_first, out_step = arguments[:9]
-    final, bias_array, bias_first, limits, streaming, ahead_array, place, pace = arguments[9:]
+    final, bias_array, bias_first, residual_array, residual_first, limits, streaming = arguments[9:16]
+    ahead_array, place, pace = arguments[16:]
     ahead = _Ahead(context, builder, (ahead_type,), (ahead_array,), place, pace)
     vectors = _Vectors(context, builder, a_type.dtype)
     lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
@@ -49,9 +53,19 @@ def _point_tile(context, builder, signature, arguments, rows, width):
         block = builder.mul(builder.sdiv(first, _index(lanes)), a_block)
         a_column = builder.gep(a_origin, [builder.add(block, builder.and_(first, _index(lanes - 1)))])
         b_row = builder.gep(b_origin, [builder.mul(first, _index(columns))])
+        # What the next block of channels will read: the hardware does not follow streams so short.
+        lines = -(-rows * unrolled // lanes)
+        done = builder.sdiv(builder.and_(first, _index(lanes - 1)), _index(unrolled))
+        a_next = builder.gep(
+            a_origin, [builder.add(builder.add(block, a_block), builder.mul(done, _index(lines * lanes)))]
+        )
+        for line in range(lines):
+            vectors.prefetch(a_next, _index(line * lanes))
         for k in range(unrolled):
             if k % ASKING == 0:
                 ahead.ask(vectors, builder.add(builder.sdiv(first, _index(ASKING)), _index(k // ASKING)))
+            for j in range(width):
+                vectors.prefetch(b_row, _index((lanes + k) * columns + j * lanes))
             right = [vectors.load(b_row, _index(k * columns + j * lanes)) for j in range(width)]
             for i in range(rows):
                 left = vectors.broadcast(builder.load(builder.gep(a_column, [_index(i * lanes + k)])))
@@ -72,6 +86,13 @@ def _point_tile(context, builder, signature, arguments, rows, width):
                 level = builder.gep(_data(context, builder, bias_type, bias_array), [bias_first])
                 biases = [vectors.load(level, _index(j * lanes)) for j in range(width)]
                 finished = [builder.fadd(value, biases[k % width]) for k, value in enumerate(finished)]
+            if isinstance(residual_type, types.Array):
+                added = builder.gep(_data(context, builder, residual_type, residual_array), [residual_first])
+                rows_added = [builder.gep(added, [builder.mul(out_step, _index(i))]) for i in range(rows)]
+                finished = [
+                    builder.fadd(value, vectors.load(rows_added[k // width], _index(k % width * lanes)))
+                    for k, value in enumerate(finished)
+                ]
             if isinstance(limits_type, types.BaseTuple):
                 bounds = zip(("<", ">"), limits_type, cgutils.unpack_tuple(builder, limits), strict=True)
                 for beyond, kind, limit in bounds:
@@ -89,24 +110,24 @@ def _point_tile(context, builder, signature, arguments, rows, width):
     return context.get_dummy_value()
 
 
-def _tile_signature(a, b, out, bias, limits, ahead):
+def _tile_signature(a, b, out, bias, residual, limits, ahead):
     i64, flag = types.int64, types.boolean
     return types.void(
-        a, i64, i64, b, i64, i64, out, i64, i64, flag, bias, i64, limits, flag, ahead, i64, i64
+        a, i64, i64, b, i64, i64, out, i64, i64, flag, bias, i64, residual, i64, limits, flag, ahead, i64, i64
     )  # fmt: skip
 
 
 @intrinsic
 def point_tile(
-    typingctx, a, a_start, a_block, b, b_start, channels, out, out_start, out_step, final, bias, bias_start, limits,
-    streaming, ahead, place, pace,
+    typingctx, a, a_start, a_block, b, b_start, channels, out, out_start, out_step, final, bias, bias_start, residual,
+    residual_start, limits, streaming, ahead, place, pace,
 ):  # fmt: skip
     """out[out_start + i * out_step + j] = sum over c < ``channels`` of a[a_start, c, i] * b[b_start + c * columns + j].
 
     i < TILE_ROWS, j < columns of the register tile. a lies in blocks of as many channels as a vector has lanes, pixel
     by pixel, ``a_block`` elements apart; both operands are 0 from ``channels`` on, up to a multiple of STEPS.
-    final: bias[bias_start + j] is added and the sum kept within ``limits``, neither if it is None; and ``streaming``
-    writes whole vectors past the caches.
+    final: bias[bias_start + j] and residual[residual_start + i * out_step + j] are added and the sum kept within
+    ``limits``, none of it if it is None; and ``streaming`` writes whole vectors past the caches.
     ahead: from ``place`` on, ``pace`` elements for ASKING channels come into the second cache meanwhile, unless it is
     None. They may lie beyond the array.
     """
@@ -114,20 +135,20 @@ def point_tile(
     def codegen(context, builder, signature, arguments):
         return _point_tile(context, builder, signature, arguments, TILE_ROWS, TILE_VECTORS)
 
-    return _tile_signature(a, b, out, bias, limits, ahead), codegen
+    return _tile_signature(a, b, out, bias, residual, limits, ahead), codegen
 
 
 @intrinsic
 def slim_point_tile(
-    typingctx, a, a_start, a_block, b, b_start, channels, out, out_start, out_step, final, bias, bias_start, limits,
-    streaming, ahead, place, pace,
+    typingctx, a, a_start, a_block, b, b_start, channels, out, out_start, out_step, final, bias, bias_start, residual,
+    residual_start, limits, streaming, ahead, place, pace,
 ):  # fmt: skip
     """As ``point_tile``, of SLIM_ROWS pixels and the first vector of the columns."""
 
     def codegen(context, builder, signature, arguments):
         return _point_tile(context, builder, signature, arguments, SLIM_ROWS, 1)
 
-    return _tile_signature(a, b, out, bias, limits, ahead), codegen
+    return _tile_signature(a, b, out, bias, residual, limits, ahead), codegen
 
 
 def _outer_tile(context, builder, signature, arguments, rows, width):
@@ -148,6 +169,8 @@ def _outer_tile(context, builder, signature, arguments, rows, width):
     with cgutils.for_range(builder, count) as loop:
         pixel = builder.mul(loop.index, _index(lanes))
         ahead.ask(vectors, loop.index)
+        for stream in (a_origin, *b_blocks):
+            vectors.prefetch(builder.gep(stream, [pixel]), _index(SOON * lanes))
         right = [vectors.load(block, pixel) for block in b_blocks]
         left = builder.gep(a_origin, [pixel])
         for i in range(min(rows, lanes)):

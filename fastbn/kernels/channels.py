@@ -4,7 +4,8 @@ Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation
 also r and d of ``y = ((x - mean) / std r + d) weight + bias``, which come in as the running mean and 1 / running std of
 before this batch, and their limits r_max and d_max.
 Rows of ``affine`` (3, C), in the dtype that kernels compute in: ``y = (x - mean) * scale + shift``. It is not
-``x * scale + constant``, which cancels when |mean| is far above std.
+``x * scale + constant``, which cancels when |mean| is far above std. A fourth row, of a prologue alone, is what a
+ReLU cuts below, where that is another number for each channel.
 Rows of ``slopes`` (4, C), likewise: ``dx = a g + b ((x - mean) * inv_std) + k``.
 weight, bias: (C,), or empty for 1 and 0. running_mean, running_var: (C,), or empty for none.
 """
@@ -14,7 +15,7 @@ import numpy as np
 from fastbn.kernels._jit import inlined
 
 MEAN, VAR, INV_STD, R, D, R_MAX, D_MAX = range(7)
-NEAR_MEAN, SCALE, SHIFT = range(3)
+NEAR_MEAN, SCALE, SHIFT, FLOOR = range(4)
 A, B, K, NEAR_INV_STD = range(4)
 
 

@@ -31,7 +31,7 @@ from fastbn.kernels._vector import (
     within,
 )
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first, passed
-from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
+from fastbn.kernels.channels import FLOOR, NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
 
 FILL_ROWS = 16  # pixels that share the constants of a channel
 
@@ -40,6 +40,15 @@ FILL_ROWS = 16  # pixels that share the constants of a channel
 def _constant(values, row, c, count, zero):
     """Channels from c on of a row of constants, 0 where there are none."""
     return zero if values is None else load_first(values, row * values.shape[1] + c, count, zero)
+
+
+@inlined
+def _least(affine, floor, x, c, count, zero):
+    """What is cut below: the row FLOOR of the constants, if there is one."""
+    low = splat(x, floor)
+    if affine is not None and affine.shape[0] > FLOOR:
+        low = _constant(affine, FLOOR, c, count, zero)
+    return low
 
 
 @inlined
@@ -58,13 +67,13 @@ def fill_pixels(
     A literal ``channel`` would be compiled by itself: callers say int64(0).
     """
     lanes = lanes_of(x)
-    zero, low = splat(x, 0.0), splat(x, floor)
+    zero = splat(x, 0.0)
     for top in range(0, pixels, FILL_ROWS):
         rows = min(FILL_ROWS, pixels - top)
         for c in range(0, channels, lanes):
             count, at = min(lanes, channels - c), channel + c
             near, scale = _constant(affine, NEAR_MEAN, at, count, zero), _constant(affine, SCALE, at, count, zero)
-            shift = _constant(affine, SHIFT, at, count, zero)
+            shift, low = _constant(affine, SHIFT, at, count, zero), _least(affine, floor, x, at, count, zero)
             a, b = _constant(slopes, A, at, count, zero), _constant(slopes, B, at, count, zero)
             k, inv_std = _constant(slopes, K, at, count, zero), _constant(slopes, NEAR_INV_STD, at, count, zero)
             i = (first + top) * width + at
@@ -170,7 +179,6 @@ def multiply_pixels(
     lanes = lanes_of(out)
     breadth = TILE_VECTORS * lanes
     panel_size = -(-channels // lanes) * lanes * breadth
-    plain = residual is None and partials is None
     asks = channels // ASKING
     pace = pace_of(due, -(-pixels // TILE_ROWS) * -(-(end - begin) // breadth) * asks, lanes)
     for o in range(begin, end, breadth):
@@ -180,23 +188,24 @@ def multiply_pixels(
         for q in range(0, pixels, height):
             used = min(height, pixels - q)
             at = (first + q) * outputs + o
-            direct = plain and used == height and count == width
+            direct = partials is None and used == height and count == width
             target, goal, step = (out, at, outputs) if direct else (tile, 0, width)
-            for p in range(0 if plain else used):
-                for j in range(0, count, lanes):
-                    if residual is not None:
-                        prefetch(residual, at + p * outputs + j)
-                    if source is not None:
-                        prefetch(source, at + p * outputs + j)
+            if residual is not None or source is not None:
+                for p in range(used):
+                    for j in range(0, count, lanes):
+                        if residual is not None:
+                            prefetch(residual, at + p * outputs + j)
+                        if source is not None:
+                            prefetch(source, at + p * outputs + j)
             if slim:
                 slim_point_tile(
-                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, limits,
-                    streaming, ahead, place, pace,
+                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, residual,
+                    at, limits, streaming, ahead, place, pace,
                 )  # fmt: skip
             else:
                 point_tile(
-                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, limits,
-                    streaming, ahead, place, pace,
+                    blocks, q * lanes, block, panels, start, channels, target, goal, step, direct, bias, o, residual,
+                    at, limits, streaming, ahead, place, pace,
                 )  # fmt: skip
             place += asks * pace
             if not direct:
