@@ -35,10 +35,10 @@ def operands(rng, x_shape, outputs, dtype):
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 
 
-@pytest.fixture(params=["packed whole", "packed block by block"])
+@pytest.fixture(params=["in place", "packed block by block"])
 def packing(request, monkeypatch):
-    if request.param != "packed whole":
-        monkeypatch.setattr(importlib.import_module("fastbn.functional.linear"), "PACKED", 0)
+    if request.param != "in place":
+        monkeypatch.setattr(importlib.import_module("fastbn.functional.linear"), "SMALL", 0)
 
 
 @pytest.mark.usefixtures("packing")

@@ -102,6 +102,7 @@ from fastbn import nn, optim
 from helpers import ORDERS
 from layouts import LAYOUTS
 from fastbn.functional.conv_bn import conv_bn_backward, conv_bn_forward
+from fastbn.functional.samples import samples
 
 def doors(image, matrix, relu, groups, count_include_pad):
     n, c = image.shape[:2]
@@ -168,6 +169,7 @@ def doors(image, matrix, relu, groups, count_include_pad):
     optim.clip_grad_norm_(parameter, 0)
     targets = np.zeros(len(matrix), np.int32)
     F.cross_entropy_backward(matrix, targets, F.cross_entropy_forward(matrix, targets)[1])
+    samples(np.ascontiguousarray(matrix), targets)
 
 rng = np.random.default_rng(0)
 shapes = (4, 6, 6, 4), (5, 3)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn._checks import check_running_stats, check_same_dtype, check_shape
-from fastbn._memory import empty
+from fastbn._memory import empty, scratch
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense, dense_c, in_order_of, native
 from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes
@@ -225,15 +225,16 @@ def unit_backward(
     )
     dbias = None
     if saved.has_bias:
-        constant = np.zeros_like(gradients[1]) if saved.batch_stats else gradients[1] * saved.affine[SCALE]
-        dbias = constant.astype(x.dtype)
+        dbias = np.zeros(channels, x.dtype)
+        if not saved.batch_stats:
+            dbias[:] = gradients[1] * saved.affine[SCALE]
     dweight = partials.sum(axis=0).reshape(weight.shape)
     dbn_weight = None if saved.bn_weight is None else gradients[0]
     return dx if need_dx else None, dweight, dbias, dbn_weight, gradients[1] if saved.has_bn_bias else None
 
 
 def _room(cuts: tuple[int, ...], spare: int, dtype: np.dtype) -> np.ndarray:
-    return empty((max_threads(), cuts[-1] + spare), dtype)
+    return scratch((max_threads(), cuts[-1] + spare), dtype)
 
 
 @lru_cache(maxsize=256)

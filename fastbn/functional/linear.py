@@ -1,19 +1,18 @@
 """The linear layer: ``y = x W^T + b``."""
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
 from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
 from fastbn._memory import empty, scratch
-from fastbn._threads import launch, max_threads
+from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
 from fastbn.kernels.gemm import gemm, gemm_workspace, packed_elements, packed_gemm
 from fastbn.kernels.linear_gradients import linear_gradients
 
-PACKED = 1 << 19  # elements of both operands, at most, to be packed whole: the second cache holds them
+SMALL = 1 << 19  # elements of both operands, at most, to lie where they are: the second cache holds them
 
 
 def linear(
@@ -63,7 +62,7 @@ def linear_backward(
     dx = np.empty(x.shape if need_dx else 0, native(x))
     dweight, dbias = np.empty(weight.shape, native(x)), np.empty(features_out if need_dbias else 0, native(x))
     sizes = rows, features_in, features_out
-    if fits_packed(*sizes, x.itemsize):
+    if are_small(*sizes):
         gradients(sizes, dense_c(dy), dense_c(x), dense_c(weight), dx, dweight, dbias)
     else:
         _gradients_apart(sizes, dy, x, weight, dx, dweight, dbias)
@@ -79,9 +78,8 @@ def gradients(
     dweight: np.ndarray,
     dbias: np.ndarray,
 ) -> None:
-    """``linear_backward`` of dense operands that ``fits_packed``; dx and dbias empty where they are not needed."""
+    """``linear_backward`` of dense operands that ``are_small``; dx and dbias empty where they are not needed."""
     rows, features_in, features_out = sizes
-    cut, elements, room = _gradient_panels(*sizes, x.itemsize)
     launch(
         linear_gradients,
         sizes,
@@ -91,25 +89,24 @@ def gradients(
         dx.reshape(-1),
         dweight.reshape(-1),
         dbias,
-        empty((elements,), x.dtype),
-        cut,
-        scratch((max_threads(), room), x.dtype),
+        *gradient_room(sizes, x.dtype),
+        get_num_threads(),
         work=rows * features_in * features_out // 8,
     )
 
 
-@lru_cache(maxsize=256)
-def fits_packed(rows: int, features_in: int, features_out: int, itemsize: int) -> bool:
-    """Whether no size is 0 and the operands of each of a layer's products are small enough to be packed whole."""
-    sizes = (rows, features_out, features_in), (rows, features_in, features_out), (features_out, features_in, rows)
-    return min(sizes[0]) > 0 and all(packed_elements(*size, itemsize)[0] <= PACKED for size in sizes)
+def are_small(rows: int, features_in: int, features_out: int) -> bool:
+    """Whether no size is 0 and the operands of each of a layer's products are small enough to lie where they are."""
+    small, middle, large = sorted((rows, features_in, features_out))
+    return small > 0 and (small + middle) * large <= SMALL
 
 
-@lru_cache(maxsize=256)
-def _gradient_panels(rows: int, features_in: int, features_out: int, itemsize: int) -> tuple[int, int, int]:
-    """Elements of the panels of dx, of all panels, and of a thread's room."""
-    cut, room = packed_elements(rows, features_in, features_out, itemsize)
-    return cut, cut + packed_elements(features_out, features_in, rows, itemsize)[0], room
+def gradient_room(sizes: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndarray, int, np.ndarray]:
+    """Panels of ``linear_gradients``, the elements of those of the weight, and room for every thread."""
+    rows, features_in, features_out = sizes
+    cut, room = packed_elements(features_in, features_out, True, dtype.itemsize)
+    more, _ = packed_elements(features_in, rows, True, dtype.itemsize)
+    return np.empty(cut + more, dtype), cut, scratch((max_threads(), room), dtype)
 
 
 def _gradients_apart(
@@ -160,9 +157,9 @@ def _multiply(
     (a, a_row, a_depth), (b, b_depth, b_column) = left, right
     sizes = rows, columns, depth
     operands = as_flat(dense_c(a)), a_row, a_depth, as_flat(dense_c(b)), b_depth, b_column, bias, bool(relu)
-    panels, room = packed_elements(*sizes, out.itemsize)
     work = rows * columns * depth // 16
-    if panels <= PACKED:
+    if (rows + columns) * depth <= SMALL:
+        panels, room = packed_elements(columns, depth, b_column == 1, out.itemsize)
         share = empty((panels,), out.dtype), scratch((max_threads(), room), out.dtype)
         launch(packed_gemm, *sizes, *operands, out.reshape(-1), *share, work=work)
     else:

@@ -1,21 +1,19 @@
-"""A small linear layer with the batch norm and the activation behind it, as one unit.
-
-Forward, a product and one pass over its columns; backward, one pass and both products. What is between them stays in
-the second cache, and a step costs Python four launches.
-"""
+"""A small linear layer with the batch norm and the activation behind it, as one unit: a launch each way."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from fastbn._checks import check_running_stats, check_same_dtype, check_shape
-from fastbn._threads import launch
+from fastbn._checks import check_per_channel, check_running_stats, check_same_dtype, check_shape
+from fastbn._memory import scratch
+from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense_c, native
-from fastbn.functional.linear import fits_packed, gradients, linear
+from fastbn.functional.linear import are_small, gradient_room
 from fastbn.functional.norm import Statistics, as_parameters, check_parameters, check_statistics, keep_moved
 from fastbn.functional.norm_kernels import Parameters
 from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.channels import SCALE
+from fastbn.kernels.gemm import packed_elements
 from fastbn.kernels.linear_bn import backward_linear_bn, forward_linear_bn
 from fastbn.kernels.unit_activation import ACTIVATIONS
 
@@ -45,7 +43,7 @@ def suits(x: np.ndarray, weight: np.ndarray) -> bool:
     plain = type(x) is np.ndarray and x.dtype is weight.dtype and x.dtype.char in "fd" and x.dtype.isnative
     if not (plain and x.ndim == weight.ndim == 2 and x.shape[0] > 1 and x.shape[1] == weight.shape[1]):
         return False
-    return x.shape[0] * weight.shape[0] <= MATRIX and fits_packed(*x.shape, weight.shape[0], x.itemsize)
+    return x.shape[0] * weight.shape[0] <= MATRIX and are_small(len(x), x.shape[1], weight.shape[0])
 
 
 def unit_forward(
@@ -67,13 +65,19 @@ def unit_forward(
     mean, var, momentum, eps = statistics
     check_parameters(who, channels, bn_weight, bn_bias, *statistics)
     check_statistics(who, mean, var, training)
-    x = dense_c(x)
+    if bias is not None:
+        check_same_dtype(who, "bias", bias, "x", x)
+        check_per_channel(who, "bias", bias, channels)
+    x, weight = dense_c(x), dense_c(weight)
     parameters: Parameters = as_parameters(bn_weight, bn_bias, mean, var)
-    z = linear(x, weight, bias)
-    y, stats, affine = np.empty(z.shape, z.dtype), np.empty((3, channels)), np.empty((3, channels), z.dtype)
+    z, y = np.empty((len(x), channels), x.dtype), np.empty((len(x), channels), x.dtype)
+    stats, affine = np.empty((3, channels)), np.empty((3, channels), x.dtype)
     kind = ACTIVATIONS[activation]
     negative = launch(
         forward_linear_bn,
+        as_flat(x),
+        as_flat(weight),
+        np.empty(0, x.dtype) if bias is None else as_flat(dense_c(bias)),
         z,
         parameters,
         float(momentum),
@@ -84,7 +88,8 @@ def unit_forward(
         stats,
         affine,
         _sums(z),
-        work=4 * z.size,
+        _room(weight),
+        work=z.size * (4 + x.shape[1] // 16),
     )
     if negative >= 0:
         check_running_stats(who, mean, var, channels)
@@ -101,35 +106,47 @@ def unit_backward(
 
     The bias before batch statistics has no effect, and gradient 0. Raises ShapeError, DtypeError.
     """
-    who, x, z, weight = "linear_bn_backward", saved.x, saved.z, dense_c(saved.weight)
+    who, x, z, weight = "linear_bn_backward", saved.x, saved.z, saved.weight
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, z.shape, "as the output")
     channels = z.shape[1]
-    dz, slopes = np.empty(z.shape, z.dtype), np.empty((4, channels), z.dtype)
+    sizes = len(x), x.shape[1], channels
+    dx, dweight = np.empty(x.shape if need_dx else 0, x.dtype), np.empty(weight.shape, x.dtype)
     found = np.empty((2, channels), z.dtype if saved.bn_weight is None else native(saved.bn_weight))
     launch(
         backward_linear_bn,
+        sizes,
         as_flat(dense_c(dy)),
         saved.y,
         z,
+        as_flat(x),
+        as_flat(weight),
         saved.activation,
         saved.batch_stats,
         saved.stats,
         saved.affine,
-        slopes,
+        np.empty((4, channels), z.dtype),
         found,
-        dz,
+        np.empty(z.size, z.dtype),
+        dx.reshape(-1),
+        dweight.reshape(-1),
         _sums(z),
-        work=4 * z.size,
+        *gradient_room(sizes, x.dtype),
+        get_num_threads(),
+        work=z.size * (4 + x.shape[1] // 8),
     )
-    dx, dweight = np.empty(x.shape if need_dx else 0, x.dtype), np.empty(weight.shape, x.dtype)
-    gradients((*x.shape, channels), dz, x, weight, dx, dweight, dz.reshape(-1)[:0])
     dbias = None
     if saved.has_bias:
-        constant = np.zeros_like(found[1]) if saved.batch_stats else found[1] * saved.affine[SCALE]
-        dbias = constant.astype(x.dtype)
+        dbias = np.zeros(channels, x.dtype)
+        if not saved.batch_stats:
+            dbias[:] = found[1] * saved.affine[SCALE]
     dbn_weight = None if saved.bn_weight is None else found[0]
     return dx if need_dx else None, dweight, dbias, dbn_weight, found[1] if saved.has_bn_bias else None
+
+
+def _room(weight: np.ndarray) -> np.ndarray:
+    panel, room = packed_elements(1, weight.shape[1], False, weight.itemsize)
+    return scratch((max_threads(), room + panel), weight.dtype)
 
 
 def _sums(z: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 from fastbn._checks import check_float, check_rank, check_shape, check_targets
 from fastbn._threads import launch
 from fastbn._views import as_flat, dense_c
-from fastbn.errors import ShapeError
+from fastbn.errors import ArgumentError, ShapeError
 from fastbn.kernels import loss as kernels
 
 
@@ -22,8 +22,9 @@ def cross_entropy_forward(logits: np.ndarray, targets: np.ndarray) -> tuple[floa
     """``cross_entropy``, and for the backward pass (2, N) float64: each row's maximum m, and log sum exp(x - m)."""
     rows, labels = _operands("cross_entropy", logits, targets)
     losses, saved = np.empty(rows.shape[0]), np.empty((2, rows.shape[0]))
-    launch(kernels.cross_entropy, rows, labels, losses, saved[0], saved[1], work=8 * rows.size)
-    return float(losses.mean()), saved
+    outside = launch(kernels.cross_entropy, rows, labels, losses, saved[0], saved[1], work=8 * rows.size)
+    _check_classes("cross_entropy", targets, outside, rows)
+    return float(losses.sum()) / losses.size, saved
 
 
 def cross_entropy_backward(logits: np.ndarray, targets: np.ndarray, saved: np.ndarray) -> np.ndarray:
@@ -33,8 +34,17 @@ def cross_entropy_backward(logits: np.ndarray, targets: np.ndarray, saved: np.nd
     dlogits = np.empty(rows.shape, rows.dtype)
     scale = 1.0 / rows.shape[0]
     tops, log_totals = np.ascontiguousarray(saved, np.float64)
-    launch(kernels.cross_entropy_backward, scale, rows, labels, tops, log_totals, dlogits, work=8 * rows.size)
+    outside = launch(kernels.cross_entropy_backward, scale, rows, labels, tops, log_totals, dlogits, work=8 * rows.size)
+    _check_classes("cross_entropy_backward", targets, outside, rows)
     return dlogits
+
+
+def _check_classes(who: str, targets: np.ndarray, outside: int, logits: np.ndarray) -> None:
+    """Raise for the row that a kernel says has no class for a target, if it is one."""
+    if outside >= 0:
+        raise ArgumentError(
+            f"{who}: targets must lie in [0, {logits.shape[1]}), got values from {targets.min()} to {targets.max()}"
+        )
 
 
 def _operands(who: str, logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +52,6 @@ def _operands(who: str, logits: np.ndarray, targets: np.ndarray) -> tuple[np.nda
     check_rank(who, "logits", logits, (2,), "(N, classes)")
     if logits.size == 0:
         raise ShapeError(f"{who}: logits must hold at least one row and class, got shape {logits.shape}")
-    check_targets(who, targets, logits.shape[0], logits.shape[1])
+    check_targets(who, targets, logits.shape[0])
     labels = np.ascontiguousarray(targets, dtype=np.int64)
     return as_flat(dense_c(logits)).reshape(logits.shape), as_flat(labels)

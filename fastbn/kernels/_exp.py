@@ -8,15 +8,15 @@ from numba import float64, int32
 from numba.extending import intrinsic
 
 from fastbn.kernels._jit import body
-from fastbn.kernels._vector import DOUBLE, FLOAT, I32, I64, constant, fused, magnitude
+from fastbn.kernels._vector import DOUBLE, FLOAT, I32, I64, constant, fused
 
 LOWEST = -708.0  # exp of less is not a normal float64, and counts as 0
 LOG2_E = 1.4426950408889634
 LN_2_HIGH = 0.693145751953125  # 15 bits: its product with an exponent is exact
 LN_2_LOW = 1.4286068203094172e-06
-# For vectors: an argument whose exp is rounded to 0, log2 e, and ln 2 in two parts, the first in few bits.
-SINGLES = tuple(float(np.float32(number)) for number in (-104.0, LOG2_E, 0.693359375, -2.12194440e-4))
-DOUBLES = -746.0, LOG2_E, LN_2_HIGH, LN_2_LOW
+# For vectors: where 1 / (1 + exp(-x)) is 0 and where it is 1, log2 e, and ln 2 in two parts, the first in few bits.
+SINGLES = tuple(float(np.float32(number)) for number in (-89.0, 87.0, LOG2_E, 0.693359375, -2.12194440e-4))
+DOUBLES = -710.0, 708.0, LOG2_E, LN_2_HIGH, LN_2_LOW
 
 
 @intrinsic
@@ -57,41 +57,31 @@ def exp_nonpositive(x):
     return value if x >= LOWEST else 0.0 if x < LOWEST else float64(x)
 
 
-def _exp_of(builder, value):
-    """exp of every lane of at most 0; NaN for NaN.
+@intrinsic
+def logistic(typingctx, value):
+    """1 / (1 + exp(-x)) of every lane of a vector; NaN for NaN.
 
     As ``exp_nonpositive``; in float32 by the Taylor polynomial of degree 7, to 1 unit in the last place. A sum with
     a large number rounds to n and leaves it, biased, in the last bits, from where it goes into the exponent of a power
-    of two: a larger one than is meant, so that this is a normal number whatever the result.
+    of two: infinity at the lower end, where the result is 0.
     """
-    single = value.type.element == FLOAT
-    lowest, log2_e, high, low = SINGLES if single else DOUBLES
-    digits, bias, degree = (23, 127, 7) if single else (52, 1023, 13)
-    larger = (bias + 1) // 2
-    integers = ir.VectorType(I32 if single else I64, value.type.count)
-    rounding = constant(value.type, 1.5 * 2.0**digits + bias + larger)
-    below = builder.fcmp_ordered("<", value, constant(value.type, lowest))
-    clipped = builder.select(below, constant(value.type, lowest), value)
-    biased = fused(builder, clipped, constant(value.type, log2_e), rounding)
-    negated = builder.fneg(builder.fsub(biased, rounding))
-    r = fused(builder, negated, constant(value.type, high), clipped)
-    r = fused(builder, negated, constant(value.type, low), r)
-    p = constant(value.type, 1 / math.factorial(degree))
-    for k in reversed(range(degree)):
-        p = fused(builder, p, r, constant(value.type, 1 / math.factorial(k)))
-    power = builder.bitcast(builder.shl(builder.bitcast(biased, integers), constant(integers, digits)), value.type)
-    return builder.fmul(builder.fmul(p, power), constant(value.type, 2.0**-larger))
-
-
-@intrinsic
-def logistic(typingctx, value):
-    """1 / (1 + exp(-x)) of every lane of a vector, by exp(-|x|)."""
 
     def codegen(context, builder, signature, arguments):
         x = arguments[0]
-        zero, one = constant(x.type, 0.0), constant(x.type, 1.0)
-        positive = builder.fcmp_ordered(">=", x, zero)
-        e = _exp_of(builder, builder.fneg(magnitude(builder, x)))
-        return builder.fdiv(builder.select(positive, one, e), builder.fadd(one, e))
+        single = x.type.element == FLOAT
+        lowest, highest, log2_e, high, low = (constant(x.type, number) for number in (SINGLES if single else DOUBLES))
+        digits, bias, degree = (23, 127, 7) if single else (52, 1023, 13)
+        integers = ir.VectorType(I32 if single else I64, x.type.count)
+        rounding, one = constant(x.type, 1.5 * 2.0**digits + bias), constant(x.type, 1.0)
+        x = builder.select(builder.fcmp_ordered("<", x, lowest), lowest, x)
+        x = builder.select(builder.fcmp_ordered("<", highest, x), highest, x)
+        biased = fused(builder, x, builder.fneg(log2_e), rounding)
+        negated = builder.fneg(builder.fsub(biased, rounding))
+        r = fused(builder, negated, low, fused(builder, negated, high, builder.fneg(x)))
+        p = constant(x.type, 1 / math.factorial(degree))
+        for k in reversed(range(degree)):
+            p = fused(builder, p, r, constant(x.type, 1 / math.factorial(k)))
+        power = builder.bitcast(builder.shl(builder.bitcast(biased, integers), constant(integers, digits)), x.type)
+        return builder.fdiv(one, builder.fadd(one, builder.fmul(p, power)))
 
     return value(value), codegen

@@ -102,19 +102,31 @@ class _Vectors:
         self.builder.store(self.builder.fadd(self.builder.load(total), product, flags=("contract",)), total)
 
 
-def _tile(context, builder, dtype, a_panel, rows, columns_at, depth, sums):
-    """The register tile's loop over ``depth``; ``columns_at(k)`` are pointers to the vectors of row k, on the right."""
+def _tile(context, builder, dtype, rows_at, columns_at, depth, sums):
+    """The register tile's loop over ``depth``; ``rows_at(k)`` are pointers to the left operand's numbers of step k,
+    ``columns_at(k)`` to the right one's vectors.
+    """
     vectors = _Vectors(context, builder, dtype)
     with cgutils.for_range(builder, depth) as loop:
-        a_row = builder.gep(a_panel, [builder.mul(loop.index, _index(rows))])
+        rows = rows_at(loop.index)
         columns = [vectors.load(pointer, _index(0)) for pointer in columns_at(loop.index)]
-        for i in range(rows):
-            row = vectors.broadcast(builder.load(builder.gep(a_row, [_index(i)])))
+        for i, pointer in enumerate(rows):
+            row = vectors.broadcast(builder.load(pointer))
             for j, column in enumerate(columns):
                 vectors.add_product(sums[i * len(columns) + j], row, column)
 
 
-def _whole_tile(context, builder, dtype, a_panel, b_row_at, depth, tile):
+def _packed_rows(builder, a_panel, rows):
+    """``rows_at`` of a packed panel of so many rows."""
+
+    def rows_at(k):
+        a_row = builder.gep(a_panel, [builder.mul(k, _index(rows))])
+        return [builder.gep(a_row, [_index(i)]) for i in range(rows)]
+
+    return rows_at
+
+
+def _whole_tile(context, builder, dtype, rows_at, b_row_at, depth, tile):
     """A tile of TILE_ROWS and TILE_VECTORS, whose right operand has its columns side by side from ``b_row_at(k)``."""
     vectors = _Vectors(context, builder, dtype)
     sums = vectors.registers(TILE_ROWS * TILE_VECTORS)
@@ -125,7 +137,7 @@ def _whole_tile(context, builder, dtype, a_panel, b_row_at, depth, tile):
         b_row = b_row_at(k)
         return [builder.gep(b_row, [_index(j * vectors.lanes)]) for j in range(TILE_VECTORS)]
 
-    _tile(context, builder, dtype, a_panel, TILE_ROWS, columns_at, depth, sums)
+    _tile(context, builder, dtype, rows_at, columns_at, depth, sums)
     for position, total in enumerate(sums):
         vectors.store(builder.load(total), tile, _index(position * vectors.lanes))
 
@@ -148,8 +160,8 @@ def tile_product(typingctx, a, a_start, b, b_start, depth, tile):
         def b_row_at(k):
             return builder.gep(b_panel, [builder.mul(k, width)])
 
-        tile_data = _data(context, builder, tile_type, tile_array)
-        _whole_tile(context, builder, a_type.dtype, a_panel, b_row_at, count, tile_data)
+        rows_at, tile_data = _packed_rows(builder, a_panel, TILE_ROWS), _data(context, builder, tile_type, tile_array)
+        _whole_tile(context, builder, a_type.dtype, rows_at, b_row_at, count, tile_data)
         return context.get_dummy_value()
 
     return types.void(a, types.int64, b, types.int64, types.int64, tile), codegen
@@ -172,11 +184,43 @@ def tile_product_at(typingctx, a, a_start, b, b_start, offsets, tile):
         def b_row_at(k):
             return builder.gep(b_origin, [builder.load(builder.gep(table.data, [k]))])
 
-        tile_data = _data(context, builder, tile_type, tile_array)
-        _whole_tile(context, builder, a_type.dtype, a_panel, b_row_at, table.nitems, tile_data)
+        rows_at, tile_data = _packed_rows(builder, a_panel, TILE_ROWS), _data(context, builder, tile_type, tile_array)
+        _whole_tile(context, builder, a_type.dtype, rows_at, b_row_at, table.nitems, tile_data)
         return context.get_dummy_value()
 
     return types.void(a, types.int64, b, types.int64, offsets, tile), codegen
+
+
+@intrinsic
+def tile_product_in_place(typingctx, a, a_start, a_row, a_depth, rows, b, b_start, b_depth, depth, tile):
+    """tile[i, j] = sum over k < depth of a[a_start + i * a_row + k * a_depth] * b[b_start + k * b_depth + j].
+
+    As ``tile_product``, but both operands lie where they are, a row of the right one side by side. rows: 1 or more; the
+    last of them stands for those of the tile that are too many.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        a_type, b_type, tile_type = signature.args[0], signature.args[5], signature.args[9]
+        a_array, a_first, row_step, a_step, used, b_array, b_first, b_step, count, tile_array = arguments
+        origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
+        b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
+        last = builder.sub(used, _index(1))
+        numbers = [builder.select(builder.icmp_signed("<", _index(i), last), _index(i), last) for i in range(TILE_ROWS)]
+        a_rows = [builder.gep(origin, [builder.mul(number, row_step)]) for number in numbers]
+
+        def rows_at(k):
+            at = builder.mul(k, a_step)
+            return [builder.gep(row, [at]) for row in a_rows]
+
+        def b_row_at(k):
+            return builder.gep(b_origin, [builder.mul(k, b_step)])
+
+        tile_data = _data(context, builder, tile_type, tile_array)
+        _whole_tile(context, builder, a_type.dtype, rows_at, b_row_at, count, tile_data)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(a, i64, i64, i64, i64, b, i64, i64, i64, tile), codegen
 
 
 @intrinsic
@@ -216,7 +260,8 @@ def lane_tile(
                 distance = builder.load(builder.gep(line_distances, [k]))
                 return [builder.gep(source, [distance]) for source in sources]
 
-            _tile(context, builder, types_of[0].dtype, a_panel, LANE_ROWS, columns_at, count, sums)
+            rows_at = _packed_rows(builder, a_panel, LANE_ROWS)
+            _tile(context, builder, types_of[0].dtype, rows_at, columns_at, count, sums)
         for i in range(LANE_ROWS):
             row = builder.gep(target, [builder.mul(out_rows, _index(i))])
             for j, number in enumerate(read[LANE_VECTORS:]):

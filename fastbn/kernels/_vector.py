@@ -354,12 +354,6 @@ def fused(builder, a, b, c):
     return call(builder, f"llvm.fma.v{a.type.count}{kind}", a.type, [a, b, c])
 
 
-def magnitude(builder, value):
-    """Every lane without its sign, for code that makes intrinsics."""
-    kind = "f32" if value.type.element == FLOAT else "f64"
-    return call(builder, f"llvm.fabs.v{value.type.count}{kind}", value.type, [value])
-
-
 @intrinsic
 def fma(typingctx, a, b, c):
     """a * b + c, rounded once (twice on a CPU without the instruction)."""

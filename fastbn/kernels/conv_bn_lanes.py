@@ -34,6 +34,8 @@ from fastbn.kernels.lanes import (
 )
 from fastbn.kernels.unit_activation import activated, ceiling_of, floor_of
 
+RUN = 16  # vectors, at most, that are summed in the dtype of the images before the sum is widened
+
 
 @allocating_body
 def _plane_moments(z, start, pixels, skipped):
@@ -41,21 +43,24 @@ def _plane_moments(z, start, pixels, skipped):
     lanes = lanes_of(z)
     about = element(z, start + skipped)
     about = about if np.isfinite(about) else 0.0
-    shift = widen(splat(z, about))
-    d0 = d1 = q0 = q1 = widen(splat(z, 0.0))
+    shift, zero = splat(z, about), splat(z, 0.0)
+    d = q = widen(zero)
     last = start + pixels * lanes
-    even = last - pixels % 2 * lanes
-    for i in range(start, even, 2 * lanes):
-        a, b = widen(load(z, i)) - shift, widen(load(z, i + lanes)) - shift
-        d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
-    if even < last:
-        a = widen(load(z, even)) - shift
-        d0, q0 = d0 + a, fma(a, a, q0)
+    for first in range(start, last, RUN * lanes):
+        stop = min(last, first + RUN * lanes)
+        d0 = d1 = q0 = q1 = zero
+        for i in range(first, stop - lanes, 2 * lanes):
+            a, b = load(z, i) - shift, load(z, i + lanes) - shift
+            d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
+        if (stop - first) % (2 * lanes):
+            a = load(z, stop - lanes) - shift
+            d0, q0 = d0 + a, fma(a, a, q0)
+        d, q = d + widen(d0 + d1), q + widen(q0 + q1)
     if skipped == 0:
-        return run_moments(about, total(d0 + d1), total(q0 + q1), pixels * lanes)
+        return run_moments(about, total(d), total(q), pixels * lanes)
     by_lane = np.zeros(2 * lanes)
-    add_to(by_lane, 0, d0 + d1)
-    add_to(by_lane, lanes, q0 + q1)
+    add_to(by_lane, 0, d)
+    add_to(by_lane, lanes, q)
     sum_d, squares = by_lane[skipped:lanes].sum(), by_lane[lanes + skipped :].sum()
     return run_moments(about, sum_d, squares, pixels * (lanes - skipped))
 

@@ -35,20 +35,22 @@ AHEAD = 32  # vectors
 def _plane_products(dy, at, s, z, start, height, width, pool, activation, near):
     """Sums of g and of g (z - near) over a plane, g being the gradient to what the activation read."""
     lanes, one, high, part = lanes_of(z), splat(z, 1.0), ceiling_of(activation), splat(z, 1.0 / (pool[0] * pool[1]))
-    about = widen(splat(z, near))
-    gs = products = widen(splat(z, 0.0))
+    about, zero = splat(z, near), splat(z, 0.0)
+    gs = products = widen(zero)
     columns = width // pool[1]
     for row in range(0, height - pool[0] + 1, pool[0]):
         for i in range(pool[0]):
             for j in range(pool[1]):
                 line = start + ((row + i) * width + j) * lanes
+                row_gs = row_products = zero
                 for column in range(columns):
                     pixel = line + column * pool[1] * lanes
                     prefetch(s, pixel + AHEAD * lanes)
                     prefetch(z, pixel + AHEAD * lanes)
                     share = load(dy, at + column * lanes) * part
-                    g = widen(passed(share, load(s, pixel), activation, one, high))
-                    gs, products = gs + g, fma(g, widen(load(z, pixel)) - about, products)
+                    g = passed(share, load(s, pixel), activation, one, high)
+                    row_gs, row_products = row_gs + g, fma(g, load(z, pixel) - about, row_products)
+                gs, products = gs + widen(row_gs), products + widen(row_products)
         at += columns * lanes
     return total(gs), total(products)
 
@@ -69,13 +71,13 @@ def _products_task(block, dy, y_shape, x_shape, z_shape, activation, pool, affin
 def _plane_gradient(dy, at, s, z, start, height, width, pool, activation, affine, slopes, c, dz, target, line):
     """dz = a g + b (z - mean) inv_std + k of a plane, row by row from ``target`` on, ``line`` elements apart."""
     lanes, one, high, part = lanes_of(z), splat(z, 1.0), ceiling_of(activation), splat(z, 1.0 / (pool[0] * pool[1]))
-    near, inv_std = splat(z, affine[NEAR_MEAN, c]), splat(z, slopes[NEAR_INV_STD, c])
-    a, b, k = splat(z, slopes[A, c]), splat(z, slopes[B, c]), splat(z, slopes[K, c])
+    near, a, k = splat(z, affine[NEAR_MEAN, c]), splat(z, slopes[A, c]), splat(z, slopes[K, c])
+    b = splat(z, slopes[NEAR_INV_STD, c]) * splat(z, slopes[B, c])
     if height % pool[0] or width % pool[1]:
         for row in range(height):
             for column in range(width):
                 pixel = start + (row * width + column) * lanes
-                store(dz, target + row * line + column * lanes, fma((load(z, pixel) - near) * inv_std, b, k))
+                store(dz, target + row * line + column * lanes, fma(load(z, pixel) - near, b, k))
     columns = width // pool[1]
     for row in range(0, height - pool[0] + 1, pool[0]):
         for i in range(pool[0]):
@@ -85,7 +87,7 @@ def _plane_gradient(dy, at, s, z, start, height, width, pool, activation, affine
                     step = column * pool[1] * lanes
                     share = load(dy, at + column * lanes) * part
                     g = passed(share, load(s, source + step), activation, one, high)
-                    store(dz, goal + step, fma(g, a, fma((load(z, source + step) - near) * inv_std, b, k)))
+                    store(dz, goal + step, fma(g, a, fma(load(z, source + step) - near, b, k)))
         at += columns * lanes
 
 

@@ -1,15 +1,16 @@
-"""Matrix products from packed panels: the engine of the linear layer.
+"""Matrix products from packed panels, or in place: the engine of the linear layer.
 
 A panel holds, for each step k of the summed axis, the values of ``width`` lanes side by side: rows of the left
 operand in panels of TILE_ROWS, columns of the right one in panels as wide as the register tile. Lanes past the edge
-are zero, so ``tile_product`` needs no case for them. All arrays are flat and addressed by element strides.
+are zero, so ``tile_product`` needs no case for them. Small operands that a cache holds stay where they are, but for a
+right one that does not lie in rows. All arrays are flat and addressed by element strides.
 """
 
 import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, transpose
+from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, tile_product_in_place, transpose
 from fastbn.kernels._vector import at_least, lanes_of, load, load_first, load_part, splat, store, store_part
 
 DEPTH_BLOCK = 256  # steps of the summed axis between two visits to the output; a panel block stays in L2
@@ -30,11 +31,11 @@ def gemm_workspace(itemsize: int) -> int:
     return TILE_ROWS * columns + panels + (VECTOR_BYTES // itemsize) ** 2
 
 
-def packed_elements(rows: int, columns: int, depth: int, itemsize: int) -> tuple[int, int]:
+def packed_elements(columns: int, depth: int, in_rows: bool, itemsize: int) -> tuple[int, int]:
     """Elements of the panels of ``packed_gemm``, and of the room that one thread of it needs."""
     width, lanes = tile_columns(itemsize), VECTOR_BYTES // itemsize
-    panels = -(-rows // TILE_ROWS) * (TILE_ROWS * depth + lanes) - (-columns // width) * (width * depth + lanes)
-    return panels, TILE_ROWS * width + lanes**2
+    panels = -(-columns // width) if not in_rows else columns % width > 0
+    return panels * (width * depth + lanes), TILE_ROWS * width + lanes**2
 
 
 @body
@@ -91,7 +92,8 @@ def pack(source, start, lane_stride, depth_stride, lanes, depth, width, panels, 
 
 
 @body
-def _store_tile(tile, width, rows, columns, out, start, row_stride, first):
+def store_tile(tile, width, rows, columns, out, start, row_stride, first):
+    """Copy a tile, ``width`` columns wide, into the output, or add it unless it is the ``first`` one."""
     lanes, zero = lanes_of(out), splat(out, 0.0)
     for i in range(rows):
         for j in range(0, columns, lanes):
@@ -110,11 +112,12 @@ def _block_product(a_panels, b_panels, depth, rows, columns, tile, out, start, r
         for i in range(0, rows, TILE_ROWS):
             tile_product(a_panels, i * depth, b_panels, j * depth, depth, tile)
             height, breadth = min(TILE_ROWS, rows - i), min(width, columns - j)
-            _store_tile(tile, width, height, breadth, out, start + i * row_stride + j, row_stride, first)
+            store_tile(tile, width, height, breadth, out, start + i * row_stride + j, row_stride, first)
 
 
 @body
-def _epilogue(rows, columns, bias, bias_start, relu, out, start, row_stride):
+def epilogue(rows, columns, bias, bias_start, relu, out, start, row_stride):
+    """out = relu(out + bias), of a block of it; bias may be empty."""
     lanes, zero, low = lanes_of(out), splat(out, 0.0), splat(out, 0.0 if relu else -np.inf)
     for i in range(rows):
         for j in range(0, columns, lanes):
@@ -146,7 +149,7 @@ def _gemm_block(
         pack(b, j * b_column + k * b_depth, b_column, b_depth, breadth, steps, width, b_panels, 0, spare)
         _block_product(a_panels, b_panels, steps, height, breadth, tile, out, start, columns, k == 0)
     if bias.size or relu:
-        _epilogue(height, breadth, bias, j, relu, out, start, columns)
+        epilogue(height, breadth, bias, j, relu, out, start, columns)
 
 
 @body
@@ -168,58 +171,61 @@ def _blocks(rows, columns, depth, width):
 
 
 @inlined
-def _panel_at(row_panels, column_panels, depth, width, lanes):
-    """Where a panel lies, after so many others; a vector is left between two, which one thread may write into."""
-    return row_panels * (TILE_ROWS * depth + lanes) + column_panels * (width * depth + lanes)
+def columns_in_place(columns, b_column, width):
+    """How many columns of the right operand fill tiles where they lie."""
+    return columns - columns % width if b_column == 1 else 0
 
 
 @body
-def pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare):
-    """Pack one panel of ``packed_gemm``'s operands, those of the left one first."""
-    lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
-    if task < row_panels:
-        row, at = task * TILE_ROWS, _panel_at(task, 0, depth, width, lanes)
-        pack(a, row * a_row, a_row, a_depth, min(TILE_ROWS, rows - row), depth, TILE_ROWS, panels, at, spare)
-    else:
-        column, at = (task - row_panels) * width, _panel_at(row_panels, task - row_panels, depth, width, lanes)
-        pack(b, column * b_column, b_column, b_depth, min(width, columns - column), depth, width, panels, at, spare)
+def pack_task(task, first, columns, depth, b, b_depth, b_column, panels, spare):
+    """Pack one panel of ``packed_gemm``'s right operand; first: the column that panels begin with."""
+    lanes, width = lanes_of(panels), TILE_BYTES // panels.itemsize
+    column, at = first + task * width, task * (width * depth + lanes)
+    pack(b, column * b_column, b_column, b_depth, min(width, columns - column), depth, width, panels, at, spare)
 
 
 @body
-def row_task(task, rows, columns, depth, panels, bias, relu, out, tile):
-    """The rows of ``packed_gemm``'s output that one panel of the left operand makes."""
-    lanes, width, row_panels = lanes_of(panels), TILE_BYTES // panels.itemsize, -(-rows // TILE_ROWS)
-    height, start = min(TILE_ROWS, rows - task * TILE_ROWS), task * TILE_ROWS * columns
-    left = _panel_at(task, 0, depth, width, lanes)
+def row_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, first, panels, bias, relu, out, tile):
+    """TILE_ROWS rows of ``packed_gemm``'s output; first: the column that panels begin with."""
+    lanes, width, row = lanes_of(out), TILE_BYTES // out.itemsize, task * TILE_ROWS
+    height = min(TILE_ROWS, rows - row)
     for j in range(0, columns, width):
-        right = _panel_at(row_panels, j // width, depth, width, lanes)
-        tile_product(panels, left, panels, right, depth, tile)
-        _store_tile(tile, width, height, min(width, columns - j), out, start + j, columns, True)
+        right, at, step = b, j, b_depth
+        if j >= first:
+            right, at, step = panels, (j - first) // width * (width * depth + lanes), width
+        tile_product_in_place(a, row * a_row, a_row, a_depth, height, right, at, step, depth, tile)
+        store_tile(tile, width, height, min(width, columns - j), out, row * columns + j, columns, True)
     if bias.size or relu:
-        _epilogue(height, columns, bias, 0, relu, out, start, columns)
+        epilogue(height, columns, bias, 0, relu, out, row * columns, columns)
 
 
 @driver
 def packed_gemm(rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, bias, relu, out, panels, room, parallel):
-    """As ``gemm``, of operands that are packed whole before they are multiplied: small ones, packed once.
+    """As ``gemm``, of small operands: the right one is packed whole, or only where it does not fill a tile in place.
 
-    panels: flat, room for both; room: (threads, elements), a tile and a square of vectors. See ``packed_elements``.
+    panels: flat, room for it, a vector between two, which one thread may write into; room: (threads, elements), a tile
+    and a square of vectors. See ``packed_elements``.
     """
     width = TILE_BYTES // panels.itemsize
-    row_panels = -(-rows // TILE_ROWS)
-    packs = row_panels - (-columns // width)
+    first = columns_in_place(columns, b_column, width)
+    packs, row_tasks = -(-(columns - first) // width), -(-rows // TILE_ROWS)
     tile = TILE_ROWS * width
     if parallel:
         for task in prange(packs):
-            spare = room[get_thread_id()][tile:]
-            pack_task(int64(task), rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, spare)
-        for task in prange(row_panels):
-            row_task(int64(task), rows, columns, depth, panels, bias, relu, out, room[get_thread_id()][:tile])
+            pack_task(int64(task), first, columns, depth, b, b_depth, b_column, panels, room[get_thread_id()][tile:])
+        for task in prange(row_tasks):
+            row_task(
+                int64(task), rows, columns, depth, a, a_row, a_depth, b, b_depth, first, panels, bias, relu, out,
+                room[get_thread_id()][:tile],
+            )  # fmt: skip
     else:
         for task in range(packs):
-            pack_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, b_column, panels, room[0][tile:])
-        for task in range(row_panels):
-            row_task(task, rows, columns, depth, panels, bias, relu, out, room[0][:tile])
+            pack_task(task, first, columns, depth, b, b_depth, b_column, panels, room[0][tile:])
+        for task in range(row_tasks):
+            row_task(
+                task, rows, columns, depth, a, a_row, a_depth, b, b_depth, first, panels, bias, relu, out,
+                room[0][:tile],
+            )  # fmt: skip
 
 
 @driver

@@ -1,11 +1,11 @@
-"""The gradients of a small linear layer in one launch, from packed panels, see ``gemm``."""
+"""The gradients of a small linear layer in one launch, by ``gemm``'s tiles of operands that lie in rows."""
 
 from numba import get_thread_id, int64, prange
 
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS
 from fastbn.kernels._vector import lanes_of, load_part, narrow, splat, store_part, widen
-from fastbn.kernels.gemm import pack_task, row_task
+from fastbn.kernels.gemm import columns_in_place, pack_task, row_task
 
 
 @body
@@ -18,54 +18,68 @@ def _sum_columns(task, dy, rows, outputs, dbias):
     store_part(dbias, first, narrow(dbias, total), count)
 
 
-@body
-def _prepare_task(task, shape, dy, x, weight, ends, panels, cut, spare, dbias):
-    """Pack a panel of an operand of dx, then of dweight; then the sums."""
-    rows, inputs, outputs = shape
-    if task >= ends[1]:
-        _sum_columns(task - ends[1], dy, rows, outputs, dbias)
-        return
-    at, height, depth, dy_row, dy_depth, other, room = task, rows, outputs, outputs, 1, weight, panels[:cut]
-    if task >= ends[0]:
-        at, height, depth, dy_row, dy_depth, other, room = task - ends[0], outputs, rows, 1, outputs, x, panels[cut:]
-    pack_task(at, height, inputs, depth, dy, dy_row, dy_depth, other, inputs, 1, room, spare)
+@inlined
+def last_columns(inputs, panels):
+    """Right operands whose last columns do not fill a tile, of two."""
+    return 2 if inputs % (TILE_BYTES // panels.itemsize) else 0
 
 
 @body
-def _multiply_task(task, shape, row_panels, nothing, panels, cut, dx, dweight, tile):
-    """Rows of dx, then of dweight."""
+def pack_last_columns(task, shape, x, weight, panels, cut, spare):
+    """Pack them, of the weight (task 0) or of x (task 1)."""
     rows, inputs, outputs = shape
-    at, height, depth, room, out = task, rows, outputs, panels[:cut], dx
-    if task >= row_panels:
-        at, height, depth, room, out = task - row_panels, outputs, rows, panels[cut:], dweight
-    row_task(at, height, inputs, depth, room, nothing, False, out, tile)
+    right, depth, room = weight, outputs, panels[:cut]
+    if task == 1:
+        right, depth, room = x, rows, panels[cut:]
+    first = columns_in_place(inputs, 1, TILE_BYTES // panels.itemsize)
+    pack_task(0, first, inputs, depth, right, inputs, 1, room, spare)
+
+
+@body
+def _prepare_task(task, packs, shape, dy, x, weight, panels, cut, spare, dbias):
+    """Pack last columns, then sum a vector of columns."""
+    if task < packs:
+        pack_last_columns(task, shape, x, weight, panels, cut, spare)
+    else:
+        _sum_columns(task - packs, dy, shape[0], shape[2], dbias)
+
+
+@body
+def multiply_part(part, parts, shape, dy, x, weight, panels, cut, dx, dweight, tile):
+    """One thread's share of the rows of dx, and of dweight: of as much work, whatever their number."""
+    rows, inputs, outputs = shape
+    first, nothing = columns_in_place(inputs, 1, TILE_BYTES // panels.itemsize), dy[:0]
+    tasks, other = -(-rows // TILE_ROWS) if dx.size else 0, parts - 1 - part
+    for task in range(part * tasks // parts, (part + 1) * tasks // parts):
+        row_task(
+            task, rows, inputs, outputs, dy, outputs, 1, weight, inputs, first, panels[:cut], nothing, False, dx, tile
+        )
+    tasks = -(-outputs // TILE_ROWS)
+    for task in range(other * tasks // parts, (other + 1) * tasks // parts):
+        row_task(
+            task, outputs, inputs, rows, dy, 1, outputs, x, inputs, first, panels[cut:], nothing, False, dweight, tile
+        )
 
 
 @driver
-def linear_gradients(shape, dy, x, weight, dx, dweight, dbias, panels, cut, room, parallel):
+def linear_gradients(shape, dy, x, weight, dx, dweight, dbias, panels, cut, room, parts, parallel):
     """dx = dy weight, dweight = dy^T x, dbias = the sum of dy's rows; dx and dbias empty where they are not needed.
 
-    shape: rows, inputs, outputs; all arrays flat. panels: of dx, ``cut`` elements, and of dweight; room: (threads,
-    elements); see ``packed_gemm``.
+    shape: rows, inputs, outputs; all arrays flat. panels: what is packed of the weight, ``cut`` elements, and of x;
+    room: (threads, elements); see ``packed_gemm``. parts: threads.
     """
-    rows, inputs, outputs = shape
-    row_panels = -(-rows // TILE_ROWS) if dx.size else 0
-    columns = -(-inputs // (TILE_BYTES // panels.itemsize))
-    data = row_panels + columns if dx.size else 0
-    ends = data, data - (-outputs // TILE_ROWS) + columns
-    sums = -(-dbias.size // lanes_of(dy))
-    tile, nothing = TILE_ROWS * (TILE_BYTES // panels.itemsize), dy[:0]
-    products = row_panels - (-outputs // TILE_ROWS)
+    packs = last_columns(shape[1], panels)
+    tasks = packs - (-dbias.size // lanes_of(dy))
+    tile = TILE_ROWS * (TILE_BYTES // panels.itemsize)
     if parallel:
-        for task in prange(ends[1] + sums):
+        for task in prange(tasks):
             spare = room[get_thread_id()][tile:]
-            _prepare_task(int64(task), shape, dy, x, weight, ends, panels, cut, spare, dbias)
-        for task in prange(products):
-            _multiply_task(
-                int64(task), shape, row_panels, nothing, panels, cut, dx, dweight, room[get_thread_id()][:tile]
+            _prepare_task(int64(task), packs, shape, dy, x, weight, panels, cut, spare, dbias)
+        for part in prange(parts):
+            multiply_part(
+                int64(part), parts, shape, dy, x, weight, panels, cut, dx, dweight, room[get_thread_id()][:tile]
             )
     else:
-        for task in range(ends[1] + sums):
-            _prepare_task(task, shape, dy, x, weight, ends, panels, cut, room[0][tile:], dbias)
-        for task in range(products):
-            _multiply_task(task, shape, row_panels, nothing, panels, cut, dx, dweight, room[0][:tile])
+        for task in range(tasks):
+            _prepare_task(task, packs, shape, dy, x, weight, panels, cut, room[0][tile:], dbias)
+        multiply_part(0, 1, shape, dy, x, weight, panels, cut, dx, dweight, room[0][:tile])

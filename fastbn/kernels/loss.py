@@ -5,7 +5,7 @@ import math
 from numba import float64, int64, prange
 
 from fastbn.kernels._exp import exp_nonpositive
-from fastbn.kernels._jit import body, driver
+from fastbn.kernels._jit import body, driver, inlined
 
 ROWS = 64
 
@@ -24,12 +24,25 @@ def _cross_entropy_task(block, logits, targets, losses, tops, log_totals):
         losses[m] = log_totals[m] - (logits[m, targets[m]] - tops[m])
 
 
+@inlined
+def _first_outside(targets, classes):
+    """The first row whose target is no class, or -1: with it, a kernel returns it and writes nothing."""
+    for m in range(targets.size):
+        if not 0 <= targets[m] < classes:
+            return m
+    return -1
+
+
 @driver
 def cross_entropy(logits, targets, losses, tops, log_totals, parallel):
     """losses[m] = -log softmax(logits[m])[targets[m]], float64.
 
     tops[m] = max(logits[m]) and log_totals[m] = log sum exp(logits[m] - tops[m]), apart so that huge logits keep both.
+    Returns as ``_first_outside``.
     """
+    outside = _first_outside(targets, logits.shape[1])
+    if outside >= 0:
+        return outside
     blocks = -(-logits.shape[0] // ROWS)
     if parallel:
         for block in prange(blocks):
@@ -37,6 +50,7 @@ def cross_entropy(logits, targets, losses, tops, log_totals, parallel):
     else:
         for block in range(blocks):
             _cross_entropy_task(block, logits, targets, losses, tops, log_totals)
+    return outside
 
 
 @body
@@ -49,7 +63,10 @@ def _cross_entropy_backward_task(block, scale, logits, targets, tops, log_totals
 
 @driver
 def cross_entropy_backward(scale, logits, targets, tops, log_totals, dlogits, parallel):
-    """dlogits = (softmax(logits) - one-hot(targets)) * scale."""
+    """dlogits = (softmax(logits) - one-hot(targets)) * scale. Returns as ``_first_outside``."""
+    outside = _first_outside(targets, logits.shape[1])
+    if outside >= 0:
+        return outside
     blocks = -(-logits.shape[0] // ROWS)
     if parallel:
         for block in prange(blocks):
@@ -57,3 +74,4 @@ def cross_entropy_backward(scale, logits, targets, tops, log_totals, dlogits, pa
     else:
         for block in range(blocks):
             _cross_entropy_backward_task(block, scale, logits, targets, tops, log_totals, dlogits)
+    return outside

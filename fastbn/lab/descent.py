@@ -6,6 +6,7 @@ import numpy as np
 
 from fastbn._progress import Bar
 from fastbn.data import Split
+from fastbn.functional.samples import samples
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
 from fastbn.optim import Optimizer
@@ -29,7 +30,7 @@ def batches(split: Split, size: int, steps: int, seed: int) -> Iterator[Split]:
         if position == 0:
             order = np.random.default_rng([seed, number]).permutation(len(split.labels))
         chosen = order[position * size : (position + 1) * size]
-        yield Split(split.images[chosen], split.labels[chosen])
+        yield Split(samples(split.images, chosen), split.labels[chosen])
 
 
 def descend(

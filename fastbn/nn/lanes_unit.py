@@ -24,6 +24,14 @@ ACTIVATIONS: dict[type[Module], tuple[str, float | None]] = {
 }
 
 
+def activation_of(module: Module) -> tuple[str, float | None] | None:
+    """The entry of ACTIVATIONS for ``module``, if a unit may do what it does."""
+    for kind, found in ACTIVATIONS.items():
+        if is_plain(module, kind):
+            return found
+    return None
+
+
 def is_plain(module: Module, kind: type[Module]) -> bool:
     """Whether ``module`` does what ``kind`` does and nobody looks on: a unit may do it instead."""
     return isinstance(module, kind) and type(module).forward is kind.forward and not module._forward_hooks
@@ -46,9 +54,9 @@ class LanesUnit:
         """Take on ``module`` as the next one, if that is possible."""
         if self.window is not None:
             return False
-        kind = next((kind for kind in ACTIVATIONS if is_plain(module, kind)), None)
-        if self.activation is None and kind is not None:
-            self.activation, ceiling = ACTIVATIONS[kind]
+        found = activation_of(module) if self.activation is None else None
+        if found is not None:
+            self.activation, ceiling = found
             if ceiling is None:
                 self.further.append(module)
             else:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastbn.functional.linear_bn import LinearSaved, suits, unit_backward, unit_forward
 from fastbn.nn.batchnorm import BatchNorm1d
-from fastbn.nn.lanes_unit import ACTIVATIONS, is_plain
+from fastbn.nn.lanes_unit import activation_of
 from fastbn.nn.linear import Linear
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
@@ -28,10 +28,10 @@ class LinearUnit:
 
     def absorb(self, module: Module) -> bool:
         """Take on ``module`` as the next one, if that is possible."""
-        kind = next((kind for kind in ACTIVATIONS if is_plain(module, kind)), None)
-        if self.activation is not None or kind is None:
+        found = activation_of(module) if self.activation is None else None
+        if found is None:
             return False
-        self.activation = ACTIVATIONS[kind][0]
+        self.activation = found[0]
         self.modules.append(module)
         return True
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastbn._checks import check_float, check_int, check_number
 from fastbn.errors import DtypeError, ModelError, ShapeError, StateError
+from fastbn.functional.samples import samples
 from fastbn.nn.dropout import Dropout
 from fastbn.nn.loss import CrossEntropyLoss
 from fastbn.nn.module import Module
@@ -86,7 +87,7 @@ def fit(
             begun = time.perf_counter()
             for step, start in enumerate(starts):
                 batch = order[start : start + batch_size]
-                x, target = inputs[batch], labels[batch]
+                x, target = samples(inputs, batch), labels[batch]
                 optimizer.zero_grad()
                 output = model(x)
                 value = criterion(output, target)

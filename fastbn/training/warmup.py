@@ -8,6 +8,7 @@ import numpy as np
 
 from fastbn import functional as F
 from fastbn._threads import MIN_PARALLEL_WORK, both_versions, get_num_threads
+from fastbn.functional.samples import samples
 from fastbn.nn.module import Module
 from fastbn.nn.parameter import Parameter
 from fastbn.optim import SGD, Adam, RMSprop, clip_grad_norm_
@@ -83,6 +84,7 @@ def _all_doors() -> None:
     targets = np.zeros(4, np.int64)
     _, rows = F.cross_entropy_forward(matrix, targets)
     F.cross_entropy_backward(matrix, targets, rows)
+    samples(matrix, targets)
     parameter = Parameter(matrix)
     parameter.accumulate(matrix)
     for kind in (SGD, RMSprop, Adam):
