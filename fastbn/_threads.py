@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numba
+from numba.np.ufunc import parallel as pool
 
 from fastbn.errors import ArgumentError
 
@@ -63,6 +64,7 @@ def _default_threads() -> int:
 _count = _default_threads()
 _lock = threading.Lock()
 _loaded = False  # a kernel has been loaded here or in the process this one was forked from: Numba's pool runs
+_mask: Callable[[], int] = numba.get_num_threads  # threads that this Python thread gets from Numba, see ``_sooner``
 _unguarded = False  # a parallel loop has run, on a layer that takes several at once: Numba's workqueue aborts
 _serial_only = False
 _both = False
@@ -93,7 +95,7 @@ def launch(kernel: Kernel, *args: Any, work: int) -> Any:
 
 def run(kernel: Kernel, args: tuple[Any, ...], work: int) -> Any:
     """As ``launch``, of arguments that are a tuple already: sooner begun."""
-    global _loaded, _unguarded
+    global _loaded, _unguarded, _mask
     _loaded = True
     if _tapes and (tape := _tapes.get(threading.get_ident())) is not None:
         tape.append(Launch(kernel, args, work))
@@ -110,15 +112,21 @@ def run(kernel: Kernel, args: tuple[Any, ...], work: int) -> Any:
     try:
         result = _parallel(kernel, args)
         _unguarded = _layer() != "workqueue"
+        _mask = _sooner()
         return result
     finally:
         _lock.release()
 
 
 def _parallel(kernel: Kernel, args: tuple[Any, ...]) -> Any:
-    if numba.get_num_threads() != _count:
+    if _mask() != _count:
         numba.set_num_threads(_count)
     return kernel.parallel(*args, True)
+
+
+def _sooner() -> Callable[[], int]:
+    """``numba.get_num_threads`` without the locks around the start of its pool, which has started: a sixth of it."""
+    return getattr(pool, "_get_num_threads", numba.get_num_threads)
 
 
 @contextmanager

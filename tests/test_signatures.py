@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from llvmlite.binding import get_host_cpu_features
+from numba.core.errors import TypingError
 
 from fastbn.kernels import _simd
+from fastbn.kernels._jit import driver
 
 TESTS = Path(__file__).parent
 
@@ -117,6 +119,7 @@ def doors(image, matrix, relu, groups, count_include_pad):
                 options = {"running_mean": mean, "running_var": var, "training": training}
                 y, saved = F.batch_norm_forward(x, residual=residual, relu=relu, **options)
                 F.batch_norm_backward(x, saved)
+        F.batch_renorm(x, mean, var, training=True, relu=relu)
     for x in image, matrix:
         y, saved = F.masked_batch_norm_forward(x, np.ones((len(x), *x.shape[2:]), bool))
         F.masked_batch_norm_backward(x, saved)
@@ -216,8 +219,12 @@ def versions(name):
         return 2
     if name == "batch_norm_partials.products_matrix":
         return 1
-    if name in ("batch_norm_rows.moments_rows", "batch_norm_columns.normalize_columns"):
+    if name == "batch_norm_columns.normalize_columns":
         return 1
+    if name == "batch_norm_rows.moments_rows":  # batch renorm
+        return 2
+    if name.startswith("batch_norm_") and ".forward_" in name:  # residual, batch renorm
+        return 3
     return 2 if name.startswith("batch_norm") else 1  # residual
 
 
@@ -232,6 +239,18 @@ def compile_anew(script, cache):
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_only_the_branch_of_one_version_is_compiled():
+    @driver
+    def add(x, parallel):
+        if parallel:
+            return x.serial
+        return x + 1
+
+    assert add.serial(1, None) == 2
+    with pytest.raises(TypingError, match="serial"):
+        add.parallel(1, True)
 
 
 OPTIONS = """

@@ -152,6 +152,16 @@ def test_the_number_of_threads_holds_in_every_python_thread(n):
     assert seen == [(True, n), (True, n)]
 
 
+def test_a_number_set_in_numba_gives_way():
+    seen = []
+    kernel = SimpleNamespace(parallel=lambda parallel: seen.append(numba.get_num_threads()))
+    fastbn.set_num_threads(2)
+    for n in (1, 3):
+        numba.set_num_threads(n)
+        _threads.launch(kernel, work=10**6)
+    assert seen == [2, 2]
+
+
 def test_one_thread_is_serial():
     seen = []
     fastbn.set_num_threads(1)

@@ -278,14 +278,15 @@ def forward(
     """
     y, y_view = plan.output(out)
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
+    renorm = None
     if training and limits is not None:
-        stats = _stats_to_renormalize(parameters, eps, limits)
+        stats, renorm = _stats_to_renormalize(parameters, eps, limits), True
     signs = plan.signs() if keep_signs else None
     stores = plan.stores(y, 2 if residual is None else 3, keep_signs, x, residual)
     given = plan.view(x), None if residual is None else plan.view(residual), *parameters
     results = -math.inf if not relu else 0.0, *stores, stats, affine, signs, y_view
     if training:
-        negative = _train(plan, given, momentum, eps, results, x.size)
+        negative = _train(plan, given, (momentum, eps, renorm), results, x.size)
     else:
         negative = normalize_by(plan, given, eps, results, x.size // 2)  # training reads twice
     return negative, y, stats, affine, signs
@@ -303,13 +304,20 @@ def _stats_to_renormalize(parameters: Parameters, eps: float, limits: Limits) ->
     return stats
 
 
-def _train(plan: Plan, given: tuple[Any, ...], momentum: float, eps: float, results: tuple[Any, ...], work: int) -> int:
+def _train(
+    plan: Plan,
+    given: tuple[Any, ...],
+    options: tuple[float, float, bool | None],
+    results: tuple[Any, ...],
+    work: int,
+) -> int:
+    """options: momentum, eps, and True for batch renorm."""
     if plan.kind == "channels":
-        return run(forward_rows, (*given, momentum, eps, *plan.chunk, plan.block, *results), work)
+        return run(forward_rows, (*given, *options, *plan.chunk, plan.block, *results), work)
     if plan.kind == "columns":
-        return run(forward_columns, (*given, momentum, eps, plan.block, *results), work)
+        return run(forward_columns, (*given, *options, plan.block, *results), work)
     x, residual, weight, bias, mean, var = given
-    parameters = weight, bias, mean, var, momentum, eps
+    parameters = weight, bias, mean, var, *options
     floor, lead, streaming, stats, affine, signs, y = results
     if plan.kind == "matrix" and plan.block:
         x, residual, y = _as_columns(plan, x, residual, y)
@@ -322,7 +330,7 @@ def _train(plan: Plan, given: tuple[Any, ...], momentum: float, eps: float, resu
         return run(forward_matrix, (x, residual, *parameters, *share, *results), work)
     negative = run(moments_rows, (x, *parameters, *plan.chunk, partials, stats, affine), work)
     if negative < 0:
-        normalize_by(plan, (x, residual, weight, bias, mean[:0], var[:0]), eps, results, work)
+        normalize_by(plan, (x, residual, weight, bias, mean[:0], var[:0]), options[1], results, work)
     return negative
 
 

@@ -2,7 +2,8 @@
 
 Numba optimises every function that it compiles by itself, then all over again in each of its callers, down to the
 kernel, and a loop of threads adds two layers of its own. Here only the kernel's library goes through LLVM's passes;
-what it links in is typed and lowered, no more.
+what it links in is typed and lowered, no more. And of a kernel that is there for one thread and for all, only the
+branch of one version is typed at all.
 """
 
 import gc
@@ -10,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from numba import types
+from numba.core import ir
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.untyped_passes import IRProcessing
 
 # Of the modules that Numba adds to a library: its entries from Python and from C.
 ENTRIES = "wrapper", "cfunc_wrapper"
@@ -62,8 +67,35 @@ def _parts(codegen: Any) -> Iterator[None]:
             gc.enable()
 
 
+@register_pass(mutates_CFG=False, analysis_only=False)
+class _ChooseVersion(FunctionPass):
+    """The argument ``parallel`` becomes a constant, False where it is None, so that its branches are pruned."""
+
+    _name = "choose_version"
+
+    def __init__(self):
+        super().__init__()
+
+    def run_pass(self, state):
+        for block in state.func_ir.blocks.values():
+            for statement in block.find_insts(ir.Assign):
+                if isinstance(statement.value, ir.Arg) and statement.value.name == "parallel":
+                    chosen = state.args[statement.value.index] != types.none
+                    statement.value = ir.Const(chosen, statement.loc)
+                    state.func_ir._definitions[statement.target.name] = [statement.value]
+                    return True
+        return False
+
+
 class KernelCompiler(Compiler):
     """Numba's compiler for a kernel: what is compiled on the way is a part of it."""
+
+    def define_pipelines(self):
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            pipeline.add_pass_after(_ChooseVersion, IRProcessing)
+            pipeline.finalize()
+        return pipelines
 
     def compile_extra(self, function):
         codegen = self.state.targetctx.codegen()

@@ -71,7 +71,7 @@ def _normalize_task(task, x, residual, block, affine, floor, streaming, bits, ou
 
 
 @allocating_body
-def _moments_task(task, x, weight, bias, running_mean, running_var, momentum, eps, block, stats, affine):
+def _moments_task(task, x, weight, bias, running_mean, running_var, momentum, eps, renorm, block, stats, affine):
     n, c, s = x.shape
     first, count = _bounds(task, x, block)
     wide = whole_vectors(count * s, lanes_of(x))
@@ -84,7 +84,8 @@ def _moments_task(task, x, weight, bias, running_mean, running_var, momentum, ep
         shift[k] = shift[k * s]
     set_moments(first, last, n * s, shift, sums, squares, stats)
     finish_training(first, last, n * s, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
-    renormalize(first, last, weight, bias, stats, affine)
+    if renorm is not None:
+        renormalize(first, last, weight, bias, stats, affine)
 
 
 @driver
@@ -97,6 +98,7 @@ def forward_columns(
     running_var,
     momentum,
     eps,
+    renorm,
     block,
     floor,
     lead,
@@ -115,7 +117,7 @@ def forward_columns(
     if negative >= 0:
         return negative
     tasks = -(-x.shape[1] // block)
-    moments = (x, weight, bias, running_mean, running_var, momentum, eps, block, stats, affine)
+    moments = (x, weight, bias, running_mean, running_var, momentum, eps, renorm, block, stats, affine)
     normalize = (x, residual, block, affine, floor, streaming, bits, out)
     if parallel:
         for task in prange(tasks):

@@ -8,10 +8,12 @@ with bits. Tiles, ``bits`` and operands that are None: see ``batch_norm_tiles``.
 
 from numba import int64, prange
 
+from fastbn.kernels._doubles import add_run
 from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._vector import lanes_of, load_first, splat, store_first
 from fastbn.kernels.batch_norm_tiles import gradient_tile, normalize_tile, set_shift, tile_products, tile_sums
-from fastbn.kernels.batch_norm_vectors import words_of
-from fastbn.kernels.channels import first_negative
+from fastbn.kernels.batch_norm_vectors import gradient_first, normalized_first, words_of
+from fastbn.kernels.channels import NEAR_INV_STD, SCALE, SHIFT, A, B, K, first_negative
 from fastbn.kernels.finish import finish_backward, finish_inference, finish_training, renormalize, set_moments
 
 
@@ -29,24 +31,22 @@ def _by_column(values, lead, wide):
     if lead == 0 and columns == channels:
         return values
     for k in range(values.shape[0]):
-        first = -(lead % channels)  # the column of channel 0
-        while first < columns:
-            for j in range(max(first, 0), min(first + channels, columns)):
-                wide[k, j] = values[k, j - first]
-            first += channels
+        c = lead % channels
+        for j in range(columns):
+            wide[k, j] = values[k, c]
+            c = c + 1 if c + 1 < channels else 0
     return wide
 
 
 @inlined
 def add_partials(partials, columns, channels):
     """The first of ``partials`` (2, tasks, columns or more) begins with the sums of every channel, in order."""
-    for which in range(2):
-        for task in range(1, partials.shape[1]):
-            for j in range(columns):
-                partials[which, 0, j] += partials[which, task, j]
-        for first in range(channels, columns, channels):
-            for c in range(channels):
-                partials[which, 0, c] += partials[which, 0, first + c]
+    _, tasks, width = partials.shape
+    for first in range(0, 2 * tasks * width, tasks * width):
+        for start in range(first + width, first + tasks * width, width):
+            add_run(partials, first, start, columns)
+        for start in range(first + channels, first + columns, channels):
+            add_run(partials, first, start, channels)
 
 
 @body
@@ -65,40 +65,53 @@ def _sums_task(task, x, rows, shift, partials):
 
 
 @body
-def _finish_sums(x, shift, partials, weight, bias, running_mean, running_var, momentum, eps, stats, affine):
+def _finish_sums(x, shift, partials, weight, bias, running_mean, running_var, momentum, eps, renorm, stats, affine):
     m, columns = x.shape
     channels = affine.shape[1]
     add_partials(partials, columns, channels)
     count = m * (columns // channels)
     set_moments(0, channels, count, shift, partials[0, 0], partials[1, 0], stats)
     finish_training(0, channels, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
-    renormalize(0, channels, weight, bias, stats, affine)
+    if renorm is not None:
+        renormalize(0, channels, weight, bias, stats, affine)
 
 
 @inlined
-def _part(part, task, x, rows, lead):
-    """Of a task of the map: offset of the first element, rows, columns, and the constants' first column.
-
-    Part 0: whole rows, from ``lead`` on. With a lead, part 1 is the rest of the last row, part 2 what lies before.
-    """
-    m, columns = x.shape
+def _map_bounds(task, x, rows, lead):
+    """Of a task of the map: the offset of its first element, and its whole rows; see ``_end``."""
     first, count = _bounds(task, x, rows)
-    start = first * columns + lead
-    whole = count - 1 if lead and first + count == m else count
-    if part == 0:
-        return start, whole, columns, 0
-    if part == 1:
-        return start + whole * columns, count - whole, columns - lead, 0
-    return 0, 1 if first == 0 else 0, lead, columns - lead
+    return first * x.shape[1] + lead, count - 1 if lead and first + count == x.shape[0] else count
+
+
+@inlined
+def _end(part, x, lead):
+    """Of what tasks leave where there is a lead, the end of the last row and the beginning of the first.
+
+    Offset, elements, and the constants' column.
+    """
+    rest = x.shape[1] - lead
+    return (x.size - rest, rest, 0) if part == 0 else (0, lead, rest)
 
 
 @body
 def _normalize_task(task, x, residual, tile, affine, floor, lead, streaming, bits, out):
-    word = task * tile * words_of(bits)
-    for part in range(3 if lead else 1):
-        first, rows, columns, column = _part(part, task, x, tile, lead)
-        streamed = streaming and part == 0
-        normalize_tile(x, residual, bits, out, first, rows, x.shape[1], columns, word, affine, column, floor, streamed)
+    first, rows = _map_bounds(task, x, tile, lead)
+    columns, word = x.shape[1], task * tile * words_of(bits)
+    normalize_tile(x, residual, bits, out, first, rows, columns, columns, word, affine, 0, floor, streaming)
+
+
+@body
+def _normalize_ends(x, residual, affine, floor, lead, out):
+    lanes, zero = lanes_of(x), splat(x, 0.0)
+    for part in range(2 if lead else 0):
+        first, columns, column = _end(part, x, lead)
+        for j in range(0, columns, lanes):
+            count = min(lanes, columns - j)
+            near = load_first(affine, column + j, count, zero)
+            scale = load_first(affine, SCALE * affine.shape[1] + column + j, count, zero)
+            shift = load_first(affine, SHIFT * affine.shape[1] + column + j, count, zero)
+            v = normalized_first(x, residual, None, first + j, count, 0, near, scale, shift, floor)
+            store_first(out, first + j, v, count)
 
 
 @driver
@@ -111,6 +124,7 @@ def forward_matrix(
     running_var,
     momentum,
     eps,
+    renorm,
     rows,
     tile,
     partials,
@@ -136,7 +150,7 @@ def forward_matrix(
         return negative
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
     _set_shift(x, affine.shape[1], shift)
-    finish = (weight, bias, running_mean, running_var, momentum, eps, stats, affine)
+    finish = (weight, bias, running_mean, running_var, momentum, eps, renorm, stats, affine)
     if parallel:
         for task in prange(sum_tasks):
             _sums_task(int64(task), x, rows, shift, partials)
@@ -151,6 +165,7 @@ def forward_matrix(
         constants = _by_column(affine, lead, wide)
         for task in range(tasks - 1, -1, -1):  # the rows read last are still in cache
             _normalize_task(task, x, residual, tile, constants, floor, lead, streaming, bits, out)
+    _normalize_ends(x, residual, constants, floor, lead, out)
     return negative
 
 
@@ -191,6 +206,7 @@ def normalize_matrix(
     else:
         for task in range(tasks):
             _normalize_task(task, x, residual, tile, constants, floor, lead, streaming, bits, out)
+    _normalize_ends(x, residual, constants, floor, lead, out)
     return negative
 
 
@@ -214,11 +230,26 @@ def _finish_products(x, partials, batch_stats, stats, affine, slopes, gradients)
 
 @body
 def _gradient_task(task, dy, x, bits, relu, rows, affine, slopes, lead, streaming, dx, dresidual):
-    word = task * rows * words_of(bits)
-    for part in range(3 if lead else 1):
-        first, count, columns, column = _part(part, task, x, rows, lead)
-        tile, streamed = (first, count, x.shape[1], columns, word), streaming and part == 0
-        gradient_tile(dy, x, bits, relu, *tile, affine, slopes, column, streamed, dx, dresidual)
+    first, count = _map_bounds(task, x, rows, lead)
+    tile = (first, count, x.shape[1], x.shape[1], task * rows * words_of(bits))
+    gradient_tile(dy, x, bits, relu, *tile, affine, slopes, 0, streaming, dx, dresidual)
+
+
+@body
+def _gradient_ends(dy, x, relu, affine, slopes, lead, dx):
+    lanes, zero, width = lanes_of(x), splat(x, 0.0), x.shape[1]
+    for part in range(2 if lead else 0):
+        first, columns, column = _end(part, x, lead)
+        for j in range(0, columns, lanes):
+            m, count = column + j, min(lanes, columns - j)
+            near = load_first(affine, m, count, zero)
+            scale = load_first(affine, SCALE * width + m, count, zero)
+            shift = load_first(affine, SHIFT * width + m, count, zero)
+            a, b = load_first(slopes, A * width + m, count, zero), load_first(slopes, B * width + m, count, zero)
+            k = load_first(slopes, K * width + m, count, zero)
+            inv_std = load_first(slopes, NEAR_INV_STD * width + m, count, zero)
+            v = gradient_first(dy, x, None, relu, first + j, count, 0, near, scale, shift, a, b, k, inv_std, None)
+            store_first(dx, first + j, v, count)
 
 
 @driver
@@ -248,7 +279,7 @@ def backward_matrix(
     wide_slopes: (4, columns), to ``slopes`` what wide is to affine.
     """
     sum_tasks, tasks = -(-x.shape[0] // rows), -(-x.shape[0] // tile)
-    whole = _by_column(affine, 0, wide)
+    whole = _by_column(affine, int64(0), wide)  # a literal 0 would be a version of its own
     finish = (batch_stats, stats, affine, slopes, gradients)
     if parallel:
         for task in prange(sum_tasks):
@@ -264,3 +295,4 @@ def backward_matrix(
         near, slope = _by_column(affine, lead, wide), _by_column(slopes, lead, wide_slopes)
         for task in range(tasks - 1, -1, -1):  # the rows read last are still in cache
             _gradient_task(task, dy, x, bits, relu, tile, near, slope, lead, streaming, dx, dresidual)
+    _gradient_ends(dy, x, relu, near, slope, lead, dx)

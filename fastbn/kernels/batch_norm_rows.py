@@ -142,6 +142,7 @@ def _forward_task(
     running_var,
     momentum,
     eps,
+    renorm,
     n_block,
     s_block,
     block,
@@ -159,7 +160,8 @@ def _forward_task(
     for chunk in range(chunks_of(x, n_block, s_block)):
         count = _add_chunk(chunk, first, last, x, n_block, s_block, count, stats)
     finish_training(first, last, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
-    renormalize(first, last, weight, bias, stats, affine)
+    if renorm is not None:
+        renormalize(first, last, weight, bias, stats, affine)
     for n in range(x.shape[0]):
         for c in range(first, last):
             normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
@@ -177,6 +179,7 @@ def forward_rows(
     running_var,
     momentum,
     eps,
+    renorm,
     n_block,
     s_block,
     block,
@@ -197,7 +200,7 @@ def forward_rows(
     if negative >= 0:
         return negative
     tasks = -(-x.shape[1] // block)
-    parameters = (weight, bias, running_mean, running_var, momentum, eps)
+    parameters = (weight, bias, running_mean, running_var, momentum, eps, renorm)
     arguments = (x, residual, *parameters, n_block, s_block, block, floor, lead, streaming, stats, affine, bits, out)
     if parallel:
         for task in prange(tasks):
@@ -216,7 +219,20 @@ def _moments_task(task, x, n_block, s_block, partials):
 
 @driver
 def moments_rows(
-    x, weight, bias, running_mean, running_var, momentum, eps, n_block, s_block, partials, stats, affine, parallel
+    x,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    momentum,
+    eps,
+    renorm,
+    n_block,
+    s_block,
+    partials,
+    stats,
+    affine,
+    parallel,
 ):
     """Training, a chunk of a channel a task: stats and affine written. partials: (chunks, 2, C), a workspace."""
     negative = first_negative(running_var)
@@ -238,7 +254,8 @@ def moments_rows(
             stats[MEAN, c], stats[VAR, c] = merge(count, stats[MEAN, c], stats[VAR, c], k, new[MEAN, c], new[VAR, c])
         count += k
     finish_training(0, channels, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
-    renormalize(0, channels, weight, bias, stats, affine)
+    if renorm is not None:
+        renormalize(0, channels, weight, bias, stats, affine)
     return negative
 
 

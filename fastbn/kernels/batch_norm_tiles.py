@@ -14,6 +14,8 @@ from fastbn.kernels._vector import (
     lanes_of,
     load,
     load_first,
+    load_four,
+    load_two,
     prefetch,
     put,
     splat,
@@ -65,70 +67,50 @@ def tile_sums(x, first, rows, stride, columns, shift, sums, squares):
         bottom = min(rows, top + SUM_ROWS)
         ahead = SUM_ROWS * stride if bottom < rows and stride <= NARROW else 0
         for j in range(0, twos, 2 * lanes):
-            near0, near1 = widen(load(shift, j)), widen(load(shift, j + lanes))
-            d0 = d1 = q0 = q1 = near0 - near0
+            near = widen(load_two(shift, j))
+            total = square = near - near
             i = first + top * stride + j
             for _ in range(top, bottom):
                 prefetch(x, i + ahead)
                 prefetch(x, i + ahead + lanes)
-                a, b = widen(load(x, i)) - near0, widen(load(x, i + lanes)) - near1
-                d0, d1, q0, q1 = d0 + a, d1 + b, fma(a, a, q0), fma(b, b, q1)
+                d = widen(load_two(x, i)) - near
+                total, square = total + d, fma(d, d, square)
                 i += stride
-            add_to(sums, j, d0)
-            add_to(sums, j + lanes, d1)
-            add_to(squares, j, q0)
-            add_to(squares, j + lanes, q1)
+            add_to(sums, j, total)
+            add_to(squares, j, square)
         for j in range(twos, columns, lanes):
             narrow = load(shift, j)
             near = widen(narrow)
-            d0 = q0 = near - near
+            total = square = near - near
             i = first + top * stride + j
             for _ in range(top, bottom):
-                a = widen(load_first(x, i, min(lanes, columns - j), narrow)) - near
-                d0, q0 = d0 + a, fma(a, a, q0)
+                d = widen(load_first(x, i, min(lanes, columns - j), narrow)) - near
+                total, square = total + d, fma(d, d, square)
                 i += stride
-            add_to(sums, j, d0)
-            add_to(squares, j, q0)
-
-
-@inlined
-def _four(array, i):
-    """Four vectors side by side."""
-    lanes = lanes_of(array)
-    return load(array, i), load(array, i + lanes), load(array, i + 2 * lanes), load(array, i + 3 * lanes)
-
-
-@inlined
-def _put_four(array, i, v0, v1, v2, v3, streaming):
-    lanes = lanes_of(array)
-    put(array, i, v0, streaming)
-    put(array, i + lanes, v1, streaming)
-    put(array, i + 2 * lanes, v2, streaming)
-    put(array, i + 3 * lanes, v3, streaming)
+            add_to(sums, j, total)
+            add_to(squares, j, square)
 
 
 @body
 def normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, affine, column, floor, streaming):
     """affine: (3, columns), the tile's from ``column`` on."""
     lanes = lanes_of(x)
-    low, zero = splat(x, floor), splat(x, 0.0)
+    zero = splat(x, 0.0)
     words = words_of(bits)
     scales, shifts = SCALE * affine.shape[1] + column, SHIFT * affine.shape[1] + column
     fours = columns - columns % (4 * lanes)
     for top in range(0, rows, MAP_ROWS):
         bottom = min(rows, top + MAP_ROWS)
         for j in range(0, fours, 4 * lanes):
-            n0, n1, n2, n3 = _four(affine, column + j)
-            s0, s1, s2, s3 = _four(affine, scales + j)
-            t0, t1, t2, t3 = _four(affine, shifts + j)
+            near, scale, shift = (
+                load_four(affine, column + j),
+                load_four(affine, scales + j),
+                load_four(affine, shifts + j),
+            )
             i = first + top * stride + j
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
-                v0 = normalized(x, residual, bits, i, w, n0, s0, t0, low)
-                v1 = normalized(x, residual, bits, i + lanes, w + 1, n1, s1, t1, low)
-                v2 = normalized(x, residual, bits, i + 2 * lanes, w + 2, n2, s2, t2, low)
-                v3 = normalized(x, residual, bits, i + 3 * lanes, w + 3, n3, s3, t3, low)
-                _put_four(out, i, v0, v1, v2, v3, streaming)
+                put(out, i, normalized(x, residual, bits, i, w, near, scale, shift, floor), streaming)
                 i += stride
                 w += words
         for j in range(fours, columns, lanes):
@@ -138,7 +120,7 @@ def normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, a
             i = first + top * stride + j
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
-                v = normalized_first(x, residual, bits, i, count, w, near, scale, shift, low)
+                v = normalized_first(x, residual, bits, i, count, w, near, scale, shift, floor)
                 store_first(out, i, v, count)
                 i += stride
                 w += words
@@ -165,11 +147,13 @@ def tile_products(
         bottom = min(rows, top + SUM_ROWS)
         ahead = SUM_ROWS * stride if bottom < rows and stride <= NARROW else 0
         for j in range(0, twos, 2 * lanes):
-            near0, near1 = load(affine, column + j), load(affine, column + j + lanes)
-            scale0, scale1 = load(affine, scales + j), load(affine, scales + j + lanes)
-            shift0, shift1 = load(affine, shifts + j), load(affine, shifts + j + lanes)
-            about0, about1 = widen(near0), widen(near1)
-            g0 = g1 = p0 = p1 = widen(zero)
+            near, scale, shift = (
+                load_two(affine, column + j),
+                load_two(affine, scales + j),
+                load_two(affine, shifts + j),
+            )
+            about = widen(near)
+            sum_g = product = about - about
             i = first + top * stride + j
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
@@ -177,21 +161,16 @@ def tile_products(
                 prefetch(x, i + ahead + lanes)
                 prefetch(dy, i + ahead)
                 prefetch(dy, i + ahead + lanes)
-                v0, v1 = load(x, i), load(x, i + lanes)
-                passed0 = passed(load(dy, i), v0 - near0, bits, w, relu, scale0, shift0)
-                passed1 = passed(load(dy, i + lanes), v1 - near1, bits, w + 1, relu, scale1, shift1)
+                v = load_two(x, i)
+                narrow = passed(load_two(dy, i), v - near, bits, w, relu, scale, shift)
                 if dresidual is not None:
-                    store(dresidual, i, passed0)
-                    store(dresidual, i + lanes, passed1)
-                a, b = widen(passed0), widen(passed1)
-                g0, g1 = g0 + a, g1 + b
-                p0, p1 = fma(a, widen(v0) - about0, p0), fma(b, widen(v1) - about1, p1)
+                    store(dresidual, i, narrow)
+                g = widen(narrow)
+                sum_g, product = sum_g + g, fma(g, widen(v) - about, product)
                 i += stride
                 w += words
-            add_to(sums, j, g0)
-            add_to(sums, j + lanes, g1)
-            add_to(products, j, p0)
-            add_to(products, j + lanes, p1)
+            add_to(sums, j, sum_g)
+            add_to(products, j, product)
         for j in range(twos, columns, lanes):
             count = min(lanes, columns - j)
             near = load_first(affine, column + j, count, zero)
@@ -226,22 +205,15 @@ def gradient_tile(
         bottom = min(rows, top + MAP_ROWS)
         for j in range(0, fours, 4 * lanes):
             m = column + j
-            n0, n1, n2, n3 = _four(affine, m)
-            s0, s1, s2, s3 = _four(affine, SCALE * width + m)
-            t0, t1, t2, t3 = _four(affine, SHIFT * width + m)
-            a0, a1, a2, a3 = _four(slopes, A * width + m)
-            b0, b1, b2, b3 = _four(slopes, B * width + m)
-            k0, k1, k2, k3 = _four(slopes, K * width + m)
-            r0, r1, r2, r3 = _four(slopes, NEAR_INV_STD * width + m)
+            near = load_four(affine, m)
+            scale, shift = load_four(affine, SCALE * width + m), load_four(affine, SHIFT * width + m)
+            a, b = load_four(slopes, A * width + m), load_four(slopes, B * width + m)
+            k, inv_std = load_four(slopes, K * width + m), load_four(slopes, NEAR_INV_STD * width + m)
             i = first + top * stride + j
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
-                i1, i2, i3 = i + lanes, i + 2 * lanes, i + 3 * lanes
-                v0 = gradient(dy, x, bits, relu, i, w, streaming, n0, s0, t0, a0, b0, k0, r0, dresidual)
-                v1 = gradient(dy, x, bits, relu, i1, w + 1, streaming, n1, s1, t1, a1, b1, k1, r1, dresidual)
-                v2 = gradient(dy, x, bits, relu, i2, w + 2, streaming, n2, s2, t2, a2, b2, k2, r2, dresidual)
-                v3 = gradient(dy, x, bits, relu, i3, w + 3, streaming, n3, s3, t3, a3, b3, k3, r3, dresidual)
-                _put_four(dx, i, v0, v1, v2, v3, streaming)
+                v = gradient(dy, x, bits, relu, i, w, streaming, near, scale, shift, a, b, k, inv_std, dresidual)
+                put(dx, i, v, streaming)
                 i += stride
                 w += words
         for j in range(fours, columns, lanes):

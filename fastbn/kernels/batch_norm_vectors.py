@@ -1,16 +1,17 @@
 """The formulas of batch norm for the vector at offset i: rows and tiles of every layout compute by these alone.
 
-``_first``: for its first ``count`` elements, at the end of a run. Constants are vectors: near, scale, shift of rows
-NEAR_MEAN, SCALE, SHIFT of ``affine``; a, b, k, inv_std of ``slopes``; see ``channels``. bits[word]: the signs, kept.
-An operand that does not apply is None, and what it would have cost is not compiled.
+A vector is of one register or more. ``_first``: for its first ``count`` elements, at the end of a run. Constants are
+vectors: near, scale, shift of rows NEAR_MEAN, SCALE, SHIFT of ``affine``; a, b, k, inv_std of ``slopes``; see
+``channels``. low: a vector or a number. bits[word]: the signs, kept. An operand that does not apply is None, and what
+it would have cost is not compiled.
 """
 
 from fastbn.kernels._jit import inlined
 from fastbn.kernels._vector import (
     at_least,
     fma,
-    load,
     load_first,
+    load_like,
     put,
     store_first,
     store_signs,
@@ -22,9 +23,9 @@ from fastbn.kernels._vector import (
 @inlined
 def normalized(x, residual, bits, i, word, near, scale, shift, low):
     """max((x - mean) * scale + shift + residual, low); the sign of the sum into bits."""
-    v = fma(load(x, i) - near, scale, shift)
+    v = fma(load_like(x, i, near) - near, scale, shift)
     if residual is not None:
-        v = v + load(residual, i)
+        v = v + load_like(residual, i, near)
     if bits is not None:
         store_signs(bits, word, v)
     return at_least(v, low)
@@ -63,8 +64,8 @@ def passed(g, d, bits, word, relu, scale, shift):
 @inlined
 def gradient(dy, x, bits, relu, i, word, streaming, near, scale, shift, a, b, k, inv_std, dresidual):
     """a g + b (x - mean) inv_std + k, where g is dy as it ``passed``; g into dresidual."""
-    d = load(x, i) - near
-    g = passed(load(dy, i), d, bits, word, relu, scale, shift)
+    d = load_like(x, i, near) - near
+    g = passed(load_like(dy, i, near), d, bits, word, relu, scale, shift)
     if dresidual is not None:
         put(dresidual, i, g, streaming)
     return fma(g, a, fma(d * inv_std, b, k))

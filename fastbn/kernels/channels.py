@@ -1,8 +1,8 @@
 """Algebra of one channel, in float64: runs of values merged, statistics made into the map that normalises.
 
-Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation. In training of batch renorm (7, C):
-also r and d of ``y = ((x - mean) / std r + d) weight + bias``, which come in as the running mean and 1 / running std of
-before this batch, and their limits r_max and d_max.
+Rows of ``stats`` (3, C), float64: mean, biased variance, 1 / standard deviation. In training of batch renorm (7, C),
+where ``renorm`` is True instead of None: also r and d of ``y = ((x - mean) / std r + d) weight + bias``, which come in
+as the running mean and 1 / running std of before this batch, and their limits r_max and d_max.
 Rows of ``affine`` (3, C), in the dtype that kernels compute in: ``y = (x - mean) * scale + shift``. It is not
 ``x * scale + constant``, which cancels when |mean| is far above std. A fourth row, of a prologue alone, is what a
 ReLU cuts below, where that is another number for each channel.

@@ -54,6 +54,7 @@ def _all_doors() -> None:
             F.batch_norm_forward(
                 x, vector, vector, running_mean=mean, running_var=var, residual=residual, relu=relu, training=False
             )
+        F.batch_renorm(x, mean, var, vector, vector, training=True)
     for x in (image, matrix):
         y, kept = F.masked_batch_norm_forward(x, np.ones((len(x), *x.shape[2:]), bool))
         F.masked_batch_norm_backward(y, kept)
