@@ -123,10 +123,7 @@ def finish_backward(first, last, count, sums, products, batch_stats, stats, affi
     lanes = lanes_of(stats)
     for c in range(first, last, lanes):
         some = min(lanes, last - c)
-        mean, inv_std = (
-            load_row(stats, MEAN, c, some),
-            load_row(stats, INV_STD, c, some),
-        )
+        mean, inv_std = load_row(stats, MEAN, c, some), load_row(stats, INV_STD, c, some)
         rest = finite_or_zero(mean - load_row(affine, NEAR_MEAN, c, some))
         scale, sum_g = load_row(affine, SCALE, c, some), load_doubles(sums, c - first, some, 0.0)
         dweight = (load_doubles(products, c - first, some, 0.0) - rest * sum_g) * inv_std
