@@ -26,7 +26,7 @@ from fastbn.kernels.sums import chunk_count, chunk_grid
 SHORT_ROW = 64  # elements; of shorter rows, columns are summed
 SHORT_IN_CACHE = 16  # the same, of arrays of up to IN_CACHE bytes: where rows begin in memory matters less there
 IN_CACHE = 1 << 20
-PORTION = 1 << 16  # bytes, about, that a task of an elementwise map writes
+PORTION = 1 << 17  # bytes, about, that a task of an elementwise map writes
 MATRIX_CHUNKS = 64  # that an (M, C) array is cut into at most
 CHUNK_ROWS = 64  # that one of them has at least
 FEW_ROWS = 256  # of a matrix, which are not cut: tasks own some of its columns
@@ -244,12 +244,14 @@ def _owned(c: int, channel_bytes: int, threads: int) -> int:
 
 
 def _copies(m: int, c: int, lanes: int) -> int:
-    """Rows of (m, c) to read as one, so that it is made of four vectors or a multiple of them, or else of vectors.
+    """Rows of (m, c) to read as one, so that it is made of groups of four vectors, two at least, or else of vectors.
 
     Constants are then repeated, too, which takes longer than a row does: enough rows must be left.
     """
     copies = 1
-    while m % (2 * copies) == 0 and m >= 2 * copies * LEFT_ROWS and c * copies % (4 * lanes) and c * copies < 1024:
+    while m % (2 * copies) == 0 and m >= 2 * copies * LEFT_ROWS and c * copies < 1024:
+        if c * copies % (4 * lanes) == 0 and c * copies >= 8 * lanes:
+            break
         copies *= 2
     return copies if c * copies % lanes == 0 or c * copies < 4 * lanes else 1
 

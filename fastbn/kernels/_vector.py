@@ -129,16 +129,16 @@ class _Memory:
 
     def load(self, vector):
         """The vector of type ``vector``, its registers in the order in which they lie."""
-        places = (self._place(k) for k in range(vector.lanes // self.vector.count))
+        places = (self.place(k) for k in range(vector.lanes // self.vector.count))
         registers = [self.computed(self.builder.load(place, align=self.itemsize)) for place in places]
         return _joined(self.builder, registers)
 
     def store(self, value, align):
         """Write a vector, as ``load`` reads it; the instructions."""
         registers = enumerate(_parts(self.builder, value, self.vector.count))
-        return [self.builder.store(self.rounded(register), self._place(k), align=align) for k, register in registers]
+        return [self.builder.store(self.rounded(register), self.place(k), align=align) for k, register in registers]
 
-    def _place(self, k):
+    def place(self, k):
         return self.builder.gep(self.pointer, [ir.Constant(I64, k)]) if k else self.pointer
 
     def computed(self, stored):
@@ -279,15 +279,18 @@ def load_like(typingctx, array, offset, like):
     return like(array, types.int64, like), codegen
 
 
+def _ask(builder, place, *hints):
+    numbers = [ir.Constant(I32, number) for number in (*hints, 1)]  # data
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [builder.bitcast(place, ir.IntType(8).as_pointer()), *numbers])
+
+
 def _prefetch(*hints):
     @intrinsic
     def prefetch(typingctx, array, offset):
         """Have the cache line at ``offset`` ready soon; it may lie beyond the array."""
 
         def codegen(context, builder, signature, arguments):
-            pointer = builder.bitcast(_Memory(context, builder, array, *arguments).pointer, ir.IntType(8).as_pointer())
-            numbers = [ir.Constant(I32, number) for number in (*hints, 1)]  # data
-            call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *numbers])
+            _ask(builder, _Memory(context, builder, array, *arguments).pointer, *hints)
             return context.get_dummy_value()
 
         return types.void(array, types.int64), codegen
@@ -298,6 +301,19 @@ def _prefetch(*hints):
 prefetch = _prefetch(0, 3)  # to be read, into every cache
 prefetch_far = _prefetch(0, 2)  # to be read, into all caches but the first
 prefetch_to_write = _prefetch(1, 3)
+
+
+@intrinsic
+def prefetch_far_like(typingctx, array, offset, like):
+    """``prefetch_far`` of the vector at ``offset``, of as many elements as ``like``."""
+
+    def codegen(context, builder, signature, arguments):
+        memory = _Memory(context, builder, array, *arguments[:2])
+        for k in range(like.lanes // memory.vector.count):
+            _ask(builder, memory.place(k), 0, 2)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, like), codegen
 
 
 @intrinsic

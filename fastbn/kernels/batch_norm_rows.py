@@ -28,7 +28,7 @@ from fastbn.kernels._vector import (
     total,
     widen,
 )
-from fastbn.kernels.batch_norm_vectors import normalized, normalized_first, words_of
+from fastbn.kernels.batch_norm_vectors import FAR, ask, normalized, normalized_first, words_of
 from fastbn.kernels.channels import MEAN, NEAR_MEAN, SCALE, SHIFT, VAR, first_negative, merge, run_moments
 from fastbn.kernels.finish import finish_inference, finish_training, renormalize
 from fastbn.kernels.sums import chunk_bounds, chunks_of
@@ -112,8 +112,8 @@ def _add_chunk(chunk, first, last, x, n_block, s_block, count, moments):
 
 
 @inlined
-def normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out):
-    """Row (n, c) of out, by column c of ``affine``."""
+def normalize_row(n, c, x, residual, affine, floor, lead, streaming, onward, bits, out):
+    """Row (n, c) of out, by column c of ``affine``. onward: True if the next row in memory comes next, else None."""
     lanes = lanes_of(x)
     near, scale = splat(x, affine[NEAR_MEAN, c]), splat(x, affine[SCALE, c])
     shift, low = splat(x, affine[SHIFT, c]), splat(x, floor)
@@ -122,6 +122,8 @@ def normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out):
     whole = last - (x.shape[2] - lead) % lanes
     word = (n * x.shape[1] + c) * words_of(bits)
     for i in range(row + lead, whole, lanes):
+        if onward is not None and streaming:
+            ask(x, residual, i + FAR, near)
         put(out, i, normalized(x, residual, bits, i, word, near, scale, shift, low), streaming)
         word += 1
     for part in range(2):  # the ends of the row; with bits there is no lead
@@ -162,9 +164,9 @@ def _forward_task(
     finish_training(first, last, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     if renorm is not None:
         renormalize(first, last, weight, bias, stats, affine)
-    for n in range(x.shape[0]):
+    for n in range(x.shape[0] - 1, -1, -1):  # the images read last are still in cache
         for c in range(first, last):
-            normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
+            normalize_row(n, c, x, residual, affine, floor, lead, streaming, None, bits, out)
     if streaming:
         fence()
 
@@ -263,7 +265,7 @@ def moments_rows(
 def _normalize_task(task, x, residual, block, affine, floor, lead, streaming, bits, out):
     n, c = divmod(task * block, x.shape[1])
     for _ in range(min(block, x.shape[0] * x.shape[1] - task * block)):
-        normalize_row(n, c, x, residual, affine, floor, lead, streaming, bits, out)
+        normalize_row(n, c, x, residual, affine, floor, lead, streaming, True, bits, out)
         c += 1
         if c == x.shape[1]:
             n, c = n + 1, 0

@@ -146,7 +146,7 @@ def _backward_task(
         _add_chunk(chunk, first, last, dy, x, bits, relu, affine, n_block, s_block, sums, streaming, dresidual)
     sum_g, products, count = sums[0, first:], sums[1, first:], x.shape[0] * x.shape[2]
     finish_backward(first, last, count, sum_g, products, batch_stats, stats, affine, slopes, gradients)
-    for n in range(x.shape[0]):
+    for n in range(x.shape[0] - 1, -1, -1):  # the images read last are still in cache
         for c in range(first, last):
             gradient_row(n, c, dy, x, bits, relu, affine, slopes, lead, streaming, dx)
     if streaming:

@@ -16,7 +16,6 @@ from fastbn.kernels._vector import (
     load_first,
     load_four,
     load_two,
-    prefetch,
     put,
     splat,
     store,
@@ -24,6 +23,8 @@ from fastbn.kernels._vector import (
     widen,
 )
 from fastbn.kernels.batch_norm_vectors import (
+    FAR,
+    ask,
     gradient,
     gradient_first,
     normalized,
@@ -33,10 +34,11 @@ from fastbn.kernels.batch_norm_vectors import (
 )
 from fastbn.kernels.channels import NEAR_INV_STD, SCALE, SHIFT, A, B, K
 
-SUM_ROWS = 16  # summed side by side
-MAP_ROWS = 4  # mapped side by side
-# Elements from row to row, up to which the processor does not see that the next rows will be read: they share pages.
-NARROW = 1024
+# Rows that are read side by side, a vector of each, in sums of one array, in sums of two and in maps. The processor
+# hardly sees what will be read next, and has to be asked.
+SUM_ROWS = 16
+PRODUCT_ROWS = 8
+MAP_ROWS = 4
 
 
 @inlined
@@ -65,14 +67,13 @@ def tile_sums(x, first, rows, stride, columns, shift, sums, squares):
     twos = columns - columns % (2 * lanes)
     for top in range(0, rows, SUM_ROWS):
         bottom = min(rows, top + SUM_ROWS)
-        ahead = SUM_ROWS * stride if bottom < rows and stride <= NARROW else 0
+        ahead = SUM_ROWS * stride if bottom < rows else 0
         for j in range(0, twos, 2 * lanes):
             near = widen(load_two(shift, j))
             total = square = near - near
             i = first + top * stride + j
             for _ in range(top, bottom):
-                prefetch(x, i + ahead)
-                prefetch(x, i + ahead + lanes)
+                ask(x, None, i + ahead, near)
                 d = widen(load_two(x, i)) - near
                 total, square = total + d, fma(d, d, square)
                 i += stride
@@ -99,6 +100,7 @@ def normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, a
     words = words_of(bits)
     scales, shifts = SCALE * affine.shape[1] + column, SHIFT * affine.shape[1] + column
     fours = columns - columns % (4 * lanes)
+    ahead = max(FAR, MAP_ROWS * stride)
     for top in range(0, rows, MAP_ROWS):
         bottom = min(rows, top + MAP_ROWS)
         for j in range(0, fours, 4 * lanes):
@@ -110,6 +112,8 @@ def normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, a
             i = first + top * stride + j
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
+                if streaming:
+                    ask(x, residual, i + ahead, near)
                 put(out, i, normalized(x, residual, bits, i, w, near, scale, shift, floor), streaming)
                 i += stride
                 w += words
@@ -142,27 +146,24 @@ def tile_products(
     zero = splat(x, 0.0)
     sums[:] = 0.0
     products[:] = 0.0
-    twos = columns - columns % (2 * lanes)
-    for top in range(0, rows, SUM_ROWS):
-        bottom = min(rows, top + SUM_ROWS)
-        ahead = SUM_ROWS * stride if bottom < rows and stride <= NARROW else 0
-        for j in range(0, twos, 2 * lanes):
+    fours = columns - columns % (4 * lanes)
+    for top in range(0, rows, PRODUCT_ROWS):
+        bottom = min(rows, top + PRODUCT_ROWS)
+        ahead = PRODUCT_ROWS * stride if bottom < rows else 0
+        for j in range(0, fours, 4 * lanes):
             near, scale, shift = (
-                load_two(affine, column + j),
-                load_two(affine, scales + j),
-                load_two(affine, shifts + j),
+                load_four(affine, column + j),
+                load_four(affine, scales + j),
+                load_four(affine, shifts + j),
             )
             about = widen(near)
             sum_g = product = about - about
             i = first + top * stride + j
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
-                prefetch(x, i + ahead)
-                prefetch(x, i + ahead + lanes)
-                prefetch(dy, i + ahead)
-                prefetch(dy, i + ahead + lanes)
-                v = load_two(x, i)
-                narrow = passed(load_two(dy, i), v - near, bits, w, relu, scale, shift)
+                ask(x, dy, i + ahead, near)
+                v = load_four(x, i)
+                narrow = passed(load_four(dy, i), v - near, bits, w, relu, scale, shift)
                 if dresidual is not None:
                     store(dresidual, i, narrow)
                 g = widen(narrow)
@@ -171,7 +172,7 @@ def tile_products(
                 w += words
             add_to(sums, j, sum_g)
             add_to(products, j, product)
-        for j in range(twos, columns, lanes):
+        for j in range(fours, columns, lanes):
             count = min(lanes, columns - j)
             near = load_first(affine, column + j, count, zero)
             scale, shift = load_first(affine, scales + j, count, zero), load_first(affine, shifts + j, count, zero)
@@ -201,6 +202,7 @@ def gradient_tile(
     zero = splat(x, 0.0)
     words, width = words_of(bits), affine.shape[1]
     fours = columns - columns % (4 * lanes)
+    ahead = max(FAR, MAP_ROWS * stride)
     for top in range(0, rows, MAP_ROWS):
         bottom = min(rows, top + MAP_ROWS)
         for j in range(0, fours, 4 * lanes):
@@ -212,6 +214,8 @@ def gradient_tile(
             i = first + top * stride + j
             w = word + top * words + j // lanes
             for _ in range(top, bottom):
+                if streaming:
+                    ask(x, dy, i + ahead, near)
                 v = gradient(dy, x, bits, relu, i, w, streaming, near, scale, shift, a, b, k, inv_std, dresidual)
                 put(dx, i, v, streaming)
                 i += stride

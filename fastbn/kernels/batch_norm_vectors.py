@@ -12,12 +12,23 @@ from fastbn.kernels._vector import (
     fma,
     load_first,
     load_like,
+    prefetch_far_like,
     put,
     store_first,
     store_signs,
     where_bits,
     where_passed,
 )
+
+FAR = 2048  # elements, at least, that a map which streams its output asks ahead for its operands
+
+
+@inlined
+def ask(x, other, i, like):
+    """Have the vectors at i, as long as ``like``, on their way to the second cache; they may lie beyond the arrays."""
+    prefetch_far_like(x, i, like)
+    if other is not None:
+        prefetch_far_like(other, i, like)
 
 
 @inlined

@@ -59,7 +59,7 @@ def _forward_task(task, groups, x, weight, bias, eps, chunk, block, lead, stream
         count, mean, squares = channel_moments(r, groups, 1, chunk)
         set_group(r, channels, mean, squares / count, eps, weight, bias, stats, affine)
         for j in range(r * channels, (r + 1) * channels):
-            normalize_row(0, j, x, None, affine, -np.inf, lead, streaming, None, out)
+            normalize_row(0, j, x, None, affine, -np.inf, lead, streaming, None, None, out)
     if streaming:
         fence()
 
