@@ -8,6 +8,8 @@ from fastbn._memory import empty
 
 # Bytes that must move, in units of the input's (read twice and written once, and so on), and the least reads of each.
 TRAFFIC = {"training": 3, "training + residual + ReLU": 4, "backward": 5, "inference": 2}
+# Arrays of the input's size that they lie in: how much of it a cache may serve.
+ARRAYS = {"training": 2, "training + residual + ReLU": 3, "backward": 3, "inference": 2}
 EPS = 1e-5
 
 

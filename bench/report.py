@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from bench.operands import ARRAYS
+
 OURS = ("fastbn", "fastbn channels-last")
 COLOURS = {
     "fastbn": "#d62728",
@@ -61,12 +63,16 @@ def by_group(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
     return groups
 
 
-def roofs(rows: list[dict]) -> dict[tuple[int, ...], float]:
-    """Bytes a second of the fastest copy, for each shape."""
-    best: dict[tuple[int, ...], float] = defaultdict(float)
+Roofs = dict[tuple[tuple[int, ...], int], float]
+
+
+def roofs(rows: list[dict]) -> Roofs:
+    """Bytes a second of the fastest copy, for each shape and number of arrays."""
+    best: Roofs = defaultdict(float)
     for row in rows:
         if row["operation"] == "copy":
-            best[row["shape"]] = max(best[row["shape"]], row["bytes"] / row["median"])
+            key = row["shape"], row["arrays"]
+            best[key] = max(best[key], row["bytes"] / row["median"])
     return best
 
 
@@ -95,7 +101,10 @@ def markdown(rows: list[dict]) -> str:
         }
         names = [name for name in COLOURS if any(name in group for group in part.values())]
         lines += ["", f"## {network}, batch {batch}: {operation}, {mode}", ""]
-        lines += ["Median milliseconds; bold is the fastest. Roof: our bytes a second over those of the best copy.", ""]
+        lines += [
+            "Median milliseconds; bold is the fastest. Roof: our bytes a second over those of the best copy in as much memory.",
+            "",
+        ]
         lines += [f"| shape | {' | '.join(names)} | of the roof |", "|---" * (len(names) + 2) + "|"]
         for shape, group in part.items():
             fastest = min(row["median"] for row in group.values())
@@ -104,7 +113,7 @@ def markdown(rows: list[dict]) -> str:
                 median = group[name]["median"] if name in group else None
                 text = "-" if median is None else milliseconds(median)
                 cells.append(f"**{text}**" if median == fastest else text)
-            share = fraction(group.get("fastbn"), roof.get(shape))
+            share = fraction(group.get("fastbn"), roof.get((shape, ARRAYS[operation])))
             lines.append(f"| {size(shape[1:])} | {' | '.join(cells)} | {share} |")
     return "\n".join(lines) + "\n"
 
@@ -178,16 +187,17 @@ def claims(groups: dict[tuple, dict[str, dict]]) -> list[str]:
     return lines
 
 
-def of_the_roof(groups: dict[tuple, dict[str, dict]], roof: dict[tuple[int, ...], float]) -> list[str]:
+def of_the_roof(groups: dict[tuple, dict[str, dict]], roof: Roofs) -> list[str]:
     """The share of the best copy's bandwidth for each operation on the largest input."""
     if not roof:
         return []
-    shape = max(roof, key=math.prod)
-    lines = [f"The largest input, {size(shape)}, output reused; the roof is {roof[shape] / 1e9:.0f} GB/s:", ""]
-    lines += ["| | of the roof | channels-last |", "|---|---|---|"]
+    shape = max((shape for shape, _ in roof), key=math.prod)
+    lines = [f"The largest input, {size(shape)}, output reused; the roof is a copy in as many arrays:", ""]
+    lines += ["| | roof, GB/s | of the roof | channels-last |", "|---|---|---|---|"]
     for key, group in groups.items():
         if key[1] == shape and key[3] == "output reused" and key[2] != "copy":
-            cells = [fraction(group.get(name), roof[shape]) for name in OURS]
+            copied = roof[shape, ARRAYS[key[2]]]
+            cells = [f"{copied / 1e9:.0f}", *(fraction(group.get(name), copied) for name in OURS)]
             lines.append(f"| {key[2]} | {' | '.join(cells)} |")
     return lines
 
@@ -198,7 +208,11 @@ def draw_roofline(rows: list[dict], path: Path) -> None:
     operations = [name for name in dict.fromkeys(row["operation"] for row in rows) if name != "copy"]
     figure, axes = plt.subplots(2, 2, figsize=(12, 9), sharex=True, sharey=True, layout="constrained")
     for axis, operation in zip(axes.flat, operations, strict=False):
-        roof = sorted((4 * math.prod(shape) / 1e6, speed / 1e9) for shape, speed in roofs(rows).items())
+        roof = sorted(
+            (4 * math.prod(shape) / 1e6, speed / 1e9)
+            for (shape, arrays), speed in roofs(rows).items()
+            if arrays == ARRAYS[operation]
+        )
         axis.plot(*zip(*roof, strict=True), color="black", linewidth=1.5, label="roof: the best copy")
         for name, colour in COLOURS.items():
             points = sorted(
@@ -218,7 +232,7 @@ def draw_roofline(rows: list[dict], path: Path) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel("bytes that must move / time, GB/s")
     figure.suptitle(
-        "Batch norm, output reused: bytes that must move over time, against the best copy of the same input"
+        "Batch norm, output reused: bytes that must move over time, against the best copy in as much memory"
     )
     handles = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)

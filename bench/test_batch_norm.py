@@ -1,16 +1,17 @@
 """Batch norm of fastbn and its rivals, answers checked: ``pytest bench -k "ResNet-50-32"``.
 
-A group is an operation on one shape, as users call it or with the output reused; its last rows are copies of the input,
-the roof. ``python -m bench.report`` makes tables and pictures of ``--benchmark-json``.
+A group is an operation on one shape, as users call it or with the output reused; the last groups are the roof, copies
+in as much memory as the operations need. ``python -m bench.report`` makes tables and pictures of ``--benchmark-json``.
 """
 
+import math
 import time
 
 import numpy as np
 import pytest
 
 from bench import rivals
-from bench.operands import TRAFFIC, check, operands
+from bench.operands import ARRAYS, TRAFFIC, check, operands
 from bench.roof import copy_to
 from bench.shapes import CASES
 from fastbn._memory import SMALLEST, empty
@@ -65,12 +66,14 @@ def test_batch_norm(benchmark, case, operation, reuse, rival):
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["cached", "streamed"])
+@pytest.mark.parametrize("arrays", sorted(set(ARRAYS.values())))
 @pytest.mark.parametrize("case", CASES)
-def test_roof(benchmark, case, streaming):
-    x = operands(CASES[case][1], channels_last=False).x
-    out = empty(x.shape, x.dtype)
+def test_roof(benchmark, case, arrays, streaming):
+    x, out = (empty((math.prod(CASES[case][1]) * arrays // 2,), np.dtype(np.float32)) for _ in range(2))
+    x[...] = 1
     if streaming and out.nbytes < SMALLEST:
         pytest.skip("a small array lies anywhere, streamed vectors only on whole lines")
     copy_to(x, out, streaming)
     label(benchmark, case, "copy", True, f"copy, {'streamed' if streaming else 'cached'}", "NCHW", 2 * x.nbytes)
+    benchmark.extra_info["arrays"] = arrays
     measure(benchmark, lambda: copy_to(x, out, streaming))

@@ -22,6 +22,7 @@ from fastbn.kernels._vector import (
     load,
     load_first,
     prefetch,
+    prefetch_far_like,
     put,
     splat,
     store_first,
@@ -122,8 +123,11 @@ def normalize_row(n, c, x, residual, affine, floor, lead, streaming, onward, bit
     whole = last - (x.shape[2] - lead) % lanes
     word = (n * x.shape[1] + c) * words_of(bits)
     for i in range(row + lead, whole, lanes):
-        if onward is not None and streaming:
-            ask(x, residual, i + FAR, near)
+        if streaming:
+            if onward is not None:
+                ask(x, residual, i + FAR, near)
+            elif residual is not None:
+                prefetch_far_like(residual, i + AHEAD, near)
         put(out, i, normalized(x, residual, bits, i, word, near, scale, shift, low), streaming)
         word += 1
     for part in range(2):  # the ends of the row; with bits there is no lead
