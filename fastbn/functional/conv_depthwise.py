@@ -13,10 +13,13 @@ from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.conv_rows import backward_rows, forward_rows
 from fastbn.functional.norm_sums import Sums, limits_of, pieces_of, relu_operand
 from fastbn.functional.packed_weights import packed
+from fastbn.functional.weight_panels import passes_caches
 from fastbn.kernels.conv_depthwise import correlate_depthwise
 from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
 from fastbn.kernels.conv_taps import add_taps, pack_taps
+
+STREAMED = 1 << 20
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -60,6 +63,7 @@ def forward(
         y_shape,
         y_strides,
         *portions,
+        passes_caches(y, groups, STREAMED),
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
         _workspace(places.workspace, x.dtype),
@@ -111,6 +115,7 @@ def backward(
         as_flat(dx),
         *places.portions,
         places.runs_at_once,
+        passes_caches(dx, groups, STREAMED),
         None if sums is None else sums.partials,
         partials,
         _workspace(places.workspace, x.dtype),

@@ -12,6 +12,7 @@ from fastbn.kernels._simd_depthwise import PIXELS, tile_products
 from fastbn.kernels._vector import (
     add_to,
     bounds_of,
+    fence,
     finite_or_zero,
     fma,
     lanes_of,
@@ -22,6 +23,7 @@ from fastbn.kernels._vector import (
     splat,
     store,
     store_part,
+    stream,
     widen,
     within,
 )
@@ -52,7 +54,7 @@ def _scatter_tile(tile, pixels, residual, bounds, out, i, count, stride, step):
 @body
 def _convolve_channels(
     plane, places, pixels, offsets, weights, c, count, bias, residual, limits, out, i, stride, step, asked, asked_step,
-    shifts, partials, piece, starts, tile,
+    streaming, shifts, partials, piece, starts, tile,
 ):  # fmt: skip
     """``pixels`` pixels of the output from i on, for the ``count`` channels from c on that ``plane`` has.
 
@@ -81,9 +83,12 @@ def _convolve_channels(
                 value = _finished(tile, q, residual, i, count)
                 if shifts is None:
                     value = within(value, bounds)
-                store_part(out, i, value, count)
-                prefetch_to_write(out, asked)
-                asked += asked_step
+                if streaming:
+                    stream(out, i, value)
+                else:
+                    store_part(out, i, value, count)
+                    prefetch_to_write(out, asked)
+                    asked += asked_step
                 if shifts is not None:
                     d = value - near
                     d_sum, q_sum = d_sum + d, fma(d, d, q_sum)
@@ -96,7 +101,8 @@ def _convolve_channels(
 @body
 def _correlate_task(
     task, x_shape, x_strides, out_shape, out_strides, x, affine, relu, x_floor, stride_h, top, window, spots, size,
-    places, offsets, weights, bias, residual, limits, out, images, rows, at_once, group, ahead, shifts, partials, work,
+    places, offsets, weights, bias, residual, limits, out, images, rows, at_once, group, ahead, streaming, shifts, partials,
+    work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     channels, height, width = x_shape[1], x_shape[2], x_shape[3]
@@ -131,15 +137,17 @@ def _correlate_task(
             _convolve_channels(
                 plane, places, pixels, offsets, weights, c, count, bias, residual, limits, out,
                 at + c * out_strides[1], out_strides[1], out_step, *asked_for(ahead, at, pixels, out_step, c, lanes),
-                shifts, partials, piece, begin == first_row, tile,
+                streaming, shifts, partials, piece, begin == first_row, tile,
             )  # fmt: skip
+    if streaming:
+        fence()
 
 
 @driver
 def correlate_depthwise(
     x, x_shape, x_strides, affine, relu, x_floor, stride_h, top, window, spots, size, places, offsets, weights, bias,
-    residual, limits, out, out_shape, out_strides, images, rows, at_once, group, ahead, shifts, partials, workspace,
-    parallel,
+    residual, limits, out, out_shape, out_strides, images, rows, at_once, group, ahead, streaming, shifts, partials,
+    workspace, parallel,
 ):  # fmt: skip
     """out = bias + the sum over t of weights * plane, + residual; within ``limits``, where no sums are taken.
 
@@ -149,14 +157,15 @@ def correlate_depthwise(
     top: zeros above an image; window: rows of x that a row of the output meets. plane: ``size`` elements of each image;
     spots: places in it for the pixels of its rows, row by row; places: of the output's pixels, and offsets of the taps
     from there.
-    bias, residual: flat, or None; residual lies as out.
+    bias, residual: flat, or None; residual lies as out. streaming: out is channels-last, in whole vectors on whole
+    lines, and written past the caches.
     Sums of a dense channels-last output as in ``conv_blocks.correlate_blocks``, a piece for each task's rows.
     workspace: (threads, a tile and the planes of ``images`` images).
     """
     tasks = -(-out_shape[0] // images) * -(-out_shape[2] // rows) * -(-out_shape[1] // group)
     source = (x, affine, relu, x_floor, stride_h, top, window, spots, size, places, offsets, weights)
     share = (bias, residual)
-    target = (out, images, rows, at_once, group, ahead, shifts, partials)
+    target = (out, images, rows, at_once, group, ahead, streaming, shifts, partials)
     if parallel:
         for task in prange(tasks):
             work = workspace[get_thread_id()]

@@ -15,6 +15,7 @@ from fastbn.kernels._vector import (
     add_to,
     at_least,
     at_most,
+    fence,
     fma,
     lanes_of,
     load,
@@ -24,6 +25,7 @@ from fastbn.kernels._vector import (
     splat,
     store,
     store_part,
+    stream,
     widen,
 )
 from fastbn.kernels.batch_norm_tiles import whole_vectors
@@ -69,7 +71,7 @@ def _scatter_tile(tile, residual, dx, i, pixels, q, length, count, stride):
 @body
 def _gradients_of_phase(
     plane, phase, pixels, places, targets, offsets, weights, c, count, residual, x, x_affine, x_relu, x_ceiling,
-    x_floor, dx, at, stride, asked, asked_step, sums, piece, tile, totals,
+    x_floor, dx, at, stride, asked, asked_step, streaming, sums, piece, tile, totals,
 ):  # fmt: skip
     """The first ``pixels`` pixels of one phase, for the ``count`` channels from c on of which ``plane`` has dy."""
     lanes, zero, low = lanes_of(plane), splat(plane, 0.0), splat(plane, x_floor)
@@ -101,9 +103,12 @@ def _gradients_of_phase(
                 value, j = load(tile, k * lanes), at + targets[uint64(q + k)]
                 if residual is not None:
                     value = value + load_part(residual, j, count, zero)
-                store_part(dx, j, value, count)
+                if streaming:
+                    stream(dx, j, value)
+                else:
+                    store_part(dx, j, value, count)
+                    prefetch_to_write(dx, asked)
                 prefetch_far(x, asked)
-                prefetch_to_write(dx, asked)
                 asked += asked_step
                 if sums is not None:
                     d = load_part(x, j, count, near) - near
@@ -126,7 +131,7 @@ def _flush_totals(totals, partials, split, c):
 def _gradients_task(
     task, dy_shape, dy_strides, x_shape, x_strides, dy, partner, relu, affine, slopes, x, x_affine, x_relu, x_ceiling,
     x_floor, stride_h, top, window, spots, size, places, targets, phases, offsets, weights, residual, dx, images,
-    rows, at_once, group, ahead, runs_at_once, sums, partials, work,
+    rows, at_once, group, ahead, runs_at_once, streaming, sums, partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     channels, height, width = x_shape[1], x_shape[2], x_shape[3]
@@ -170,18 +175,20 @@ def _gradients_task(
                     pixels = count_images * (min(end, phase[ROWS]) - begin) * phase[COLUMNS]
                     _gradients_of_phase(
                         plane, phase, pixels, places, targets, offsets, weights, c, count, residual, x, x_affine,
-                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], asked, asked_step, sums,
-                        run, tile, totals,
+                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], asked, asked_step, streaming,
+                        sums, run, tile, totals,
                     )  # fmt: skip
                     asked += asked_step * pixels
                 _flush_totals(totals, partials, split, c)
+    if streaming:
+        fence()
 
 
 @driver
 def gradients_depthwise(
     dy, dy_shape, dy_strides, partner, relu, affine, slopes, x, x_shape, x_strides, x_affine, x_relu, x_ceiling,
     x_floor, stride_h, top, window, spots, size, places, targets, phases, offsets, weights, residual, dx, images,
-    rows, at_once, group, ahead, runs_at_once, sums, partials, workspace, parallel,
+    rows, at_once, group, ahead, runs_at_once, streaming, sums, partials, workspace, parallel,
 ):  # fmt: skip
     """dx like x, residual added; partials (splits, taps, C to a whole vector) float64, the gradient to the weights.
 
@@ -190,13 +197,13 @@ def gradients_depthwise(
     x_ceiling, x_floor: that of x, and x_relu its ReLU. top: zeros above dy; window: rows of dy that a row of each phase
     meets; spots, size: of the plane. phases (phases, 5): of each, FIRST_TAP and so on; taps lie by phase, as weights
     do. places: in the plane, and targets: in x, of each phase's pixels.
-    sums: with it, those of dx through x's batch norm, a piece for each run; see ``conv_blocks.correlate_blocks``.
+    streaming: as in ``correlate_depthwise``, of dx. sums: with it, those of dx through x's batch norm, a piece for each run; see ``conv_blocks.correlate_blocks``.
     workspace: (threads, a tile, the sums of all taps and the planes of ``images`` images).
     """
     tasks = partials.shape[0] * -(-x_shape[1] // group)
     gradient = (dy, partner, relu, affine, slopes, x, x_affine, x_relu, x_ceiling, x_floor)
     places_of = (stride_h, top, window, spots, size, places, targets, phases, offsets, weights, residual, dx)
-    share = (images, rows, at_once, group, ahead, runs_at_once, sums, partials)
+    share = (images, rows, at_once, group, ahead, runs_at_once, streaming, sums, partials)
     if parallel:
         for task in prange(tasks):
             _gradients_task(
