@@ -101,10 +101,7 @@ def markdown(rows: list[dict]) -> str:
         }
         names = [name for name in COLOURS if any(name in group for group in part.values())]
         lines += ["", f"## {network}, batch {batch}: {operation}, {mode}", ""]
-        lines += [
-            "Median milliseconds; bold is the fastest. Roof: our bytes a second over those of the best copy in as much memory.",
-            "",
-        ]
+        lines += ["Median milliseconds; bold is the fastest. Roof: our bytes a second over those of the best copy.", ""]
         lines += [f"| shape | {' | '.join(names)} | of the roof |", "|---" * (len(names) + 2) + "|"]
         for shape, group in part.items():
             fastest = min(row["median"] for row in group.values())

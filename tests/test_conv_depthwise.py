@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastbn
-from fastbn.functional import conv_depthwise
+from fastbn._memory import empty
+from fastbn.functional import conv_depthwise, conv_point
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import Prologue
+from fastbn.functional.weight_panels import LINE
+from fastbn.kernels._simd import VECTOR_BYTES
 
 # x's shape, kernel, stride, padding, dilation.
 CASES = {
@@ -110,6 +113,27 @@ def test_dy_through_a_batch_norm(rng):
     dx, dweight, _ = reference.conv2d_backward(dz, x, weight, **options)
     assert_close(got[0], dweight, np.float64, scale=10)
     assert_close(got[1], dx, np.float64)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_streamed_has_the_same_bits(rng, monkeypatch, dtype, stride):
+    window = Window((3, 3), (stride, stride), (1, 1), (1, 1))
+    x, weight = rng.standard_normal((5, 41, 43, 32)).astype(dtype), rng.standard_normal((32, 1, 3, 3)).astype(dtype)
+    x, (height, width) = np.moveaxis(x, -1, 1), (-(-size // stride) for size in (41, 43))
+    dy = np.moveaxis(rng.standard_normal((5, height, width, 32)).astype(dtype), -1, 1)
+    normed = Prologue(affine_of(rng, 32, dtype), True, 1.5)
+    found = []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(conv_point, "STREAMED", least)
+        y = np.moveaxis(empty((5, height, width, 32), np.dtype(dtype)), -1, 1)
+        assert conv_point.streams(y) == (least == 0 and VECTOR_BYTES == LINE)
+        moments = conv_depthwise.forward(x, weight, None, window, 32, None, False, y, normed, True)
+        dweight, dx, sums = conv_depthwise.backward(dy, x, weight, window, 32, normed=normed)
+        assert conv_point.streams(dx) == conv_point.streams(y)
+        found.append((y, moments.shifts, moments.partials, dweight, dx, sums.partials))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("case", SHARED)

@@ -9,17 +9,15 @@ from fastbn._memory import empty, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, in_order_of, with_places
 from fastbn.functional.conv_geometry import Window
+from fastbn.functional.conv_point import streams
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.conv_rows import backward_rows, forward_rows
 from fastbn.functional.norm_sums import Sums, limits_of, pieces_of, relu_operand
 from fastbn.functional.packed_weights import packed
-from fastbn.functional.weight_panels import passes_caches
 from fastbn.kernels.conv_depthwise import correlate_depthwise
 from fastbn.kernels.conv_depthwise_backward import gradients_depthwise
 from fastbn.kernels.conv_panels import block_lanes
 from fastbn.kernels.conv_taps import add_taps, pack_taps
-
-STREAMED = 1 << 20
 
 
 def suits(weight_shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
@@ -63,7 +61,7 @@ def forward(
         y_shape,
         y_strides,
         *portions,
-        passes_caches(y, groups, STREAMED),
+        streams(y),
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
         _workspace(places.workspace, x.dtype),
@@ -115,7 +113,7 @@ def backward(
         as_flat(dx),
         *places.portions,
         places.runs_at_once,
-        passes_caches(dx, groups, STREAMED),
+        streams(dx),
         None if sums is None else sums.partials,
         partials,
         _workspace(places.workspace, x.dtype),

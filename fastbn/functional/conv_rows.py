@@ -7,11 +7,11 @@ import numpy as np
 
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_portions import blocks_of
-from fastbn.kernels._simd import OUTER_ROWS
+from fastbn.kernels._simd_depthwise import PIXELS
 from fastbn.kernels.conv_panels import block_lanes
 
 PLANE = 300  # pixels, about, kept at a time: with what is read and written beside them they stay in the first cache
-DENSE = 1000  # vectors of x or of y, about, that are taken at a time: they and the next ones stay in the second cache
+DENSE = 4000  # vectors of x or of y, about, that are taken at a time: they and the next ones stay in the second cache
 TASKS = 8  # wanted at least; where images are few, they share out channels, though those lie together in memory
 FEW = 16  # pixels; images of fewer are taken together
 WORTH = 64  # pixels for which a task has sums of its own of the gradient to the weights
@@ -104,7 +104,7 @@ def forward_rows(y_shape: Shape, x_width: int, window: Window, itemsize: int, by
         _padded(_of_images(pixels, portions.images, size)) * lanes,
         (rows[:, None] * length + columns).reshape(-1) * lanes,
         portions,
-        (OUTER_ROWS + portions.images * size) * lanes,
+        (PIXELS + portions.images * size) * lanes,
     )
 
 
@@ -136,7 +136,7 @@ def backward_rows(x_shape: Shape, dy_width: int, window: Window, itemsize: int, 
         runs_at_once,
         -(-blocks * row_blocks // runs_at_once),
         taps,
-        (OUTER_ROWS + taps.size + portions.images * size) * lanes,
+        (PIXELS + taps.size + portions.images * size) * lanes,
     )
 
 
@@ -212,7 +212,7 @@ def _of_images(places: np.ndarray, images: int, image: int) -> np.ndarray:
 
 def _padded(places: np.ndarray) -> np.ndarray:
     """With the last repeated, for what a tile has beyond the end."""
-    return np.pad(places, (0, OUTER_ROWS), mode="edge")
+    return np.pad(places, (0, PIXELS), mode="edge")
 
 
 def _phases(axis: int, in_size: int, window: Window) -> list[Phase]:

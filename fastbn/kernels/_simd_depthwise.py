@@ -1,16 +1,15 @@
 """Products of a depthwise convolution for a tile of pixels, for as many channels as a vector has lanes.
 
-A tile has OUTER_ROWS pixels, or half as many; where each lies, and each tap from there, tables say.
+A tile is a vector with a register for each of PIXELS pixels. Where they lie, and each tap from there, tables say.
 """
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastbn.kernels._simd import OUTER_ROWS, _data, _index, _Vectors
-
-PIXELS = OUTER_ROWS // 2
+from fastbn.kernels._simd import OUTER_ROWS as PIXELS
+from fastbn.kernels._simd import _data, _index, _Vectors
+from fastbn.kernels._vector import Vector, _joined, _parts
 
 
 class _Taps:
@@ -25,10 +24,10 @@ class _Taps:
         self.table = builder.gep(_data(context, builder, table_type, table), [t_first])
         self.weights = builder.gep(_data(context, builder, w_type, w_array), [w_first])
 
-    def pixels(self, count):
-        """Pointers to the first ``count`` pixels, without a tap."""
+    def pixels(self):
+        """Pointers to the pixels, without a tap."""
         builder = self.builder
-        numbers = [builder.load(builder.gep(self.places, [_index(i)])) for i in range(count)]
+        numbers = [builder.load(builder.gep(self.places, [_index(i)])) for i in range(PIXELS)]
         return [builder.gep(self.origin, [number]) for number in numbers]
 
     def offset(self, tap):
@@ -38,83 +37,66 @@ class _Taps:
         return vectors.load(self.weights, self.builder.mul(tap, self.w_step))
 
 
-def _of_both_sizes(builder, wide, tile):
-    """Emit ``tile(pixels)`` for a whole tile, if ``wide``, and for a half."""
-    whole = builder.icmp_signed("!=", wide, ir.Constant(wide.type, 0))
-    with builder.if_else(whole) as (then, otherwise):
-        with then:
-            tile(OUTER_ROWS)
-        with otherwise:
-            tile(PIXELS)
+@intrinsic
+def in_tile(typingctx, register):
+    """The tile that has the same for each pixel."""
+
+    def codegen(context, builder, signature, arguments):
+        return _joined(builder, [arguments[0]] * PIXELS)
+
+    return Vector(register.dtype, PIXELS * register.lanes)(register), codegen
 
 
 @intrinsic
-def tile_products(typingctx, a, places, place, offsets, first, taps, weights, w_start, w_step, wide, start, tile):
+def tile_products(typingctx, a, places, place, offsets, first, taps, weights, w_start, w_step, start):
     """tile[i, lane] = start[lane] + sum over t < taps of a[places[place + i] + offsets[first + t] + lane] * w[t, lane].
 
-    i < OUTER_ROWS if ``wide``, else PIXELS; w[t, lane] = weights[w_start + t * w_step + lane].
+    w[t, lane] = weights[w_start + t * w_step + lane].
     """
 
     def codegen(context, builder, signature, arguments):
         vectors = _Vectors(context, builder, a.dtype)
         share = _Taps(context, builder, (a, places, offsets, weights), arguments[:9])
-        target = _data(context, builder, signature.args[11], arguments[11])
+        sums = vectors.registers(PIXELS)
+        for total in sums:
+            builder.store(arguments[9], total)
+        sources = share.pixels()
+        with cgutils.for_range(builder, share.count) as loop:
+            weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
+            for source, total in zip(sources, sums, strict=True):
+                vectors.add_product(total, vectors.load(source, offset), weight)
+        return _joined(builder, [builder.load(total) for total in sums])
 
-        def emit(pixels):
-            sums = vectors.registers(pixels)
-            for total in sums:
-                builder.store(arguments[10], total)
-            sources = share.pixels(pixels)
-            with cgutils.for_range(builder, share.count) as loop:
-                weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
-                for source, total in zip(sources, sums, strict=True):
-                    vectors.add_product(total, vectors.load(source, offset), weight)
-            for i, total in enumerate(sums):
-                vectors.store(builder.load(total), target, _index(i * vectors.lanes))
-
-        _of_both_sizes(builder, arguments[9], emit)
-        return context.get_dummy_value()
-
-    i64 = types.int64
-    return types.void(a, places, i64, offsets, i64, i64, weights, i64, i64, i64, start, tile), codegen
+    i64, tile = types.int64, Vector(start.dtype, PIXELS * start.lanes)
+    return tile(a, places, i64, offsets, i64, i64, weights, i64, i64, start), codegen
 
 
 @intrinsic
-def tile_gradients(
-    typingctx, g, places, place, offsets, first, taps, weights, w_start, w_step, wide, tile, sums, s_start
-):
-    """``tile_products`` of g, from 0, in the place of the x that ``tile`` holds, and sums[s_start + t * lanes + lane]
-    += sum over i of g[places[place + i] + offsets[first + t] + lane] * x[i, lane].
+def tile_gradients(typingctx, g, places, place, offsets, first, taps, weights, w_start, w_step, tile, sums, s_start):
+    """``tile_products`` of g, from 0, and sums[s_start + t * lanes + lane] += sum over i of
+    g[places[place + i] + offsets[first + t] + lane] * tile[i, lane].
     """
 
     def codegen(context, builder, signature, arguments):
         vectors = _Vectors(context, builder, g.dtype)
-        lanes = vectors.lanes
         share = _Taps(context, builder, (g, places, offsets, weights), arguments[:9])
-        target = _data(context, builder, signature.args[10], arguments[10])
-        totals = builder.gep(_data(context, builder, signature.args[11], arguments[11]), [arguments[12]])
-
-        def emit(pixels):
-            values = [vectors.load(target, _index(i * lanes)) for i in range(pixels)]
-            products, sums = vectors.registers(pixels), vectors.registers(2)
-            for product in products:
-                builder.store(vectors.zero, product)
-            sources = share.pixels(pixels)
-            with cgutils.for_range(builder, share.count) as loop:
-                weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
-                total = builder.mul(loop.index, _index(lanes))
-                builder.store(vectors.load(totals, total), sums[0])
-                builder.store(vectors.zero, sums[1])
-                for i, (source, product) in enumerate(zip(sources, products, strict=True)):
-                    gradient = vectors.load(source, offset)
-                    vectors.add_product(product, gradient, weight)
-                    vectors.add_product(sums[i % 2], gradient, values[i])
-                vectors.store(builder.fadd(builder.load(sums[0]), builder.load(sums[1])), totals, total)
-            for i, product in enumerate(products):
-                vectors.store(builder.load(product), target, _index(i * lanes))
-
-        _of_both_sizes(builder, arguments[9], emit)
-        return context.get_dummy_value()
+        values = _parts(builder, arguments[9], vectors.lanes)
+        totals = builder.gep(_data(context, builder, signature.args[10], arguments[10]), [arguments[11]])
+        products, sums = vectors.registers(PIXELS), vectors.registers(2)
+        for product in products:
+            builder.store(vectors.zero, product)
+        sources = share.pixels()
+        with cgutils.for_range(builder, share.count) as loop:
+            weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
+            total = builder.mul(loop.index, _index(vectors.lanes))
+            builder.store(vectors.load(totals, total), sums[0])
+            builder.store(vectors.zero, sums[1])
+            for i, (source, product) in enumerate(zip(sources, products, strict=True)):
+                gradient = vectors.load(source, offset)
+                vectors.add_product(product, gradient, weight)
+                vectors.add_product(sums[i % 2], gradient, values[i])
+            vectors.store(builder.fadd(builder.load(sums[0]), builder.load(sums[1])), totals, total)
+        return _joined(builder, [builder.load(product) for product in products])
 
     i64 = types.int64
-    return types.void(g, places, i64, offsets, i64, i64, weights, i64, i64, i64, tile, sums, i64), codegen
+    return tile(g, places, i64, offsets, i64, i64, weights, i64, i64, tile, sums, i64), codegen

@@ -7,8 +7,7 @@ A plane stays in the first cache, what is read and written next comes into the s
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import OUTER_ROWS
-from fastbn.kernels._simd_depthwise import PIXELS, tile_products
+from fastbn.kernels._simd_depthwise import PIXELS, in_tile, tile_products
 from fastbn.kernels._vector import (
     add_to,
     bounds_of,
@@ -27,6 +26,7 @@ from fastbn.kernels._vector import (
     widen,
     within,
 )
+from fastbn.kernels._vector_apart import first_register, load_by_step, put_by_step, sum_of_registers
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.conv_rows import asked_for, clear, fill_rows, pixel_step
 
@@ -66,16 +66,33 @@ def _convolve_channels(
     d_sum = q_sum = near = zero
     if shifts is not None and not starts:
         near = load(shifts, place)
-    for left in range(0, pixels, OUTER_ROWS):
-        length = min(OUTER_ROWS, pixels - left)
-        tile_products(
-            plane, places, left, offsets, 0, offsets.size, weights, c, weights.shape[1], int64(length > PIXELS), start,
-            tile,
-        )  # fmt: skip
+    for left in range(0, pixels, PIXELS):
+        length = min(PIXELS, pixels - left)
+        values = tile_products(plane, places, left, offsets, 0, offsets.size, weights, c, weights.shape[1], start)
         if stride != 1:
+            store(tile, 0, values)
             _scatter_tile(tile, length, residual, bounds, out, i, count, stride, step)
             i += step * length
+        elif length == PIXELS and count == lanes:
+            if residual is not None:
+                values = values + load_by_step(residual, i, step, values)
+            if shifts is None:
+                values = within(values, (in_tile(bounds[0]), in_tile(bounds[1])))
+            else:
+                if starts and left == 0:
+                    near = finite_or_zero(first_register(plane, values))
+                    store(shifts, place, near)
+                far = values - in_tile(near)
+                d_sum = d_sum + sum_of_registers(plane, far)
+                q_sum = q_sum + sum_of_registers(plane, far * far)
+            put_by_step(out, i, step, values, streaming)
+            i += step * PIXELS
+            if not streaming:
+                for _ in range(PIXELS):
+                    prefetch_to_write(out, asked)
+                    asked += asked_step
         else:
+            store(tile, 0, values)
             if shifts is not None and starts and left == 0:
                 near = finite_or_zero(_finished(tile, 0, residual, i, count))
                 store(shifts, place, near)
@@ -87,8 +104,6 @@ def _convolve_channels(
                     stream(out, i, value)
                 else:
                     store_part(out, i, value, count)
-                    prefetch_to_write(out, asked)
-                    asked += asked_step
                 if shifts is not None:
                     d = value - near
                     d_sum, q_sum = d_sum + d, fma(d, d, q_sum)
@@ -101,14 +116,14 @@ def _convolve_channels(
 @body
 def _correlate_task(
     task, x_shape, x_strides, out_shape, out_strides, x, affine, relu, x_floor, stride_h, top, window, spots, size,
-    places, offsets, weights, bias, residual, limits, out, images, rows, at_once, group, ahead, streaming, shifts, partials,
-    work,
+    places, offsets, weights, bias, residual, limits, out, images, rows, at_once, group, ahead, streaming, shifts,
+    partials, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     channels, height, width = x_shape[1], x_shape[2], x_shape[3]
     x_step = pixel_step(x_strides, height, width)
     out_step = pixel_step(out_strides, out_shape[2], out_shape[3])
-    tile, plane = work[: OUTER_ROWS * lanes], work[OUTER_ROWS * lanes :]
+    tile, plane = work[: PIXELS * lanes], work[PIXELS * lanes :]
     piece, part = divmod(task, -(-channels // group))
     block, row_block = divmod(piece, -(-out_shape[2] // rows))
     first, last = part * group, min(channels, (part + 1) * group)

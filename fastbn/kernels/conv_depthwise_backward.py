@@ -9,8 +9,7 @@ import numpy as np
 from numba import get_thread_id, int64, prange, uint64
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import OUTER_ROWS
-from fastbn.kernels._simd_depthwise import PIXELS, tile_gradients
+from fastbn.kernels._simd_depthwise import PIXELS, in_tile, tile_gradients
 from fastbn.kernels._vector import (
     add_to,
     at_least,
@@ -19,6 +18,7 @@ from fastbn.kernels._vector import (
     fma,
     lanes_of,
     load,
+    load_like,
     load_part,
     prefetch_far,
     prefetch_to_write,
@@ -28,6 +28,7 @@ from fastbn.kernels._vector import (
     stream,
     widen,
 )
+from fastbn.kernels._vector_apart import load_by_table, put_by_table, sum_of_registers
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.batch_norm_vectors import passed
 from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT
@@ -78,27 +79,48 @@ def _gradients_of_phase(
     tap, place, breadth = phase[FIRST_TAP], phase[FIRST_PLACE], weights.shape[1]
     near, scale = constants_of(x_affine, NEAR_MEAN, c, count, zero), constants_of(x_affine, SCALE, c, count, zero)
     shift = constants_of(x_affine, SHIFT, c, count, zero)
+    nears, scales, shifts, lows = in_tile(near), in_tile(scale), in_tile(shift), in_tile(low)
     g_sum = p_sum = zero
-    for left in range(0, pixels, OUTER_ROWS):
-        length, q = min(OUTER_ROWS, pixels - left), place + left
-        size = OUTER_ROWS if length > PIXELS else PIXELS
-        if stride == 1:
-            for k in range(length):
-                value = load_part(x, at + targets[uint64(q + k)], count, near)
-                store(tile, k * lanes, _through(value, near, scale, shift, low, x_ceiling))
+    for left in range(0, pixels, PIXELS):
+        length, q = min(PIXELS, pixels - left), place + left
+        whole = stride == 1 and length == PIXELS and count == lanes
+        if whole:
+            values = _through(load_by_table(x, at, targets, q, nears), nears, scales, shifts, lows, x_ceiling)
         else:
-            _gather_tile(x, at, targets, q, length, count, stride, tile)
-            for k in range(0, length * lanes, lanes):
-                store(tile, k, _through(load(tile, k), near, scale, shift, low, x_ceiling))
-        for k in range(length, size):
-            store(tile, k * lanes, zero)
-        tile_gradients(
-            plane, places, q, offsets, tap, phase[TAPS], weights, tap * breadth + c, breadth, int64(length > PIXELS),
-            tile, totals, tap * lanes,
+            if stride == 1:
+                for k in range(length):
+                    value = load_part(x, at + targets[uint64(q + k)], count, near)
+                    store(tile, k * lanes, _through(value, near, scale, shift, low, x_ceiling))
+            else:
+                _gather_tile(x, at, targets, q, length, count, stride, tile)
+                for k in range(0, length * lanes, lanes):
+                    store(tile, k, _through(load(tile, k), near, scale, shift, low, x_ceiling))
+            for k in range(length, PIXELS):
+                store(tile, k * lanes, zero)
+            values = load_like(tile, 0, nears)
+        gradients = tile_gradients(
+            plane, places, q, offsets, tap, phase[TAPS], weights, tap * breadth + c, breadth, values, totals,
+            tap * lanes,
         )  # fmt: skip
-        if stride != 1:
+        if whole:
+            if residual is not None:
+                gradients = gradients + load_by_table(residual, at, targets, q, gradients)
+            put_by_table(dx, at, targets, q, gradients, streaming)
+            for _ in range(PIXELS):
+                prefetch_far(x, asked)
+                if not streaming:
+                    prefetch_to_write(dx, asked)
+                asked += asked_step
+            if sums is not None:
+                far = load_by_table(x, at, targets, q, nears) - nears
+                through = passed(gradients, far, None, 0, x_relu, scales, shifts)
+                g_sum = g_sum + sum_of_registers(plane, through)
+                p_sum = p_sum + sum_of_registers(plane, through * far)
+        elif stride != 1:
+            store(tile, 0, gradients)
             _scatter_tile(tile, residual, dx, at, targets, q, length, count, stride)
         else:
+            store(tile, 0, gradients)
             for k in range(length):
                 value, j = load(tile, k * lanes), at + targets[uint64(q + k)]
                 if residual is not None:
@@ -107,9 +129,6 @@ def _gradients_of_phase(
                     stream(dx, j, value)
                 else:
                     store_part(dx, j, value, count)
-                    prefetch_to_write(dx, asked)
-                prefetch_far(x, asked)
-                asked += asked_step
                 if sums is not None:
                     d = load_part(x, j, count, near) - near
                     g = passed(value, d, None, 0, x_relu, scale, shift)
@@ -136,7 +155,7 @@ def _gradients_task(
     lanes = lanes_of(x)
     channels, height, width = x_shape[1], x_shape[2], x_shape[3]
     dy_step, x_step = pixel_step(dy_strides, dy_shape[2], dy_shape[3]), pixel_step(x_strides, height, width)
-    tile, rest = work[: OUTER_ROWS * lanes], work[OUTER_ROWS * lanes :]
+    tile, rest = work[: PIXELS * lanes], work[PIXELS * lanes :]
     totals, plane = rest[: offsets.size * lanes], rest[offsets.size * lanes :]
     split, part = divmod(task, -(-channels // group))
     first, last = part * group, min(channels, (part + 1) * group)
@@ -175,8 +194,8 @@ def _gradients_task(
                     pixels = count_images * (min(end, phase[ROWS]) - begin) * phase[COLUMNS]
                     _gradients_of_phase(
                         plane, phase, pixels, places, targets, offsets, weights, c, count, residual, x, x_affine,
-                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], asked, asked_step, streaming,
-                        sums, run, tile, totals,
+                        x_relu, x_ceiling, x_floor, dx, at + c * x_strides[1], x_strides[1], asked, asked_step,
+                        streaming, sums, run, tile, totals,
                     )  # fmt: skip
                     asked += asked_step * pixels
                 _flush_totals(totals, partials, split, c)
@@ -197,7 +216,8 @@ def gradients_depthwise(
     x_ceiling, x_floor: that of x, and x_relu its ReLU. top: zeros above dy; window: rows of dy that a row of each phase
     meets; spots, size: of the plane. phases (phases, 5): of each, FIRST_TAP and so on; taps lie by phase, as weights
     do. places: in the plane, and targets: in x, of each phase's pixels.
-    streaming: as in ``correlate_depthwise``, of dx. sums: with it, those of dx through x's batch norm, a piece for each run; see ``conv_blocks.correlate_blocks``.
+    streaming: as in ``correlate_depthwise``, of dx.
+    sums: with it, those of dx through x's batch norm, a piece for each run; see ``conv_blocks.correlate_blocks``.
     workspace: (threads, a tile, the sums of all taps and the planes of ``images`` images).
     """
     tasks = partials.shape[0] * -(-x_shape[1] // group)
