@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastbn._memory import empty
+from fastbn._threads import launch
 from fastbn._views import as_flat, channels_second, empty_like, native
 from fastbn.functional import conv_point, norm_parts
 from fastbn.functional.conv_geometry import Window
@@ -32,6 +33,7 @@ from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.linear import linear, linear_backward
 from fastbn.functional.norm import Statistics, check_parameters, move_running_stats
 from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT
+from fastbn.kernels.gram import INV_STD, MEAN, VAR, fold_rows, gradient_rows, sample_mean
 
 # Of the most that w^T S w can be, by what was summed for S: below, float32 sums have lost too much of it.
 LEAST_VARIANCE = 1e-3
@@ -45,10 +47,10 @@ Maybe = np.ndarray | None
 
 @dataclass(slots=True, eq=False)
 class GramSaved:
-    """What ``backward`` needs. mean, var, inv_std: (C,) float64, of the convolution's output; var is biased.
+    """What ``backward`` needs. moments: rows of ``kernels.gram``, of the convolution's output.
 
-    deferred: whether x is before its batch norm. y: None without a ReLU. scale, folded: s and s W. centre: the prologue
-    of x - near; apart: d, (K,). spread: W S, float64; ``backward`` overwrites it.
+    deferred: whether x is before its batch norm. y: None without a ReLU. folded: s W. centre: the prologue of x - near;
+    apart: d, (K,). spread: W S, float64.
     """
 
     x: np.ndarray
@@ -63,10 +65,17 @@ class GramSaved:
     centre: Prologue
     apart: np.ndarray
     spread: np.ndarray
-    mean: np.ndarray
-    var: np.ndarray
-    scale: np.ndarray
-    inv_std: np.ndarray
+    moments: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(C,) float64."""
+        return self.moments[MEAN]
+
+    @property
+    def var(self) -> np.ndarray:
+        """(C,) float64, biased."""
+        return self.moments[VAR]
 
     @property
     def y_shape(self) -> tuple[int, ...]:
@@ -111,26 +120,37 @@ def forward(
     centre, near = _centred(x, normed or PLAIN)
     square = np.empty((channels, channels, 1, 1), x.dtype)
     products, _, sums = conv_point.backward_with_sums(x, x, square, centre, centre, None, need_dx=False)
-    apart, moments = sums / count, products.astype(np.float64).reshape(channels, channels) / count
-    w = weight.reshape(channels_out, channels).astype(np.float64)
-    spread = linear(w, moments - apart[:, None] * apart)
-    var = np.einsum("ck,ck->c", spread, w)
-    most = np.einsum("ck,k->c", np.abs(w), np.sqrt(np.diag(moments))) ** 2
-    if not (var > LEAST_VARIANCE * most).all():
+    apart, second = sums / count, products.astype(np.float64).reshape(channels, channels) / count
+    flat = np.ascontiguousarray(weight).reshape(channels_out, channels)
+    spread = linear(flat.astype(np.float64), second - apart[:, None] * apart)
+    moments, shift = np.empty((6, channels_out)), np.empty(channels_out, x.dtype)
+    folded = np.empty(flat.shape, x.dtype)
+    trusted = launch(
+        fold_rows,
+        flat,
+        spread,
+        near + apart,
+        apart,
+        np.sqrt(np.diag(second)),
+        *(_wide(vector) for vector in (bias, gamma, beta)),
+        eps,
+        LEAST_VARIANCE,
+        moments,
+        shift,
+        folded,
+        work=flat.size,
+    )
+    if not trusted:
         return None
-    mean = np.einsum("ck,k->c", w, near + apart) + (0.0 if bias is None else bias)
-    move_running_stats(who, running_mean, running_var, momentum, mean, var, count)
-    inv_std = 1.0 / np.sqrt(var + eps)
-    scale = inv_std if gamma is None else gamma * inv_std
-    folded = np.multiply(w, scale[:, None], out=np.empty(w.shape, x.dtype), casting="same_kind").reshape(weight.shape)
-    shift = (0.0 if beta is None else beta) - scale * np.einsum("ck,k->c", w, apart)
+    move_running_stats(who, running_mean, running_var, momentum, moments[MEAN], moments[VAR], count)
+    folded = folded.reshape(weight.shape)
     y = channels_second(empty((x.shape[0], *x.shape[2:], channels_out), x.dtype))
-    conv_point.forward(x, folded, shift.astype(x.dtype), POINT, 1, residual, relu, y, centre)
+    conv_point.forward(x, folded, shift, POINT, 1, residual, relu, y, centre)
     saved = GramSaved(
         x=x,
         deferred=normed is not None,
         y=y if relu else None,
-        weight=weight,
+        weight=flat,
         folded=folded,
         has_bias=bias is not None,
         gamma=gamma,
@@ -139,24 +159,22 @@ def forward(
         centre=centre,
         apart=apart,
         spread=spread,
-        mean=mean,
-        var=var,
-        scale=scale,
-        inv_std=inv_std,
+        moments=moments,
     )
     return y, saved
+
+
+def _wide(vector: Maybe) -> np.ndarray:
+    """In float64; empty if None."""
+    return np.empty(0) if vector is None else vector.astype(np.float64)
 
 
 def _centred(x: np.ndarray, normed: Prologue) -> tuple[Prologue, np.ndarray]:
     """The prologue of x - near for an ``x`` that goes through ``normed``, and near (K,), float64."""
     channels = x.shape[1]
-    pixels = as_flat(x).reshape(-1, channels)
+    pixels, near, sums = as_flat(x).reshape(-1, channels), np.empty(channels, x.dtype), np.empty(channels)
     affine = normed.affine if normed.affine is not None else _rows(channels, x.dtype, 0, 1, 0)
-    with np.errstate(all="ignore"):
-        some = pixels[:: -(-len(pixels) // SAMPLE)].astype(np.float64)
-        some = (some - affine[NEAR_MEAN]) * affine[SCALE] + affine[SHIFT]
-        near = np.nan_to_num((np.maximum(some, 0) if normed.relu else some).mean(axis=0), posinf=0, neginf=0)
-        near = near.astype(x.dtype)
+    launch(sample_mean, pixels, -(-len(pixels) // SAMPLE), affine, bool(normed.relu), near, sums, work=0)
     moved = [affine[NEAR_MEAN] + near, affine[SCALE], affine[SHIFT]]
     if normed.affine is not None:
         moved = [affine[NEAR_MEAN], affine[SCALE], affine[SHIFT] - near, *([-near] if normed.relu else [])]
@@ -171,8 +189,7 @@ def backward(
     dx: the gradient to what x is behind its prologue.
     """
     x, weight, dtype = saved.x, saved.weight, saved.x.dtype
-    scale, inv_std = saved.scale, saved.inv_std
-    channels_out, channels = weight.shape[:2]
+    channels_out, channels = weight.shape
     count = x.size // channels
     g, passing = dy, PLAIN
     if saved.y is not None and saved.has_residual:
@@ -183,27 +200,24 @@ def backward(
         passing = Prologue(_rows(channels_out, dtype, 0, 1, 0), True, slopes=_rows(channels_out, dtype, 1, 0, 0, 0))
         passing = passing._replace(partner=saved.y)
     products, part, sums = conv_point.backward_with_sums(g, x, saved.folded, passing, saved.centre, residual, need_dx)
-    w = weight.reshape(channels_out, channels).astype(np.float64)
-    about = products.reshape(channels_out, channels) - sums[:, None] * saved.apart
-    dscale = np.einsum("ck,ck->c", w, about)
-    dvar = -0.5 * dscale * scale * inv_std * inv_std
-    about *= scale[:, None]
-    slopes = saved.spread * (2 * dvar[:, None])
-    dweight = np.add(about, slopes, out=np.empty(about.shape, dtype), casting="same_kind")
+    dscale, level, dweight = np.empty(channels_out), np.empty(channels), np.empty(weight.shape, dtype)
+    wide, weighted = np.empty(weight.shape), np.empty(weight.shape)
+    given = products.reshape(weight.shape), sums, saved.apart, weight, saved.moments, saved.spread, count
+    launch(gradient_rows, *given, dscale, dweight, wide, weighted, level, work=weight.size)
     dx = None
     if part is not None:
-        weighted, square = np.multiply(w, (2 / count) * dvar[:, None], out=about), np.empty((channels, channels))
-        curvature = linear_backward(weighted, w, square, need_dx=False, need_dbias=False)[1]
-        level = -np.einsum("c,ck->k", sums * scale, w) / count - np.einsum("kl,l->k", curvature, saved.apart)
+        square = np.empty((channels, channels))
+        curvature = linear_backward(weighted, wide, square, need_dx=False, need_dbias=False)[1]
+        level = -level - np.einsum("kl,l->k", curvature, saved.apart)
         around = curvature.astype(dtype).reshape(channels, channels, 1, 1)
         dx = empty_like(x)
         conv_point.forward(x, around, level.astype(dtype), POINT, 1, part, False, dx, saved.centre)
     vector = dtype if saved.gamma is None else native(saved.gamma)
     return (
         dx,
-        dweight.reshape(weight.shape),
+        dweight.reshape(saved.folded.shape),
         np.zeros(channels_out, dtype) if saved.has_bias else None,
-        None if saved.gamma is None else (dscale * inv_std).astype(vector),
+        None if saved.gamma is None else (dscale * saved.moments[INV_STD]).astype(vector),
         sums.astype(vector) if saved.has_beta else None,
         g if saved.has_residual else None,
     )
