@@ -43,9 +43,6 @@ CHANNELS, ASKED = 4, 3
 # Rows of the tile of products summed over pixels, where a vector has as many lanes.
 OUTER_ROWS = 8 if TILE_ROWS >= 12 else 4
 
-# Where a prefetch leads, as LLVM counts them.
-FIRST_CACHE, SECOND_CACHE = 3, 2
-
 
 def _index(value):
     return ir.Constant(ir.IntType(64), value)

@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from fastbn.kernels._simd import OUTER_ROWS as PIXELS
 from fastbn.kernels._simd import _data, _index, _Vectors
-from fastbn.kernels._vector import Vector, _joined, _parts
+from fastbn.kernels._vector import Vector, joined, parts_of
 
 
 class _Taps:
@@ -42,7 +42,7 @@ def in_tile(typingctx, register):
     """The tile that has the same for each pixel."""
 
     def codegen(context, builder, signature, arguments):
-        return _joined(builder, [arguments[0]] * PIXELS)
+        return joined(builder, [arguments[0]] * PIXELS)
 
     return Vector(register.dtype, PIXELS * register.lanes)(register), codegen
 
@@ -65,7 +65,7 @@ def tile_products(typingctx, a, places, place, offsets, first, taps, weights, w_
             weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
             for source, total in zip(sources, sums, strict=True):
                 vectors.add_product(total, vectors.load(source, offset), weight)
-        return _joined(builder, [builder.load(total) for total in sums])
+        return joined(builder, [builder.load(total) for total in sums])
 
     i64, tile = types.int64, Vector(start.dtype, PIXELS * start.lanes)
     return tile(a, places, i64, offsets, i64, i64, weights, i64, i64, start), codegen
@@ -80,7 +80,7 @@ def tile_gradients(typingctx, g, places, place, offsets, first, taps, weights, w
     def codegen(context, builder, signature, arguments):
         vectors = _Vectors(context, builder, g.dtype)
         share = _Taps(context, builder, (g, places, offsets, weights), arguments[:9])
-        values = _parts(builder, arguments[9], vectors.lanes)
+        values = parts_of(builder, arguments[9], vectors.lanes)
         totals = builder.gep(_data(context, builder, signature.args[10], arguments[10]), [arguments[11]])
         products, sums = vectors.registers(PIXELS), vectors.registers(2)
         for product in products:
@@ -96,7 +96,7 @@ def tile_gradients(typingctx, g, places, place, offsets, first, taps, weights, w
                 vectors.add_product(product, gradient, weight)
                 vectors.add_product(sums[i % 2], gradient, values[i])
             vectors.store(builder.fadd(builder.load(sums[0]), builder.load(sums[1])), totals, total)
-        return _joined(builder, [builder.load(product) for product in products])
+        return joined(builder, [builder.load(product) for product in products])
 
     i64 = types.int64
     return tile(g, places, i64, offsets, i64, i64, weights, i64, i64, tile, sums, i64), codegen

@@ -8,12 +8,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastbn.kernels._jit import inlined
-from fastbn.kernels._vector import I32, I64, _joined, _Memory, _parts, _vector_of
+from fastbn.kernels._vector import I32, I64, joined, parts_of, vector_of
+from fastbn.kernels._vector_memory import Memory
 
 
 def _count(array, value):
     """Registers of a vector."""
-    return value.lanes // _vector_of(array).lanes
+    return value.lanes // vector_of(array).lanes
 
 
 def _by_step(builder, start, step, count):
@@ -28,9 +29,9 @@ def _by_table(context, builder, start, table_type, table, at, count):
 def _load(context, builder, array_type, array, offsets):
     registers = []
     for offset in offsets:
-        memory = _Memory(context, builder, array_type, array, offset)
-        registers.append(memory.load(_vector_of(array_type)))
-    return _joined(builder, registers)
+        memory = Memory(context, builder, array_type, array, offset)
+        registers.append(memory.load(vector_of(array_type)))
+    return joined(builder, registers)
 
 
 @intrinsic
@@ -56,8 +57,8 @@ def load_by_table(typingctx, array, start, table, at, like):
 
 
 def _store(context, builder, array_type, array, offsets, value, streaming):
-    for offset, register in zip(offsets, _parts(builder, value, _vector_of(array_type).lanes), strict=True):
-        memory = _Memory(context, builder, array_type, array, offset)
+    for offset, register in zip(offsets, parts_of(builder, value, vector_of(array_type).lanes), strict=True):
+        memory = Memory(context, builder, array_type, array, offset)
         align = memory.itemsize * (memory.vector.count if streaming else 1)
         for written in memory.store(register, align):
             if streaming:
@@ -115,10 +116,10 @@ def put_by_table(array, start, table, at, value, streaming):
 @intrinsic
 def first_register(typingctx, array, value):
     """Of a vector that ``array`` computes in."""
-    register = _vector_of(array)
+    register = vector_of(array)
 
     def codegen(context, builder, signature, arguments):
-        return _parts(builder, arguments[1], register.lanes)[0]
+        return parts_of(builder, arguments[1], register.lanes)[0]
 
     return register(array, value), codegen
 
@@ -126,10 +127,10 @@ def first_register(typingctx, array, value):
 @intrinsic
 def sum_of_registers(typingctx, array, value):
     """Lane by lane, of a vector that ``array`` computes in; pairs first."""
-    register = _vector_of(array)
+    register = vector_of(array)
 
     def codegen(context, builder, signature, arguments):
-        parts = _parts(builder, arguments[1], register.lanes)
+        parts = parts_of(builder, arguments[1], register.lanes)
         while len(parts) > 1:
             parts = [builder.fadd(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
         return parts[0]

@@ -8,16 +8,9 @@ from numba import int64, prange
 
 from fastbn.kernels._exp import logistic
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._vector import (
-    at_least,
-    at_most,
-    lanes_of,
-    load_part,
-    splat,
-    store_part,
-    where_passed,
-    where_positive,
-)
+from fastbn.kernels._vector import at_least, at_most, lanes_of, splat
+from fastbn.kernels._vector_choice import where_passed, where_positive
+from fastbn.kernels._vector_memory import load_part, store_part
 
 BLOCK = 16384
 

@@ -8,21 +8,8 @@ up in its own dtype, in the order of their windows.
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import (
-    evens,
-    lanes_of,
-    load_first,
-    load_part,
-    narrow,
-    odds,
-    quotient,
-    splat,
-    store_first,
-    store_part,
-    widen,
-    zipped_high,
-    zipped_low,
-)
+from fastbn.kernels._vector import evens, lanes_of, narrow, odds, quotient, splat, widen, zipped_high, zipped_low
+from fastbn.kernels._vector_memory import load_first, load_part, store_first, store_part
 from fastbn.kernels.pooling import GROUP, are_pairs, channels_together, clear_pixels
 
 

@@ -14,17 +14,9 @@ Forward is where dy is None. partials: (2, pieces, C to a whole vector) float64;
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import (
-    add_to,
-    fma,
-    lanes_of,
-    load_part,
-    splat,
-    store_part,
-    total,
-    where_positive,
-    widen,
-)
+from fastbn.kernels._vector import fma, lanes_of, splat, total, widen
+from fastbn.kernels._vector_choice import where_positive
+from fastbn.kernels._vector_memory import add_to, load_part, store_part
 from fastbn.kernels.batch_norm_rows import row_offset
 from fastbn.kernels.batch_norm_tiles import SUM_ROWS
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K

@@ -10,7 +10,8 @@ from numba import int64, prange
 
 from fastbn.kernels._doubles import add_run
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import lanes_of, load_first, splat, store_first
+from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._vector_memory import load_first, store_first
 from fastbn.kernels.batch_norm_tiles import gradient_tile, normalize_tile, set_shift, tile_products, tile_sums
 from fastbn.kernels.batch_norm_vectors import gradient_first, normalized_first, words_of
 from fastbn.kernels.channels import NEAR_INV_STD, SCALE, SHIFT, A, B, K, first_negative

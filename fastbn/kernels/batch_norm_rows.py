@@ -14,20 +14,16 @@ import numpy as np
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import (
+from fastbn.kernels._vector import fma, lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import (
     element,
     fence,
-    fma,
-    lanes_of,
     load,
     load_first,
     prefetch,
     prefetch_far_like,
     put,
-    splat,
     store_first,
-    total,
-    widen,
 )
 from fastbn.kernels.batch_norm_vectors import FAR, ask, normalized, normalized_first, words_of
 from fastbn.kernels.channels import MEAN, NEAR_MEAN, SCALE, SHIFT, VAR, first_negative, merge, run_moments

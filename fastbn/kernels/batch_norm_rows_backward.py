@@ -9,19 +9,8 @@ Of a ReLU's operand the sign is kept in ``bits``, or computed again if ``relu`` 
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import (
-    fence,
-    fma,
-    lanes_of,
-    load,
-    load_first,
-    prefetch,
-    put,
-    splat,
-    store_first,
-    total,
-    widen,
-)
+from fastbn.kernels._vector import fma, lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import fence, load, load_first, prefetch, put, store_first
 from fastbn.kernels.batch_norm_rows import ahead_of, row_offset, row_step
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, passed, words_of
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K

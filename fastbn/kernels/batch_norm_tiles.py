@@ -6,22 +6,8 @@ first element, ``stride`` that from row to row. bits (rows, words): signs, every
 """
 
 from fastbn.kernels._jit import body, inlined
-from fastbn.kernels._vector import (
-    add_to,
-    fence,
-    finite_or_zero,
-    fma,
-    lanes_of,
-    load,
-    load_first,
-    load_four,
-    load_two,
-    put,
-    splat,
-    store,
-    store_first,
-    widen,
-)
+from fastbn.kernels._vector import finite_or_zero, fma, lanes_of, splat, widen
+from fastbn.kernels._vector_memory import add_to, fence, load, load_first, load_four, load_two, put, store, store_first
 from fastbn.kernels.batch_norm_vectors import (
     FAR,
     ask,

@@ -7,18 +7,9 @@ it would have cost is not compiled.
 """
 
 from fastbn.kernels._jit import inlined
-from fastbn.kernels._vector import (
-    at_least,
-    fma,
-    load_first,
-    load_like,
-    prefetch_far_like,
-    put,
-    store_first,
-    store_signs,
-    where_bits,
-    where_passed,
-)
+from fastbn.kernels._vector import at_least, fma
+from fastbn.kernels._vector_choice import store_signs, where_bits, where_passed
+from fastbn.kernels._vector_memory import load_first, load_like, prefetch_far_like, put, store_first
 
 FAR = 2048  # elements, at least, that a map which streams its output asks ahead for its operands
 

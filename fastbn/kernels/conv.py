@@ -21,7 +21,8 @@ from fastbn.kernels._simd import (
     add_dot_products,
     tile_product_at,
 )
-from fastbn.kernels._vector import lanes_of, load, total, widen
+from fastbn.kernels._vector import lanes_of, total, widen
+from fastbn.kernels._vector_memory import load
 
 TILES = 4  # register tiles along q in one task of ``correlate``
 TASKS = 16  # fewer than that, and ``correlate`` splits the rows too

@@ -9,7 +9,8 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import ASKED, CHANNELS, TILE_ROWS, TILE_VECTORS, add_pixel_tile, block_tile
-from fastbn.kernels._vector import bounds_of, lanes_of, load, store, within
+from fastbn.kernels._vector import bounds_of, lanes_of, within
+from fastbn.kernels._vector_memory import load, store
 from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums, whole_vectors
 from fastbn.kernels.conv_fill import fill_blocks
 

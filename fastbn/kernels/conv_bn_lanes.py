@@ -10,17 +10,8 @@ import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import allocating_body, allocating_driver, body, inlined
-from fastbn.kernels._vector import (
-    add_to,
-    element,
-    fma,
-    lanes_of,
-    load,
-    splat,
-    store,
-    total,
-    widen,
-)
+from fastbn.kernels._vector import fma, lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import add_to, element, load, store
 from fastbn.kernels.channels import MEAN, NEAR_MEAN, SCALE, SHIFT, VAR, first_negative, merge, run_moments
 from fastbn.kernels.finish import finish_inference, finish_training
 from fastbn.kernels.lanes import (

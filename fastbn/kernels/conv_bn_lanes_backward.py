@@ -9,7 +9,8 @@ import math
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import allocating_driver, body
-from fastbn.kernels._vector import fma, lanes_of, load, prefetch, splat, store, total, widen
+from fastbn.kernels._vector import fma, lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import load, prefetch, store
 from fastbn.kernels.batch_norm_matrix import add_partials
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, A, B, K
 from fastbn.kernels.finish import finish_backward

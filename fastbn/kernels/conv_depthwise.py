@@ -8,25 +8,19 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd_depthwise import PIXELS, in_tile, tile_products
-from fastbn.kernels._vector import (
+from fastbn.kernels._vector import bounds_of, finite_or_zero, fma, lanes_of, splat, widen, within
+from fastbn.kernels._vector_apart import first_register, load_by_step, put_by_step, sum_of_registers
+from fastbn.kernels._vector_memory import (
     add_to,
-    bounds_of,
     fence,
-    finite_or_zero,
-    fma,
-    lanes_of,
     load,
     load_first,
     load_part,
     prefetch_to_write,
-    splat,
     store,
     store_part,
     stream,
-    widen,
-    within,
 )
-from fastbn.kernels._vector_apart import first_register, load_by_step, put_by_step, sum_of_registers
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.conv_rows import asked_for, clear, fill_rows, pixel_step
 

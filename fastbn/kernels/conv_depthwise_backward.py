@@ -10,25 +10,20 @@ from numba import get_thread_id, int64, prange, uint64
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd_depthwise import PIXELS, in_tile, tile_gradients
-from fastbn.kernels._vector import (
+from fastbn.kernels._vector import at_least, at_most, fma, lanes_of, splat, widen
+from fastbn.kernels._vector_apart import load_by_table, put_by_table, sum_of_registers
+from fastbn.kernels._vector_memory import (
     add_to,
-    at_least,
-    at_most,
     fence,
-    fma,
-    lanes_of,
     load,
     load_like,
     load_part,
     prefetch_far,
     prefetch_to_write,
-    splat,
     store,
     store_part,
     stream,
-    widen,
 )
-from fastbn.kernels._vector_apart import load_by_table, put_by_table, sum_of_registers
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.batch_norm_vectors import passed
 from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT

@@ -13,7 +13,8 @@ Zeros outside the image stay zeros. What does not apply is None. See ``channels`
 """
 
 from fastbn.kernels._jit import body, inlined
-from fastbn.kernels._vector import at_most, lanes_of, load, load_first, splat, store
+from fastbn.kernels._vector import at_most, lanes_of, splat
+from fastbn.kernels._vector_memory import load, load_first, store
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
 

@@ -8,18 +8,8 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, transpose
-from fastbn.kernels._vector import (
-    fence,
-    lanes_of,
-    load,
-    load_first,
-    load_part,
-    prefetch_to_write,
-    put,
-    splat,
-    store,
-    store_first,
-)
+from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._vector_memory import fence, load, load_first, load_part, prefetch_to_write, put, store, store_first
 
 
 def block_lanes(itemsize: int) -> int:

@@ -8,7 +8,8 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
-from fastbn.kernels._vector import lanes_of, load, load_first, splat, store, store_first
+from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._vector_memory import load, load_first, store, store_first
 from fastbn.kernels.conv_point import fill_pixels, multiply_pixels
 from fastbn.kernels.conv_point_backward import add_products
 

@@ -10,25 +10,18 @@ from numba import get_thread_id, int64, prange
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
 from fastbn.kernels._simd_point import ASKING, SLIM_ROWS, point_tile, slim_point_tile
-from fastbn.kernels._vector import (
+from fastbn.kernels._vector import at_most, bounds_of, finite_or_zero, fma, lanes_of, splat, widen, within
+from fastbn.kernels._vector_memory import (
     add_to,
-    at_most,
-    bounds_of,
     fence,
-    finite_or_zero,
-    fma,
-    lanes_of,
     load,
     load_first,
     load_part,
     prefetch,
     put,
     set_to,
-    splat,
     store,
     store_first,
-    widen,
-    within,
 )
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first, passed
 from fastbn.kernels.channels import FLOOR, NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K

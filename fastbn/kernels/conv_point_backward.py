@@ -10,7 +10,8 @@ from numba import get_thread_id, int64, prange
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import OUTER_ROWS, TILE_ROWS, TILE_VECTORS
 from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, add_point_products, add_slim_products
-from fastbn.kernels._vector import lanes_of, load, set_to, splat, widen
+from fastbn.kernels._vector import lanes_of, splat, widen
+from fastbn.kernels._vector_memory import load, set_to
 from fastbn.kernels.conv_point import fill_pixels, multiply_pixels, next_run, pace_of
 
 

@@ -6,7 +6,8 @@ Prologues are those of ``conv_fill``.
 from numba import uint64
 
 from fastbn.kernels._jit import body, inlined
-from fastbn.kernels._vector import at_most, lanes_of, load_first, load_part, prefetch_far, splat, store
+from fastbn.kernels._vector import at_most, lanes_of, splat
+from fastbn.kernels._vector_memory import load_first, load_part, prefetch_far, store
 from fastbn.kernels.batch_norm_vectors import gradient, gradient_first, normalized, normalized_first
 from fastbn.kernels.channels import NEAR_INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K
 

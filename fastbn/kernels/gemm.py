@@ -11,7 +11,8 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, tile_product_in_place, transpose
-from fastbn.kernels._vector import at_least, lanes_of, load, load_first, load_part, splat, store, store_part
+from fastbn.kernels._vector import at_least, lanes_of, splat
+from fastbn.kernels._vector_memory import load, load_first, load_part, store, store_part
 
 DEPTH_BLOCK = 256  # steps of the summed axis between two visits to the output; a panel block stays in L2
 LEAST_WORK = 1 << 21  # multiply-adds of a task, about: below, packing the operands again shows

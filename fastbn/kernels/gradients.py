@@ -3,7 +3,8 @@
 from numba import int64, prange
 
 from fastbn.kernels._jit import allocating_body, driver
-from fastbn.kernels._vector import lanes_of, load_part, splat, store_part, total, widen
+from fastbn.kernels._vector import lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import load_part, store_part
 from fastbn.kernels.tensors import tensor_at
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import fence
+from fastbn.kernels._vector_memory import fence
 from fastbn.kernels.batch_norm_rows import channel_moments, normalize_row
 from fastbn.kernels.batch_norm_rows_backward import channel_products, gradient_row
 from fastbn.kernels.channels import (

@@ -20,7 +20,8 @@ from fastbn.kernels._simd import (
     lane_tile,
     transpose,
 )
-from fastbn.kernels._vector import bounds_of, lanes_of, load, load_part, splat, store, store_part, within
+from fastbn.kernels._vector import bounds_of, lanes_of, splat, within
+from fastbn.kernels._vector_memory import load, load_part, store, store_part
 from fastbn.kernels.conv import store_dots
 
 TILE_FIELDS = 7 + 2 * LANE_VECTORS

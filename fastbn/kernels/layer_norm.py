@@ -9,20 +9,8 @@ xhat of x, are rows.
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import (
-    add_to,
-    fence,
-    fma,
-    lanes_of,
-    load,
-    load_first,
-    prefetch,
-    put,
-    splat,
-    store_first,
-    total,
-    widen,
-)
+from fastbn.kernels._vector import fma, lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import add_to, fence, load, load_first, prefetch, put, store_first
 from fastbn.kernels.batch_norm_rows import channel_moments
 from fastbn.kernels.channels import INV_STD, NEAR_MEAN, SCALE, SHIFT, A, B, K, set_affine, set_stats
 

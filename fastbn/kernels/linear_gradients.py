@@ -4,7 +4,8 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS
-from fastbn.kernels._vector import lanes_of, load_part, narrow, splat, store_part, widen
+from fastbn.kernels._vector import lanes_of, narrow, splat, widen
+from fastbn.kernels._vector_memory import load_part, store_part
 from fastbn.kernels.gemm import columns_in_place, pack_task, row_task
 
 

@@ -9,7 +9,9 @@ import math
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import lanes_of, larger, load_part, place_of_larger, places, splat, store_part, store_places
+from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._vector_choice import larger, place_of_larger, places, store_places
+from fastbn.kernels._vector_memory import load_part, store_part
 from fastbn.kernels.pooling import GROUP, are_pairs, channels_together, clear_pixels
 
 

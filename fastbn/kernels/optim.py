@@ -8,7 +8,9 @@ dtype; rows (arrays,), int64: which. In every row: the rate, below 0, by which t
 from numba import int64, prange
 
 from fastbn.kernels._jit import allocating_body, body, driver, inlined
-from fastbn.kernels._vector import at_least, fma, lanes_of, larger, load_part, root, splat, store_part
+from fastbn.kernels._vector import at_least, fma, lanes_of, root, splat
+from fastbn.kernels._vector_choice import larger
+from fastbn.kernels._vector_memory import load_part, store_part
 from fastbn.kernels.tensors import tensor_at
 
 RATE, SIGN, DECAY, OWN = 0, 1, 2, 3  # columns of numbers; from OWN on an optimiser has its own

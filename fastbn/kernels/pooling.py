@@ -4,7 +4,8 @@
 """
 
 from fastbn.kernels._jit import inlined
-from fastbn.kernels._vector import lanes_of, splat, store_part
+from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._vector_memory import store_part
 
 # 2 x 2 windows side by side: the most common ones, and loops without bounds.
 PAIRS = (2, 2, 2, 2, 0, 0, 1, 1)

@@ -3,7 +3,8 @@
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._vector import lanes_of, load_part, prefetch, splat, store_part
+from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._vector_memory import load_part, prefetch, store_part
 
 SAMPLES = 8  # of a task
 

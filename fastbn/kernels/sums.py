@@ -6,7 +6,8 @@ n_block, s_block: images and positions of a chunk; chunks are n-major.
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import lanes_of, load, load_first, splat, total, widen
+from fastbn.kernels._vector import lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import load, load_first
 
 CHUNK = 8192  # elements of one channel in one chunk
 

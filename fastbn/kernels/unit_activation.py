@@ -4,7 +4,8 @@ import math
 
 from fastbn.kernels._exp import logistic
 from fastbn.kernels._jit import inlined
-from fastbn.kernels._vector import at_least, at_most, splat, where_passed
+from fastbn.kernels._vector import at_least, at_most, splat
+from fastbn.kernels._vector_choice import where_passed
 
 NOTHING, RELU, RELU6, SIGMOID = range(4)
 ACTIVATIONS = {None: NOTHING, "relu": RELU, "relu6": RELU6, "sigmoid": SIGMOID}  # by the names that units give them

@@ -5,7 +5,8 @@ import math
 from numba import int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._vector import fma, lanes_of, load, load_part, splat, store_part, total, widen
+from fastbn.kernels._vector import fma, lanes_of, splat, total, widen
+from fastbn.kernels._vector_memory import load, load_part, store_part
 
 
 @inlined

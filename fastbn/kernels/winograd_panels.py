@@ -4,7 +4,8 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_VECTORS
-from fastbn.kernels._vector import fence, lanes_of, load, splat, store
+from fastbn.kernels._vector import lanes_of, splat
+from fastbn.kernels._vector_memory import fence, load, store
 from fastbn.kernels.conv_panels import pack_block, sum_block, tasks_of, unpack_block
 from fastbn.kernels.winograd_tiles import POSITIONS
 

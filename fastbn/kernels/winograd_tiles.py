@@ -8,7 +8,8 @@ Tiles run along the rows of an image, then down, then on to the next image. Plan
 
 from fastbn.kernels._jit import body, inlined
 from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
-from fastbn.kernels._vector import bounds_of, lanes_of, load, load_part, splat, store, store_part, within
+from fastbn.kernels._vector import bounds_of, lanes_of, splat, within
+from fastbn.kernels._vector_memory import load, load_part, store, store_part
 
 POSITIONS = 16
 
