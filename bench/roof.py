@@ -8,7 +8,8 @@ from numba import int64, prange
 from fastbn._memory import empty
 from fastbn._threads import launch
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import TILE_ROWS, block_tile
+from fastbn.kernels._simd import TILE_ROWS
+from fastbn.kernels._simd_blocks import block_tile
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels._vector_memory import fence, load, prefetch_far, store, stream
 from fastbn.kernels.conv_panels import block_lanes, panel_columns

@@ -15,7 +15,8 @@ from fastbn.errors import ArgumentError, DtypeError, ShapeError
 from fastbn.functional.conv_bn_lanes import unit_backward, unit_forward
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_lanes import backward_tiles
-from fastbn.kernels._simd import LANE_VECTORS, VECTOR_BYTES
+from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.kernels._simd_lanes import LANE_VECTORS
 from fastbn.kernels.lanes import TILE_FIELDS
 
 TOL = {np.float32: 2e-5, np.float64: 1e-11}

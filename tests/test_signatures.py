@@ -11,7 +11,7 @@ import pytest
 from llvmlite.binding import get_host_cpu_features
 from numba.core.errors import TypingError
 
-from fastbn.kernels import _simd
+from fastbn.kernels import _simd, _simd_lanes
 from fastbn.kernels._jit import driver
 
 TESTS = Path(__file__).parent
@@ -50,8 +50,8 @@ def signatures():
 # Kernels of units, and of convolutions of channels-last images.
 UNITS = {
     "batch_norm_partials.products_matrix": 1,
-    "conv_point.correlate_points": 1,
-    "conv_point_backward.gradients_points": 1,
+    "conv_point.correlate_points": 3,  # moments; Gram folding's output and gradient
+    "conv_point_backward.gradients_points": 3,  # the gradient of a batch norm; Gram folding's square and gradients
     "conv_patches.correlate_patches": 1,
     "conv_patches.correlate_weights_patches": 1,
     "conv_winograd.correlate_winograd": 2,  # moments; the gradient of a batch norm
@@ -59,6 +59,9 @@ UNITS = {
     "conv_winograd_weights.correlate_weights_together": 1,
     "conv_strided.spread_pixels": 1,
     "conv_strided.visit_pixels": 1,
+    "gram.sample_mean": 1,
+    "gram.fold_rows": 1,
+    "gram.gradient_rows": 1,
     "winograd_panels.transform_panels": 1,
     "winograd_panels.gather_panels": 1,
     "conv_bn_lanes.forward_unit_lanes": 1,
@@ -84,6 +87,8 @@ for lie in (LAYOUTS[name] for name in LAYOUTS if name != "big_endian"):
         running = {"running_mean": np.zeros(outputs, x.dtype), "running_var": np.ones(outputs, x.dtype)}
         y, saved = conv_bn_forward(lie(x), weight, None, stride, kernel // 2, relu=True, gram=False, **running)
         conv_bn_backward(lie(y), saved, need_dx=x.shape[1] > 3)
+    y, saved = conv_bn_forward(lie(small), np.ones((64, 32, 1, 1), few.dtype), None, gram=True)
+    conv_bn_backward(lie(y), saved)
     statistics = np.zeros(3, few.dtype), np.ones(3, few.dtype), 0.1, 1e-5
     weight = np.ones((3, 3, 2, 2), few.dtype)
     image = np.ascontiguousarray(lie(few))
@@ -317,7 +322,7 @@ def test_the_register_tiles_use_the_widest_vectors_and_no_stack(tmp_path):
     register = widest_register()
     multiply_adds = rf"vfn?madd\w+ps\s.*%{register}"
     tile = _simd.TILE_ROWS * _simd.TILE_VECTORS
-    sizes = tile, _simd.LANE_ROWS * _simd.LANE_VECTORS, tile
+    sizes = tile, _simd_lanes.LANE_ROWS * _simd_lanes.LANE_VECTORS, tile
     for assembly, size in zip(compile_anew(COMPILE, tmp_path).split("\f"), sizes, strict=False):
         loop = max(loops(assembly), key=lambda block: len(re.findall(multiply_adds, block)))
         assert len(re.findall(multiply_adds, loop)) >= size

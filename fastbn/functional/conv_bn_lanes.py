@@ -21,7 +21,8 @@ from fastbn.functional.conv import Pair, engine_for
 from fastbn.functional.conv_arguments import check_convolution, check_operands
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.norm import Statistics, as_parameters, check_parameters, check_statistics, keep_moved
-from fastbn.kernels._simd import DOT_COLUMNS, VECTOR_BYTES
+from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.kernels._simd_lanes import DOT_COLUMNS
 from fastbn.kernels.channels import SCALE
 from fastbn.kernels.conv import whole_tiles
 from fastbn.kernels.conv_bn_lanes import forward_unit_lanes

@@ -11,7 +11,8 @@ from fastbn._views import as_flat, dense_c, in_order_of
 from fastbn.functional.conv_geometry import Planes, Window, backward_planes, forward_planes
 from fastbn.functional.norm_sums import limits_of
 from fastbn.kernels import conv_lanes as kernels
-from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, VECTOR_BYTES
+from fastbn.kernels._simd import VECTOR_BYTES
+from fastbn.kernels._simd_lanes import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS
 from fastbn.kernels.conv import whole_tiles
 from fastbn.kernels.lanes import TILE_FIELDS
 

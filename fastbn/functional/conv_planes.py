@@ -11,7 +11,8 @@ from fastbn.functional.conv_geometry import Planes, Window, backward_planes, for
 from fastbn.functional.norm_sums import limits_of
 from fastbn.functional.packed_weights import packed
 from fastbn.kernels import conv as kernels
-from fastbn.kernels._simd import DOT_COLUMNS, DOT_ROWS, TILE_ROWS
+from fastbn.kernels._simd import TILE_ROWS
+from fastbn.kernels._simd_lanes import DOT_COLUMNS, DOT_ROWS
 
 
 def forward(

@@ -8,7 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbn.kernels._simd import OUTER_ROWS as PIXELS
-from fastbn.kernels._simd import _data, _index, _Vectors
+from fastbn.kernels._simd import Vectors, data_of, index
 from fastbn.kernels._vector import Vector, joined, parts_of
 
 
@@ -19,15 +19,15 @@ class _Taps:
         a_type, place_type, table_type, w_type = array_types
         a_array, places, p_first, table, t_first, self.count, w_array, w_first, self.w_step = arguments
         self.builder = builder
-        self.origin = _data(context, builder, a_type, a_array)
-        self.places = builder.gep(_data(context, builder, place_type, places), [p_first])
-        self.table = builder.gep(_data(context, builder, table_type, table), [t_first])
-        self.weights = builder.gep(_data(context, builder, w_type, w_array), [w_first])
+        self.origin = data_of(context, builder, a_type, a_array)
+        self.places = builder.gep(data_of(context, builder, place_type, places), [p_first])
+        self.table = builder.gep(data_of(context, builder, table_type, table), [t_first])
+        self.weights = builder.gep(data_of(context, builder, w_type, w_array), [w_first])
 
     def pixels(self):
         """Pointers to the pixels, without a tap."""
         builder = self.builder
-        numbers = [builder.load(builder.gep(self.places, [_index(i)])) for i in range(PIXELS)]
+        numbers = [builder.load(builder.gep(self.places, [index(i)])) for i in range(PIXELS)]
         return [builder.gep(self.origin, [number]) for number in numbers]
 
     def offset(self, tap):
@@ -55,7 +55,7 @@ def tile_products(typingctx, a, places, place, offsets, first, taps, weights, w_
     """
 
     def codegen(context, builder, signature, arguments):
-        vectors = _Vectors(context, builder, a.dtype)
+        vectors = Vectors(context, builder, a.dtype)
         share = _Taps(context, builder, (a, places, offsets, weights), arguments[:9])
         sums = vectors.registers(PIXELS)
         for total in sums:
@@ -78,17 +78,17 @@ def tile_gradients(typingctx, g, places, place, offsets, first, taps, weights, w
     """
 
     def codegen(context, builder, signature, arguments):
-        vectors = _Vectors(context, builder, g.dtype)
+        vectors = Vectors(context, builder, g.dtype)
         share = _Taps(context, builder, (g, places, offsets, weights), arguments[:9])
         values = parts_of(builder, arguments[9], vectors.lanes)
-        totals = builder.gep(_data(context, builder, signature.args[10], arguments[10]), [arguments[11]])
+        totals = builder.gep(data_of(context, builder, signature.args[10], arguments[10]), [arguments[11]])
         products, sums = vectors.registers(PIXELS), vectors.registers(2)
         for product in products:
             builder.store(vectors.zero, product)
         sources = share.pixels()
         with cgutils.for_range(builder, share.count) as loop:
             weight, offset = share.weight(vectors, loop.index), share.offset(loop.index)
-            total = builder.mul(loop.index, _index(vectors.lanes))
+            total = builder.mul(loop.index, index(vectors.lanes))
             builder.store(vectors.load(totals, total), sums[0])
             builder.store(vectors.zero, sums[1])
             for i, (source, product) in enumerate(zip(sources, products, strict=True)):

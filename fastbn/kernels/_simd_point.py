@@ -4,7 +4,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastbn.kernels._simd import OUTER_ROWS, SECOND_CACHE, TILE_ROWS, TILE_VECTORS, _data, _index, _Vectors
+from fastbn.kernels._simd import OUTER_ROWS, SECOND_CACHE, TILE_ROWS, TILE_VECTORS, Vectors, data_of, index
 
 # Rows of a tile of one vector: it fills the registers with as many sums as one of several.
 SLIM_ROWS = TILE_ROWS * TILE_VECTORS
@@ -20,7 +20,9 @@ class _Ahead:
     def __init__(self, context, builder, array_types, arrays, first, pace):
         self.builder, self.first, self.pace = builder, first, pace
         pairs = zip(array_types, arrays, strict=True)
-        self.origins = [_data(context, builder, kind, array) for kind, array in pairs if isinstance(kind, types.Array)]
+        self.origins = [
+            data_of(context, builder, kind, array) for kind, array in pairs if isinstance(kind, types.Array)
+        ]
 
     def ask(self, vectors, step):
         """The line, or part of one, that is due at a step."""
@@ -38,59 +40,59 @@ def _point_tile(context, builder, signature, arguments, rows, width):
     final, bias_array, bias_first, residual_array, residual_first, limits, streaming = arguments[9:16]
     ahead_array, place, pace = arguments[16:]
     ahead = _Ahead(context, builder, (ahead_type,), (ahead_array,), place, pace)
-    vectors = _Vectors(context, builder, a_type.dtype)
+    vectors = Vectors(context, builder, a_type.dtype)
     lanes, columns = vectors.lanes, TILE_VECTORS * vectors.lanes
     unrolled = min(STEPS, lanes)
-    a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
-    b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
-    target = builder.gep(_data(context, builder, out_type, out_array), [out_first])
+    a_origin = builder.gep(data_of(context, builder, a_type, a_array), [a_first])
+    b_origin = builder.gep(data_of(context, builder, b_type, b_array), [b_first])
+    target = builder.gep(data_of(context, builder, out_type, out_array), [out_first])
     sums = vectors.registers(rows * width)
     for total in sums:
         builder.store(vectors.zero, total)
-    count = builder.sdiv(builder.add(channels, _index(unrolled - 1)), _index(unrolled))
+    count = builder.sdiv(builder.add(channels, index(unrolled - 1)), index(unrolled))
     with cgutils.for_range(builder, count) as loop:
-        first = builder.mul(loop.index, _index(unrolled))
-        block = builder.mul(builder.sdiv(first, _index(lanes)), a_block)
-        a_column = builder.gep(a_origin, [builder.add(block, builder.and_(first, _index(lanes - 1)))])
-        b_row = builder.gep(b_origin, [builder.mul(first, _index(columns))])
+        first = builder.mul(loop.index, index(unrolled))
+        block = builder.mul(builder.sdiv(first, index(lanes)), a_block)
+        a_column = builder.gep(a_origin, [builder.add(block, builder.and_(first, index(lanes - 1)))])
+        b_row = builder.gep(b_origin, [builder.mul(first, index(columns))])
         # What the next block of channels will read: the hardware does not follow streams so short.
         lines = -(-rows * unrolled // lanes)
-        done = builder.sdiv(builder.and_(first, _index(lanes - 1)), _index(unrolled))
+        done = builder.sdiv(builder.and_(first, index(lanes - 1)), index(unrolled))
         a_next = builder.gep(
-            a_origin, [builder.add(builder.add(block, a_block), builder.mul(done, _index(lines * lanes)))]
+            a_origin, [builder.add(builder.add(block, a_block), builder.mul(done, index(lines * lanes)))]
         )
         for line in range(lines):
-            vectors.prefetch(a_next, _index(line * lanes))
+            vectors.prefetch(a_next, index(line * lanes))
         for k in range(unrolled):
             if k % ASKING == 0:
-                ahead.ask(vectors, builder.add(builder.sdiv(first, _index(ASKING)), _index(k // ASKING)))
+                ahead.ask(vectors, builder.add(builder.sdiv(first, index(ASKING)), index(k // ASKING)))
             for j in range(width):
-                vectors.prefetch(b_row, _index((lanes + k) * columns + j * lanes))
-            right = [vectors.load(b_row, _index(k * columns + j * lanes)) for j in range(width)]
+                vectors.prefetch(b_row, index((lanes + k) * columns + j * lanes))
+            right = [vectors.load(b_row, index(k * columns + j * lanes)) for j in range(width)]
             for i in range(rows):
-                left = vectors.broadcast(builder.load(builder.gep(a_column, [_index(i * lanes + k)])))
+                left = vectors.broadcast(builder.load(builder.gep(a_column, [index(i * lanes + k)])))
                 for j, vector in enumerate(right):
                     vectors.add_product(sums[i * width + j], left, vector)
     results = [builder.load(total) for total in sums]
 
     def write(values, store):
         for i in range(rows):
-            row = builder.gep(target, [builder.mul(out_step, _index(i))])
+            row = builder.gep(target, [builder.mul(out_step, index(i))])
             for j in range(width):
-                store(values[i * width + j], row, _index(j * lanes))
+                store(values[i * width + j], row, index(j * lanes))
 
     with builder.if_else(final) as (whole, raw):
         with whole:
             finished = results
             if isinstance(bias_type, types.Array):
-                level = builder.gep(_data(context, builder, bias_type, bias_array), [bias_first])
-                biases = [vectors.load(level, _index(j * lanes)) for j in range(width)]
+                level = builder.gep(data_of(context, builder, bias_type, bias_array), [bias_first])
+                biases = [vectors.load(level, index(j * lanes)) for j in range(width)]
                 finished = [builder.fadd(value, biases[k % width]) for k, value in enumerate(finished)]
             if isinstance(residual_type, types.Array):
-                added = builder.gep(_data(context, builder, residual_type, residual_array), [residual_first])
-                rows_added = [builder.gep(added, [builder.mul(out_step, _index(i))]) for i in range(rows)]
+                added = builder.gep(data_of(context, builder, residual_type, residual_array), [residual_first])
+                rows_added = [builder.gep(added, [builder.mul(out_step, index(i))]) for i in range(rows)]
                 finished = [
-                    builder.fadd(value, vectors.load(rows_added[k // width], _index(k % width * lanes)))
+                    builder.fadd(value, vectors.load(rows_added[k // width], index(k % width * lanes)))
                     for k, value in enumerate(finished)
                 ]
             if isinstance(limits_type, types.BaseTuple):
@@ -156,25 +158,25 @@ def _outer_tile(context, builder, signature, arguments, rows, width):
     a_type, _, b_type, _, _, _, sums_type, _, *ahead_types, _, _ = signature.args
     a_array, a_first, b_array, b_first, b_block, count, sums_array, sums_first, *ahead_arrays, place, pace = arguments
     ahead = _Ahead(context, builder, ahead_types, ahead_arrays, place, pace)
-    vectors = _Vectors(context, builder, a_type.dtype)
+    vectors = Vectors(context, builder, a_type.dtype)
     lanes = vectors.lanes
-    a_origin = builder.gep(_data(context, builder, a_type, a_array), [a_first])
-    b_origin = builder.gep(_data(context, builder, b_type, b_array), [b_first])
-    b_blocks = [builder.gep(b_origin, [builder.mul(b_block, _index(j))]) for j in range(width)]
-    target = builder.gep(_data(context, builder, sums_type, sums_array), [sums_first])
-    places = [_index((i * TILE_VECTORS + j) * lanes) for i in range(min(rows, lanes)) for j in range(width)]
+    a_origin = builder.gep(data_of(context, builder, a_type, a_array), [a_first])
+    b_origin = builder.gep(data_of(context, builder, b_type, b_array), [b_first])
+    b_blocks = [builder.gep(b_origin, [builder.mul(b_block, index(j))]) for j in range(width)]
+    target = builder.gep(data_of(context, builder, sums_type, sums_array), [sums_first])
+    places = [index((i * TILE_VECTORS + j) * lanes) for i in range(min(rows, lanes)) for j in range(width)]
     totals = vectors.registers(len(places))
     for place, total in zip(places, totals, strict=True):
         builder.store(vectors.load(target, place), total)
     with cgutils.for_range(builder, count) as loop:
-        pixel = builder.mul(loop.index, _index(lanes))
+        pixel = builder.mul(loop.index, index(lanes))
         ahead.ask(vectors, loop.index)
         for stream in (a_origin, *b_blocks):
-            vectors.prefetch(builder.gep(stream, [pixel]), _index(SOON * lanes))
+            vectors.prefetch(builder.gep(stream, [pixel]), index(SOON * lanes))
         right = [vectors.load(block, pixel) for block in b_blocks]
         left = builder.gep(a_origin, [pixel])
         for i in range(min(rows, lanes)):
-            row = vectors.broadcast(builder.load(builder.gep(left, [_index(i)])))
+            row = vectors.broadcast(builder.load(builder.gep(left, [index(i)])))
             for j, vector in enumerate(right):
                 vectors.add_product(totals[i * width + j], row, vector)
     for place, total in zip(places, totals, strict=True):

@@ -12,15 +12,9 @@ import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import (
-    DOT_COLUMNS,
-    DOT_ROWS,
-    TILE_BYTES,
-    TILE_ROWS,
-    VECTOR_BYTES,
-    add_dot_products,
-    tile_product_at,
-)
+from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES
+from fastbn.kernels._simd_gemm import tile_product_at
+from fastbn.kernels._simd_lanes import DOT_COLUMNS, DOT_ROWS, add_dot_products
 from fastbn.kernels._vector import lanes_of, total, widen
 from fastbn.kernels._vector_memory import load
 

@@ -8,7 +8,8 @@ see ``conv_panels``, and so do their gradients, in ``conv_blocks_weights``.
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import ASKED, CHANNELS, TILE_ROWS, TILE_VECTORS, add_pixel_tile, block_tile
+from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
+from fastbn.kernels._simd_blocks import ASKED, CHANNELS, add_pixel_tile, block_tile
 from fastbn.kernels._vector import bounds_of, lanes_of, within
 from fastbn.kernels._vector_memory import load, store
 from fastbn.kernels.batch_norm_tiles import set_shift, tile_products, tile_sums, whole_vectors

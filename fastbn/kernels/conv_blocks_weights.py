@@ -4,7 +4,8 @@ import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import allocating_body, driver
-from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_pixel_products
+from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS
+from fastbn.kernels._simd_blocks import add_pixel_products
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.conv_blocks import pixels_of
 from fastbn.kernels.conv_fill import fill_blocks

@@ -8,7 +8,8 @@ as the register tile has rows back from the first cache.
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import allocating_body, driver
-from fastbn.kernels._simd import ASKED, CHANNELS, TILE_ROWS, TILE_VECTORS, block_tile
+from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
+from fastbn.kernels._simd_blocks import ASKED, CHANNELS, block_tile
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.conv_blocks import sum_piece
 from fastbn.kernels.conv_fill import fill_blocks

@@ -10,7 +10,8 @@ import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import allocating_body, body, driver
-from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS, add_block_products
+from fastbn.kernels._simd import OUTER_ROWS, TILE_VECTORS
+from fastbn.kernels._simd_blocks import add_block_products
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels.conv_fill import fill_blocks
 from fastbn.kernels.winograd_tiles import POSITIONS, transform_tiles

@@ -10,7 +10,8 @@ import numpy as np
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
-from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, tile_product, tile_product_in_place, transpose
+from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, transpose
+from fastbn.kernels._simd_gemm import tile_product, tile_product_in_place
 from fastbn.kernels._vector import at_least, lanes_of, splat
 from fastbn.kernels._vector_memory import load, load_first, load_part, store, store_part
 

@@ -11,15 +11,8 @@ source: what ``functional.conv_lanes`` says of planes: starts_h, starts_w, strid
 import numpy as np
 
 from fastbn.kernels._jit import allocating_body, body, inlined
-from fastbn.kernels._simd import (
-    DOT_COLUMNS,
-    DOT_ROWS,
-    LANE_ROWS,
-    LANE_VECTORS,
-    add_dot_products,
-    lane_tile,
-    transpose,
-)
+from fastbn.kernels._simd import transpose
+from fastbn.kernels._simd_lanes import DOT_COLUMNS, DOT_ROWS, LANE_ROWS, LANE_VECTORS, add_dot_products, lane_tile
 from fastbn.kernels._vector import bounds_of, lanes_of, splat, within
 from fastbn.kernels._vector_memory import load, load_part, store, store_part
 from fastbn.kernels.conv import store_dots

@@ -9,7 +9,8 @@ room.
 from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver
-from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, tile_product_in_place
+from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS
+from fastbn.kernels._simd_gemm import tile_product_in_place
 from fastbn.kernels._vector import finite_or_zero, fma, lanes_of, splat, widen
 from fastbn.kernels._vector_memory import load_part, set_to, store_part
 from fastbn.kernels.channels import (
