@@ -1,4 +1,8 @@
-"""The roofs: the fastest copy of an array, by streaming stores or by ordinary ones, and the most multiply-adds."""
+"""The roofs: the fastest copy of an array, by streaming stores or by ordinary ones, and the most multiply-adds.
+
+``python -m bench.roof`` prints them, and how fast two arrays can be read when nothing is written: a core that only
+waits for what it asked for may be slower than one that writes in between.
+"""
 
 import time
 
@@ -10,7 +14,7 @@ from fastbn._threads import launch
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._simd import TILE_ROWS
 from fastbn.kernels._simd_blocks import block_tile
-from fastbn.kernels._vector import lanes_of
+from fastbn.kernels._vector import lanes_of, splat
 from fastbn.kernels._vector_memory import fence, load, prefetch_far, store, stream
 from fastbn.kernels.conv_panels import block_lanes, panel_columns
 
@@ -50,6 +54,29 @@ def copy_to(x: np.ndarray, out: np.ndarray, streaming: bool) -> None:
 
 
 @body
+def _read_block(task, x, y, totals):
+    lanes = lanes_of(x)
+    total = splat(x, 0.0)
+    for i in range(task * BLOCK, min(x.size, (task + 1) * BLOCK) - lanes + 1, lanes):
+        prefetch_far(x, i + AHEAD)
+        prefetch_far(y, i + AHEAD)
+        total = total + load(x, i) + load(y, i)
+    store(totals, task * lanes, total)
+
+
+@driver
+def read(x, y, totals, parallel):
+    """totals (tasks, lanes): sums of both arrays."""
+    tasks = -(-x.size // BLOCK)
+    if parallel:
+        for task in prange(tasks):
+            _read_block(int64(task), x, y, totals)
+    else:
+        for task in range(tasks):
+            _read_block(task, x, y, totals)
+
+
+@body
 def _multiply_task(task, a, b, offsets, repeats, tiles):
     for _ in range(repeats):
         block_tile(a, 0, 0, b, 0, offsets, 1, tiles[task], 0, 0, None, None, 0, 0)
@@ -80,6 +107,18 @@ def peak() -> float:
     return best
 
 
+def reading(size: int = 1 << 27) -> float:
+    """Bytes a second of the best of some passes that read two arrays of ``size`` bytes."""
+    x, y = np.ones(size // 4, np.float32), np.ones(size // 4, np.float32)
+    totals = np.empty((-(-x.size // BLOCK), block_lanes(4)), np.float32)
+    best = 0.0
+    for _ in range(12):
+        begun = time.perf_counter()
+        launch(read, x, y, totals, work=x.size)
+        best = max(best, 2 * size / (time.perf_counter() - begun))
+    return best
+
+
 def bandwidth(size: int = 1 << 26) -> float:
     """Bytes a second, read and written, of the best copy of ``size`` bytes."""
     x, out = np.ones(size // 4, np.float32), empty((size // 4,), np.dtype(np.float32))
@@ -90,3 +129,13 @@ def bandwidth(size: int = 1 << 26) -> float:
             copy_to(x, out, streaming)
             best = max(best, 2 * size / (time.perf_counter() - begun))
     return best
+
+
+def main() -> None:
+    print(f"copy of 128 MB   {bandwidth(1 << 27) / 1e9:6.1f} GB/s")
+    print(f"read 2 x 128 MB  {reading() / 1e9:6.1f} GB/s")
+    print(f"multiply-adds    {peak() / 1e9:6.1f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

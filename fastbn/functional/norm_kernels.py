@@ -26,7 +26,7 @@ from fastbn.kernels.sums import chunk_count, chunk_grid
 SHORT_ROW = 64  # elements; of shorter rows, columns are summed
 SHORT_IN_CACHE = 16  # the same, of arrays of up to IN_CACHE bytes: where rows begin in memory matters less there
 IN_CACHE = 1 << 20
-PORTION = 1 << 17  # bytes, about, that a task of an elementwise map writes
+PORTION = 1 << 16  # bytes, about, that a task of an elementwise map writes
 MATRIX_CHUNKS = 64  # that an (M, C) array is cut into at most
 CHUNK_ROWS = 64  # that one of them has at least
 FEW_ROWS = 256  # of a matrix, which are not cut: tasks own some of its columns
