@@ -10,6 +10,7 @@ import fastbn
 import fastbn.functional as F
 from fastbn import nn
 from fastbn.errors import ArgumentError, ShapeError
+from fastbn.functional import norm_kernels
 
 lightly = settings(deadline=None, max_examples=25, derandomize=True, database=None)
 
@@ -70,6 +71,14 @@ def test_virtual_batches_cover_the_batch(samples, size, positions):
     for first, last in zip(saved.bounds, saved.bounds[1:], strict=False):
         assert size <= last - first <= size + 1 or last == samples
         assert np.abs(y[first:last].mean(axis=(0, 2))).max() < 1e-9
+
+
+def test_what_is_streamed_is_decided_by_the_whole_batch(rng, monkeypatch):
+    x, moved = rng.standard_normal((32, 16, 8, 8), np.float32), []
+    monkeypatch.setattr(norm_kernels, "beyond_cache", lambda size: bool(moved.append(size)))
+    y, saved = F.ghost_batch_norm_forward(x, 8)
+    F.ghost_batch_norm_backward(y, saved)
+    assert moved == [2 * x.nbytes] * 4 + [3 * x.nbytes] * 4
 
 
 def test_a_momentum_for_each(rng):

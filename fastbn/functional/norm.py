@@ -177,10 +177,11 @@ def forward(
     sums: Sums | None = None,
     defer: bool = False,
     limits: norm_kernels.Limits | None = None,
+    parts: int = 1,
 ) -> tuple[np.ndarray, BatchNormSaved | None]:
     """Every batch norm over all values of a channel: y, and if ``keep`` what the backward pass needs.
 
-    sums, defer: see ``batch_norm_summed``. limits: of batch renorm.
+    sums, defer: see ``batch_norm_summed``. limits: of batch renorm. parts: how many such calls write one array.
     """
     parameters: norm_kernels.Parameters
     plan = _plain_plan(x, weight, bias, running_mean, running_var, momentum, eps, residual)
@@ -204,6 +205,8 @@ def forward(
     count = x.size // features if features else 0
     if training and count == 1:
         raise ShapeError(f"{who}: x must have more than 1 value per channel when training, got input size {x.shape}")
+    if plan is not None and parts > 1:
+        plan = plan._replace(nbytes=parts * plan.nbytes)
     keep_signs = keep and relu and added is not None
     if plan is not None and (defer or sums is not None):
         negative, y, stats, affine, signs = norm_parts.forward(

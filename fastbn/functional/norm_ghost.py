@@ -166,7 +166,7 @@ def _forward(
     parts: list[BatchNormSaved] = []
     for (first, last), share in zip(pairwise(bounds), momenta, strict=True):
         given = source[first:last], weight, bias, running_mean, running_var, share, eps
-        _, saved = forward(who, *given, None, bool(relu), y[first:last], training, keep)
+        _, saved = forward(who, *given, None, bool(relu), y[first:last], training, keep, parts=len(bounds) - 1)
         parts += [] if saved is None else [saved]
     return y, GhostBatchNormSaved(source, bounds, parts)
 

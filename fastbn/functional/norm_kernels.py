@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     that are summed together. block: channels of a task that owns them; of a matrix 0 unless its rows are few.
     portion: rows (n, c), or rows of a matrix, that a task of the map by given constants takes. partials: shape of the
     room for two sums of each channel or column of each chunk. words: shape of an array with one bit an element.
-    computed: the dtype of constants. nbytes: of such an array.
+    computed: the dtype of constants. nbytes: of such an array, or of the one that it is a part of.
     """
 
     kind: str
@@ -110,15 +110,20 @@ class Plan(NamedTuple):
         """
         if self.shape[-1] % self.run or not beyond_cache(moved * self.nbytes):
             return 0, False
-        lead, streaming = stores(out, moved, self.lanes, *over)
+        lead, streaming = _unless_over(out, self.lanes, *over)
         aligned = lead == 0 or not (also or self.kind == "columns" or (self.kind == "matrix" and self.block))
         return (lead, streaming) if aligned else (0, False)
 
 
 def stores(out: np.ndarray, moved: int, lanes: int, *over: np.ndarray | None) -> tuple[int, bool]:
     """(lead, streaming) for rows of whole vectors; see ``Plan.stores``."""
+    return _unless_over(out, lanes, *over) if beyond_cache(moved * out.nbytes) else (0, False)
+
+
+def _unless_over(out: np.ndarray, lanes: int, *over: np.ndarray | None) -> tuple[int, bool]:
+    """(lead, streaming) for an output that is streamed unless it is written over one of its operands."""
     begin = _address(out)
-    if not beyond_cache(moved * out.nbytes) or any(a is not None and _address(a) == begin for a in over):
+    if any(a is not None and _address(a) == begin for a in over):
         return 0, False
     return -begin % (lanes * out.itemsize) // out.itemsize, True
 
