@@ -172,7 +172,7 @@ def _plan(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype, thr
     nbytes = n * c * s * itemsize
 
     if rows_of_channels or s == 1:
-        copies = _copies(n * s, c, lanes)
+        copies = _copies(n * s, c, lanes, 4 if nbytes <= IN_CACHE else 8)
         m, width = n * s // copies, c * copies
         chunk = max(CHUNK_ROWS, -(-m // MATRIX_CHUNKS))
         vectors = -(-width // lanes)
@@ -248,14 +248,14 @@ def _owned(c: int, channel_bytes: int, threads: int) -> int:
     return block if block < lanes else block - block % lanes
 
 
-def _copies(m: int, c: int, lanes: int) -> int:
-    """Rows of (m, c) to read as one, so that it is made of groups of four vectors, two at least, or else of vectors.
+def _copies(m: int, c: int, lanes: int, least: int) -> int:
+    """Rows of (m, c) to read as one, so that it is made of ``least`` vectors, or more by fours, or else of vectors.
 
     Constants are then repeated, too, which takes longer than a row does: enough rows must be left.
     """
     copies = 1
     while m % (2 * copies) == 0 and m >= 2 * copies * LEFT_ROWS and c * copies < 1024:
-        if c * copies % (4 * lanes) == 0 and c * copies >= 8 * lanes:
+        if c * copies % (4 * lanes) == 0 and c * copies >= least * lanes:
             break
         copies *= 2
     return copies if c * copies % lanes == 0 or c * copies < 4 * lanes else 1

@@ -20,10 +20,9 @@ from fastbn.kernels.batch_norm_vectors import (
 )
 from fastbn.kernels.channels import NEAR_INV_STD, SCALE, SHIFT, A, B, K
 
-# Rows that are read side by side, a vector of each, in sums of one array, in sums of two and in maps. The processor
-# hardly sees what will be read next, and has to be asked.
+# Rows that are read side by side, a vector of each, in sums and in maps. The processor hardly sees what will be read
+# next, and has to be asked.
 SUM_ROWS = 16
-PRODUCT_ROWS = 8
 MAP_ROWS = 4
 
 
@@ -133,9 +132,9 @@ def tile_products(
     sums[:] = 0.0
     products[:] = 0.0
     fours = columns - columns % (4 * lanes)
-    for top in range(0, rows, PRODUCT_ROWS):
-        bottom = min(rows, top + PRODUCT_ROWS)
-        ahead = PRODUCT_ROWS * stride if bottom < rows else 0
+    for top in range(0, rows, SUM_ROWS):
+        bottom = min(rows, top + SUM_ROWS)
+        ahead = SUM_ROWS * stride if bottom < rows else 0
         for j in range(0, fours, 4 * lanes):
             near, scale, shift = (
                 load_four(affine, column + j),
