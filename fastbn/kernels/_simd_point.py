@@ -9,7 +9,9 @@ from fastbn.kernels._simd import OUTER_ROWS, SECOND_CACHE, TILE_ROWS, TILE_VECTO
 # Rows of a tile of one vector: it fills the registers with as many sums as one of several.
 SLIM_ROWS = TILE_ROWS * TILE_VECTORS
 SLIM_OUTER_ROWS = OUTER_ROWS * TILE_VECTORS
-STEPS = 4  # of the summed axis that a tile goes at once, or as many as a vector has lanes
+# Of the summed axis, that a tile goes at once, or as many as a vector has lanes. Where there are 16 registers, a second
+# step would take some from the sums.
+STEPS = 4 if TILE_ROWS >= 12 else 1
 SOON = 8  # pixels ahead, whose channels come into the first cache for the outer products
 ASKING = 2  # steps, for each of which a tile of ``point_tile`` asks for one of the lines that come next
 
