@@ -59,7 +59,6 @@ UNITS = {
     "conv_winograd_weights.correlate_weights_together": 1,
     "conv_strided.spread_pixels": 1,
     "conv_strided.visit_pixels": 1,
-    "gram.sample_mean": 1,
     "gram.fold_rows": 1,
     "gram.gradient_rows": 1,
     "winograd_panels.transform_panels": 1,

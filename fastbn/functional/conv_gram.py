@@ -174,7 +174,7 @@ def _centred(x: np.ndarray, normed: Prologue) -> tuple[Prologue, np.ndarray]:
     channels = x.shape[1]
     pixels, near, sums = as_flat(x).reshape(-1, channels), np.empty(channels, x.dtype), np.empty(channels)
     affine = normed.affine if normed.affine is not None else _rows(channels, x.dtype, 0, 1, 0)
-    launch(sample_mean, pixels, -(-len(pixels) // SAMPLE), affine, bool(normed.relu), near, sums, work=0)
+    sample_mean(pixels, -(-len(pixels) // SAMPLE), affine, bool(normed.relu), near, sums)
     moved = [affine[NEAR_MEAN] + near, affine[SCALE], affine[SHIFT]]
     if normed.affine is not None:
         moved = [affine[NEAR_MEAN], affine[SCALE], affine[SHIFT] - near, *([-near] if normed.relu else [])]

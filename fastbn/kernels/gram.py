@@ -3,7 +3,7 @@
 import numpy as np
 from numba import int64, prange
 
-from fastbn.kernels._jit import body, driver, sum_body
+from fastbn.kernels._jit import body, driver, serial_driver, sum_body
 from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT, entry
 
 ROWS = 16  # of a task
@@ -11,8 +11,8 @@ ROWS = 16  # of a task
 MEAN, VAR, INV_STD, FACTOR, MOST, LEVEL = range(6)
 
 
-@driver
-def sample_mean(pixels, step, affine, relu, near, sums, parallel):
+@serial_driver
+def sample_mean(pixels, step, affine, relu, near, sums):
     """near (K,) = the mean of every ``step``-th of pixels (M, K) behind its prologue; 0 where that is not finite.
 
     affine: rows NEAR_MEAN, SCALE, SHIFT. relu: whether it ends in one. sums: (K,) float64, a workspace.
