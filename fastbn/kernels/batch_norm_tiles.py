@@ -20,10 +20,11 @@ from fastbn.kernels.batch_norm_vectors import (
 )
 from fastbn.kernels.channels import NEAR_INV_STD, SCALE, SHIFT, A, B, K
 
-# Rows that are read side by side, a vector of each, in sums and in maps. The processor hardly sees what will be read
-# next, and has to be asked.
+# Rows that are read side by side, a vector of each, in sums of one array, and in sums of products and maps. The
+# processor hardly sees what will be read next, and has to be asked.
 SUM_ROWS = 16
-MAP_ROWS = 4
+ROWS = 4
+NEAR = 1024  # elements, at least, that sums of products ask ahead
 
 
 @inlined
@@ -85,9 +86,9 @@ def normalize_tile(x, residual, bits, out, first, rows, stride, columns, word, a
     words = words_of(bits)
     scales, shifts = SCALE * affine.shape[1] + column, SHIFT * affine.shape[1] + column
     fours = columns - columns % (4 * lanes)
-    ahead = max(FAR, MAP_ROWS * stride)
-    for top in range(0, rows, MAP_ROWS):
-        bottom = min(rows, top + MAP_ROWS)
+    ahead = max(FAR, ROWS * stride)
+    for top in range(0, rows, ROWS):
+        bottom = min(rows, top + ROWS)
         for j in range(0, fours, 4 * lanes):
             near, scale, shift = (
                 load_four(affine, column + j),
@@ -132,9 +133,9 @@ def tile_products(
     sums[:] = 0.0
     products[:] = 0.0
     fours = columns - columns % (4 * lanes)
-    for top in range(0, rows, SUM_ROWS):
-        bottom = min(rows, top + SUM_ROWS)
-        ahead = SUM_ROWS * stride if bottom < rows else 0
+    ahead = max(NEAR, ROWS * stride)
+    for top in range(0, rows, ROWS):
+        bottom = min(rows, top + ROWS)
         for j in range(0, fours, 4 * lanes):
             near, scale, shift = (
                 load_four(affine, column + j),
@@ -187,9 +188,9 @@ def gradient_tile(
     zero = splat(x, 0.0)
     words, width = words_of(bits), affine.shape[1]
     fours = columns - columns % (4 * lanes)
-    ahead = max(FAR, MAP_ROWS * stride)
-    for top in range(0, rows, MAP_ROWS):
-        bottom = min(rows, top + MAP_ROWS)
+    ahead = max(FAR, ROWS * stride)
+    for top in range(0, rows, ROWS):
+        bottom = min(rows, top + ROWS)
         for j in range(0, fours, 4 * lanes):
             m = column + j
             near = load_four(affine, m)
