@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+import numba.np.arraymath  # noqa: F401  The first kernel needs it, and it SciPy where that is installed: not in a call
 from numba import njit
 from numba.core.cpu import ParallelOptions
 
