@@ -7,8 +7,12 @@ view is gone waits here, up to ``get_cache_limit()`` bytes of them.
 import ctypes
 import math
 import os
+import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +36,9 @@ class _Idle:
     """Blocks that nobody uses, the longest unused first. No method waits for the lock: a block may be freed anywhere,
     in a collection that began while this thread held it."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self.lock = threading.Lock()
-        self.limit = _default_limit()
+        self.limit = limit
         self.held = 0
         self.blocks: OrderedDict[int, list[ctypes.Array]] = OrderedDict()  # by size
 
@@ -78,28 +82,87 @@ class _Idle:
                 del self.blocks[size]
 
 
-_idle = _Idle()
-
-
 class _Block(np.ndarray):
     """The owner of a block, and the base of every view of it: NumPy looks for owners behind arrays of its own type."""
 
-    def __del__(self, idle: _Idle = _idle, memory: type[ctypes.Array] = ctypes.Array) -> None:
-        if isinstance(self.base, memory):  # not a view of a block, of its own type; modules may be gone by now
-            idle.give(self.base)
+
+def _block_type(idle: _Idle) -> type[_Block]:
+    """Of blocks that wait in ``idle``."""
+
+    class Block(_Block):
+        def __del__(self, idle: _Idle = idle, memory: type[ctypes.Array] = ctypes.Array) -> None:
+            if isinstance(self.base, memory):  # not a view of a block, of its own type; modules may be gone by now
+                idle.give(self.base)
+
+    return Block
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A C-contiguous array, uninitialised; a large one lies on a multiple of 64 bytes."""
+_idle = _Idle(_default_limit())
+_CommonBlock = _block_type(_idle)
+
+
+class _Source(threading.local):
+    """Where the arrays of this Python thread come from."""
+
+    idle = _idle
+    block = _CommonBlock
+
+
+_source = _Source()
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype, lasting: bool = False) -> np.ndarray:
+    """A C-contiguous array, uninitialised; a large one lies on a multiple of 64 bytes. lasting: in no ``Arena``."""
     size = dtype.itemsize * math.prod(shape)
     if size < SMALLEST:
         return np.empty(shape, dtype)
+    idle, block = (_idle, _CommonBlock) if lasting else (_source.idle, _source.block)
     size = -(-size // ROUNDING) * ROUNDING + ALIGNMENT
-    memory = _idle.take(size)
+    memory: Any = idle.take(size)
     if memory is None:
         memory = (ctypes.c_char * size).from_buffer(np.empty(size, BYTE).data)
-    block = _Block((size,), BYTE, memory)  # type: ignore[arg-type]
-    return np.ndarray(shape, dtype, block, -ctypes.addressof(memory) % ALIGNMENT)
+    return np.ndarray(shape, dtype, block((size,), BYTE, memory), -ctypes.addressof(memory) % ALIGNMENT)
+
+
+class Arena:
+    """Blocks of their own for what is computed in ``used``: none leaves it, and what is freed is used there again."""
+
+    def __init__(self) -> None:
+        self.idle = _Idle(sys.maxsize)
+        self.block = _block_type(self.idle)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Of this Python thread, arrays come from here."""
+        _source.idle, _source.block = self.idle, self.block
+        try:
+            yield
+        finally:
+            del _source.idle, _source.block
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """``array`` without its block, if that is from here: its memory may be used again meanwhile."""
+        block = owner_of(array)
+        if not isinstance(block, self.block):
+            return array
+        memory: Any = block.base
+        offset = array.__array_interface__["data"][0] - ctypes.addressof(memory)
+        return np.ndarray(array.shape, array.dtype, memory, offset, array.strides)
+
+
+def owner_of(array: np.ndarray) -> np.ndarray:
+    """The array that owns the memory of ``array``: itself, or a block."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def offset_in(owner: np.ndarray, array: np.ndarray) -> int:
+    """Bytes from where ``empty`` lets arrays begin in ``owner``, an ``owner_of`` something, to ``array``."""
+    begin = owner.__array_interface__["data"][0]
+    if isinstance(owner, _Block):
+        begin += -begin % ALIGNMENT
+    return int(array.__array_interface__["data"][0] - begin)
 
 
 class _Scratch(threading.local):

@@ -5,11 +5,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numba
 from numba.np.ufunc import parallel as pool
 
+from fastbn._tape import Launch, tapes
 from fastbn.errors import ArgumentError
 
 
@@ -20,14 +21,6 @@ class Kernel(Protocol):
     def serial(self) -> Callable[..., Any]: ...
     @property
     def parallel(self) -> Callable[..., Any]: ...
-
-
-class Launch(NamedTuple):
-    """The arguments of ``launch``."""
-
-    kernel: Kernel
-    operands: tuple[Any, ...]
-    work: int
 
 
 # Below this many elements the start of a parallel region costs more than a second core saves.
@@ -68,7 +61,6 @@ _mask: Callable[[], int] = numba.get_num_threads  # threads that this Python thr
 _unguarded = False  # a parallel loop has run, on a layer that takes several at once: Numba's workqueue aborts
 _serial_only = False
 _both = False
-_tapes: dict[int, list[Launch]] = {}  # by Python thread, see ``recorded``
 
 
 def get_num_threads() -> int:
@@ -97,7 +89,7 @@ def run(kernel: Kernel, args: tuple[Any, ...], work: int) -> Any:
     """As ``launch``, of arguments that are a tuple already: sooner begun."""
     global _loaded, _unguarded, _mask
     _loaded = True
-    if _tapes and (tape := _tapes.get(threading.get_ident())) is not None:
+    if tapes and (tape := tapes.get(threading.get_ident())) is not None:
         tape.append(Launch(kernel, args, work))
     if _both:
         kernel.serial(*args, None)
@@ -118,6 +110,12 @@ def run(kernel: Kernel, args: tuple[Any, ...], work: int) -> Any:
         _lock.release()
 
 
+def repeat(launched: Launch) -> Any:
+    """Compute it again."""
+    kernel, operands, work = launched
+    return kernel(*operands) if work is None else run(kernel, operands, work)
+
+
 def _parallel(kernel: Kernel, args: tuple[Any, ...]) -> Any:
     if _mask() != _count:
         numba.set_num_threads(_count)
@@ -127,17 +125,6 @@ def _parallel(kernel: Kernel, args: tuple[Any, ...]) -> Any:
 def _sooner() -> Callable[[], int]:
     """``numba.get_num_threads`` without the locks around the start of its pool, which has started: a sixth of it."""
     return getattr(pool, "_get_num_threads", numba.get_num_threads)
-
-
-@contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """What this Python thread launches meanwhile, in a list that grows; not to be nested."""
-    thread = threading.get_ident()
-    tape = _tapes[thread] = []
-    try:
-        yield tape
-    finally:
-        del _tapes[thread]
 
 
 @contextmanager

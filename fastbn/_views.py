@@ -11,6 +11,7 @@ import numpy as np
 
 from fastbn._checks import FLOAT32, FLOAT64, check_same_dtype, check_shape, check_writable
 from fastbn._memory import empty
+from fastbn._tape import unrepeatable
 from fastbn.errors import ArgumentError
 
 # Axes of an array, by its rank.
@@ -57,15 +58,25 @@ def dense(array: np.ndarray) -> np.ndarray:
     if array.flags.carray and array.dtype.isnative:
         return array
     if not array.flags.aligned or not array.dtype.isnative:
+        unrepeatable()
         array = array.astype(native(array), order="K")
-    return array if is_channels_last(array) else np.asarray(array, order="C")
+    return array if is_channels_last(array) else _in_order(array)
 
 
 def dense_c(array: np.ndarray) -> np.ndarray:
     """``array`` if it is C-contiguous, aligned and in native byte order, else a copy of that kind."""
     if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
         return array
+    unrepeatable()
     return array.astype(native(array), order="C")
+
+
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """``array`` if it is C-contiguous, else a copy that is."""
+    if array.flags.c_contiguous:
+        return array
+    unrepeatable()
+    return np.ascontiguousarray(array)
 
 
 def native(array: np.ndarray) -> np.dtype:
@@ -114,8 +125,8 @@ def in_order_of(array: np.ndarray, like: np.ndarray) -> np.ndarray:
         return array
     array = dense(array)
     if is_channels_last(like):
-        return channels_second(np.ascontiguousarray(channels_last(array)))
-    return np.asarray(array, order="C")
+        return channels_second(_in_order(channels_last(array)))
+    return _in_order(array)
 
 
 def as_ncs(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "_cache", "_checks", "_files", "_memory", "_progress", "_tables", "_threads", "_views"},
+    {"errors", "_cache", "_checks", "_files", "_memory", "_progress", "_tables", "_tape", "_threads", "_views"},
     {"kernels"},
     {"functional"},
     {"nn", "optim"},

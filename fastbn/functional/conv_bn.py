@@ -15,6 +15,7 @@ import numpy as np
 
 from fastbn._checks import check_same_dtype, check_shape
 from fastbn._memory import empty
+from fastbn._tape import call, unrepeatable
 from fastbn._views import channels_last, channels_second, dense, dense_c, in_order_of, native
 from fastbn.functional import conv_blocks, conv_gram, conv_patches, conv_planes, conv_point, norm_parts
 from fastbn.functional.conv import Pair, channel_sums, engine_for
@@ -54,11 +55,12 @@ class Deferred:
 
 def _cut(y: np.ndarray, ceiling: float) -> np.ndarray:
     """``y``, in place at most ``ceiling``."""
-    return y if ceiling == math.inf else np.minimum(y, ceiling, out=y)
+    return y if ceiling == math.inf else call(np.clip, y, None, ceiling, y)
 
 
 def _passed(dy: np.ndarray, y: np.ndarray, ceiling: float) -> np.ndarray:
     """``dy`` where ``y`` is below the ceiling, else 0."""
+    unrepeatable()
     return np.where(y < ceiling, dy, 0).astype(dy.dtype, copy=False)
 
 
@@ -163,7 +165,7 @@ def conv_bn_forward(
 
 def in_channels_last(x: np.ndarray) -> np.ndarray:
     """A dense ``x``, copied unless it is channels-last."""
-    return channels_second(np.ascontiguousarray(channels_last(x)))
+    return channels_second(dense_c(channels_last(x)))
 
 
 def _sums_output(weight: np.ndarray, groups: int) -> bool:
@@ -223,8 +225,9 @@ def conv_bn_backward(
         dx = Gradient(dx, dx_sums)
     dbias = None
     if saved.has_bias:
-        constant = np.zeros_like(vectors[1]) if norm.batch_stats else vectors[1] * norm.affine[SCALE]
-        dbias = constant.astype(z.dtype)
+        dbias = np.zeros(vectors.shape[1:], z.dtype)
+        if not norm.batch_stats:
+            call(np.multiply, vectors[1], norm.affine[SCALE], dbias)
     dgamma, dbeta = None if norm.weight is None else vectors[0], vectors[1] if norm.has_bias else None
     return dx, dweight, dbias, dgamma, dbeta, dresidual
 
@@ -233,6 +236,7 @@ def _backward_apart(
     dy: np.ndarray, saved: ConvBnSaved, need_dx: bool, residual: np.ndarray | None
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """``conv_bn_backward``, one layer after the other."""
+    unrepeatable()
     if saved.ceiling < math.inf and saved.y is None:
         norm = saved.norm
         assert norm.plan is not None

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastbn._checks import check_running_stats, check_same_dtype, check_shape
 from fastbn._memory import empty, scratch
+from fastbn._tape import call
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense, dense_c, in_order_of, native
 from fastbn.functional import conv_blocks, conv_depthwise, conv_lanes
@@ -228,8 +229,9 @@ def unit_backward(
     if saved.has_bias:
         dbias = np.zeros(channels, x.dtype)
         if not saved.batch_stats:
-            dbias[:] = gradients[1] * saved.affine[SCALE]
-    dweight = partials.sum(axis=0).reshape(weight.shape)
+            call(np.multiply, gradients[1], saved.affine[SCALE], dbias)
+    dweight = np.empty(weight.shape, x.dtype)
+    call(np.sum, partials, 0, None, dweight.reshape(-1))
     dbn_weight = None if saved.bn_weight is None else gradients[0]
     return dx if need_dx else None, dweight, dbias, dbn_weight, gradients[1] if saved.has_bn_bias else None
 

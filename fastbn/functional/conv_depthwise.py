@@ -6,6 +6,7 @@ import numpy as np
 
 from fastbn._checks import FLOAT64
 from fastbn._memory import empty, scratch
+from fastbn._tape import call
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, empty_like, in_order_of, with_places
 from fastbn.functional.conv_geometry import Window
@@ -120,7 +121,7 @@ def backward(
         work=x.size,
     )
     dweight = np.empty((groups, weight[0].size), x.dtype)
-    add_taps(partials, places.taps, dweight)
+    call(add_taps, partials, places.taps, dweight)
     return dweight.reshape(weight.shape), dx if need_dx else None, sums
 
 
@@ -128,7 +129,7 @@ def _weights(weight: np.ndarray, taps: np.ndarray) -> np.ndarray:
     """(taps, C to a whole vector) of a C-contiguous ``weight``."""
     channels, lanes = len(weight), block_lanes(weight.itemsize)
     weights = np.empty((taps.size, -(-channels // lanes) * lanes), weight.dtype)
-    pack_taps(as_flat(weight).reshape(channels, -1), taps, weights)
+    call(pack_taps, as_flat(weight).reshape(channels, -1), taps, weights)
     return weights
 
 

@@ -24,15 +24,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastbn._memory import empty
+from fastbn._tape import call
 from fastbn._threads import launch
-from fastbn._views import as_flat, channels_second, empty_like, native
+from fastbn._views import as_flat, channels_second, dense_c, empty_like, native
 from fastbn.functional import conv_point, norm_parts
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_point import POINT
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.linear import linear, linear_backward
 from fastbn.functional.norm import Statistics, check_parameters, move_running_stats
-from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT
+from fastbn.kernels.channels import NEAR_MEAN, SHIFT
 from fastbn.kernels.gram import INV_STD, MEAN, VAR, fold_rows, gradient_rows, sample_mean
 
 # Of the most that w^T S w can be, by what was summed for S: below, float32 sums have lost too much of it.
@@ -119,19 +120,22 @@ def forward(
     count = x.size // channels
     centre, near = _centred(x, normed or PLAIN)
     square = np.empty((channels, channels, 1, 1), x.dtype)
-    products, _, sums = conv_point.backward_with_sums(x, x, square, centre, centre, None, need_dx=False)
-    apart, second = sums / count, products.astype(np.float64).reshape(channels, channels) / count
-    flat = np.ascontiguousarray(weight).reshape(channels_out, channels)
-    spread = linear(flat.astype(np.float64), second - apart[:, None] * apart)
+    products, _, pieces = conv_point.backward_with_sums(x, x, square, centre, centre, None, need_dx=False)
+    flat = dense_c(weight).reshape(channels_out, channels)
+    apart, mean, deviations = np.empty((3, channels))
+    around, wide = np.empty((channels, channels)), np.empty(flat.shape)
+    call(_moments, products.reshape(channels, channels), pieces, count, near, apart, mean, deviations, around)
+    call(np.copyto, wide, flat)
+    spread = linear(wide, around)
     moments, shift = np.empty((6, channels_out)), np.empty(channels_out, x.dtype)
     folded = np.empty(flat.shape, x.dtype)
     trusted = launch(
         fold_rows,
         flat,
         spread,
-        near + apart,
+        mean,
         apart,
-        np.sqrt(np.diag(second)),
+        deviations,
         *(_wide(vector) for vector in (bias, gamma, beta)),
         eps,
         LEAST_VARIANCE,
@@ -142,7 +146,7 @@ def forward(
     )
     if not trusted:
         return None
-    move_running_stats(who, running_mean, running_var, momentum, moments[MEAN], moments[VAR], count)
+    call(move_running_stats, who, running_mean, running_var, momentum, moments[MEAN], moments[VAR], count)
     folded = folded.reshape(weight.shape)
     y = channels_second(empty((x.shape[0], *x.shape[2:], channels_out), x.dtype))
     conv_point.forward(x, folded, shift, POINT, 1, residual, relu, y, centre)
@@ -166,7 +170,34 @@ def forward(
 
 def _wide(vector: Maybe) -> np.ndarray:
     """In float64; empty if None."""
-    return np.empty(0) if vector is None else vector.astype(np.float64)
+    wide = np.empty(0 if vector is None else vector.shape)
+    if vector is not None:
+        call(np.copyto, wide, vector)
+    return wide
+
+
+def _moments(
+    products: np.ndarray,
+    pieces: np.ndarray,
+    count: int,
+    near: np.ndarray,
+    apart: np.ndarray,
+    mean: np.ndarray,
+    deviations: np.ndarray,
+    around: np.ndarray,
+) -> None:
+    """From sums about ``near``, of which ``deviations`` are the roots of the squares': d, mu and S."""
+    _add(pieces, apart)
+    apart /= count
+    np.divide(products, count, out=around, dtype=np.float64)
+    np.sqrt(np.diag(around), out=deviations)
+    around -= np.multiply.outer(apart, apart)
+    np.add(near, apart, out=mean)
+
+
+def _add(pieces: np.ndarray, sums: np.ndarray) -> None:
+    """The sums of each channel, the first of the columns of ``pieces``."""
+    np.sum(pieces[:, : sums.size], axis=0, out=sums)
 
 
 def _centred(x: np.ndarray, normed: Prologue) -> tuple[Prologue, np.ndarray]:
@@ -174,11 +205,20 @@ def _centred(x: np.ndarray, normed: Prologue) -> tuple[Prologue, np.ndarray]:
     channels = x.shape[1]
     pixels, near, sums = as_flat(x).reshape(-1, channels), np.empty(channels, x.dtype), np.empty(channels)
     affine = normed.affine if normed.affine is not None else _rows(channels, x.dtype, 0, 1, 0)
-    sample_mean(pixels, -(-len(pixels) // SAMPLE), affine, bool(normed.relu), near, sums)
-    moved = [affine[NEAR_MEAN] + near, affine[SCALE], affine[SHIFT]]
-    if normed.affine is not None:
-        moved = [affine[NEAR_MEAN], affine[SCALE], affine[SHIFT] - near, *([-near] if normed.relu else [])]
-    return Prologue(np.stack(moved), normed.relu), near.astype(np.float64)
+    call(sample_mean, pixels, -(-len(pixels) // SAMPLE), affine, bool(normed.relu), near, sums)
+    moved = np.empty((4 if normed.relu else 3, channels), x.dtype)
+    call(_move, affine, normed.affine is not None, near, moved)
+    return Prologue(moved, normed.relu), _wide(near)
+
+
+def _move(affine: np.ndarray, normed: bool, near: np.ndarray, moved: np.ndarray) -> None:
+    """``affine`` less ``near``, and the floor of a ReLU; normed: behind what x goes through, else before."""
+    moved[: len(affine)] = affine
+    if normed:
+        moved[SHIFT] -= near
+        moved[SHIFT + 1 :] = -near
+    else:
+        moved[NEAR_MEAN] += near
 
 
 def backward(
@@ -199,7 +239,9 @@ def backward(
     elif saved.y is not None:
         passing = Prologue(_rows(channels_out, dtype, 0, 1, 0), True, slopes=_rows(channels_out, dtype, 1, 0, 0, 0))
         passing = passing._replace(partner=saved.y)
-    products, part, sums = conv_point.backward_with_sums(g, x, saved.folded, passing, saved.centre, residual, need_dx)
+    products, part, pieces = conv_point.backward_with_sums(g, x, saved.folded, passing, saved.centre, residual, need_dx)
+    sums = np.empty(channels_out)
+    call(_add, pieces, sums)
     dscale, level, dweight = np.empty(channels_out), np.empty(channels), np.empty(weight.shape, dtype)
     wide, weighted = np.empty(weight.shape), np.empty(weight.shape)
     given = products.reshape(weight.shape), sums, saved.apart, weight, saved.moments, saved.spread, count
@@ -208,19 +250,27 @@ def backward(
     if part is not None:
         square = np.empty((channels, channels))
         curvature = linear_backward(weighted, wide, square, need_dx=False, need_dbias=False)[1]
-        level = -level - np.einsum("kl,l->k", curvature, saved.apart)
-        around = curvature.astype(dtype).reshape(channels, channels, 1, 1)
+        around, shift = np.empty((channels, channels, 1, 1), dtype), np.empty(channels, dtype)
+        call(np.copyto, around.reshape(channels, channels), curvature)
+        call(_shift, curvature, saved.apart, level, shift)
         dx = empty_like(x)
-        conv_point.forward(x, around, level.astype(dtype), POINT, 1, part, False, dx, saved.centre)
-    vector = dtype if saved.gamma is None else native(saved.gamma)
+        conv_point.forward(x, around, shift, POINT, 1, part, False, dx, saved.centre)
+    dgamma, dbeta = np.empty((2, channels_out), dtype if saved.gamma is None else native(saved.gamma))
+    call(np.multiply, dscale, saved.moments[INV_STD], dgamma)
+    call(np.copyto, dbeta, sums)
     return (
         dx,
         dweight.reshape(saved.folded.shape),
         np.zeros(channels_out, dtype) if saved.has_bias else None,
-        None if saved.gamma is None else (dscale * saved.moments[INV_STD]).astype(vector),
-        sums.astype(vector) if saved.has_beta else None,
+        None if saved.gamma is None else dgamma,
+        dbeta if saved.has_beta else None,
         g if saved.has_residual else None,
     )
+
+
+def _shift(curvature: np.ndarray, apart: np.ndarray, level: np.ndarray, shift: np.ndarray) -> None:
+    """What dx has in all pixels."""
+    np.copyto(shift, -level - np.einsum("kl,l->k", curvature, apart), casting="same_kind")
 
 
 def _rows(channels: int, dtype: np.dtype, *values: float) -> np.ndarray:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from fastbn._memory import empty, scratch
-from fastbn._threads import Launch, get_num_threads, launch, recorded
+from fastbn._tape import Launch, recorded
+from fastbn._threads import get_num_threads, repeat
 from fastbn._views import as_flat, channels_second
 from fastbn.functional import conv_blocks
 from fastbn.functional.conv import Pair, convolve
@@ -50,8 +51,8 @@ class _Waiting(threading.local):
     def finish(self) -> None:
         """Make them, in order."""
         launches, self.launches = self.launches, []
-        for kernel, operands, work in launches:
-            launch(kernel, *operands, work=work)
+        for last in launches:
+            repeat(last)
 
 
 _waiting = _Waiting()

@@ -122,12 +122,12 @@ def backward_with_sums(
     residual: np.ndarray | None,
     need_dx: bool,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """(dweight, dx, the sums of each channel of dy behind its prologue, float64)."""
+    """(dweight, dx, the sums of dy behind its prologue: a piece of the pixels a row, float64, C to whole vectors)."""
     dx = empty_like(x) if need_dx else None
     portions = _portions_of(x, weight)
     dy_sums = np.empty(portions.dy_sums)
     dweight = _gradients(portions, dy, x, weight, prologue, normed, residual, dx, None, dy_sums)
-    return dweight, dx, dy_sums.sum(axis=0)[: dy.shape[1]]
+    return dweight, dx, dy_sums
 
 
 def _visited(x: np.ndarray, window: Window) -> np.ndarray:

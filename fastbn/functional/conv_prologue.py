@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbn._checks import FLOAT64
+from fastbn._memory import empty
 from fastbn._views import as_flat
 from fastbn.functional.norm_sums import Pieces, Sums, relu_operand
 
@@ -32,7 +34,7 @@ class Prologue(NamedTuple):
 
     def sums_through(self, pieces: Pieces, x: np.ndarray) -> Sums:
         """Room for the sums of a gradient, for the batch norm and ReLU that ``x`` goes through here."""
-        return Sums(np.empty(pieces.room), pieces.counts, None, x, self.affine, self.relu, self.ceiling)
+        return Sums(empty(pieces.room, FLOAT64), pieces.counts, None, x, self.affine, self.relu, self.ceiling)
 
 
 PLAIN = Prologue()

@@ -123,7 +123,7 @@ def backward_weight(
         scratch((max_threads(), share.workspace), x.dtype),
         work=share.work,
     )
-    dweight = empty(weight.shape, x.dtype)
+    dweight = empty(weight.shape, x.dtype, lasting=True)
     target = as_flat(dweight), passes_caches(dweight, channels * TAPS, STREAMED), _workspace(x.dtype)
     launch(gather_panels, panels, share.splits, channels_out, channels, *target, work=panels.size)
     return dweight

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastbn._checks import check_per_channel, check_running_stats, check_same_dtype, check_shape
 from fastbn._memory import scratch
+from fastbn._tape import call
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, dense_c, native
 from fastbn.functional.linear import are_small, gradient_room
@@ -139,7 +140,7 @@ def unit_backward(
     if saved.has_bias:
         dbias = np.zeros(channels, x.dtype)
         if not saved.batch_stats:
-            dbias[:] = found[1] * saved.affine[SCALE]
+            call(np.multiply, found[1], saved.affine[SCALE], dbias)
     dbn_weight = None if saved.bn_weight is None else found[0]
     return dx if need_dx else None, dweight, dbias, dbn_weight, found[1] if saved.has_bn_bias else None
 

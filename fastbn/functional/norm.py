@@ -18,6 +18,7 @@ from fastbn._checks import (
     check_shape,
     check_writable,
 )
+from fastbn._tape import unrepeatable
 from fastbn._views import check_out, compute_dtype, dense, empty_like, in_order_of, lies_as, native
 from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import norm_kernels, norm_parts
@@ -257,6 +258,7 @@ def as_parameters(*arrays: np.ndarray | None) -> norm_kernels.Parameters:
     """The arrays as kernels take them: themselves if all are float32 and dense, else copies in float64; None empty."""
     for array in arrays:
         if array is not None and not (array.dtype is FLOAT32 and array.flags.carray):
+            unrepeatable()
             weight, bias, mean, var = (np.empty(0) if a is None else a.astype(np.float64) for a in arrays)
             break
     else:

@@ -7,6 +7,9 @@ import math
 
 import numpy as np
 
+from fastbn._checks import FLOAT64
+from fastbn._memory import empty
+from fastbn._tape import call, unrepeatable
 from fastbn._threads import launch
 from fastbn.functional.norm_kernels import Found, Parameters, Plan, normalize_by, plan_for
 from fastbn.functional.norm_sums import Sums
@@ -34,9 +37,10 @@ def forward(
     stats, affine = np.empty((3, plan.channels)), np.empty((3, plan.channels), plan.computed)
     if training:
         assert sums is not None
-        negative = finish_moments(sums.counts, sums.shifts, sums.partials, *parameters, momentum, eps, stats, affine)
+        given = sums.counts, sums.shifts, sums.partials, *parameters, momentum, eps
+        negative = call(finish_moments, *given, stats, affine)
     else:
-        negative = finish_running(*parameters, eps, stats, affine)
+        negative = call(finish_running, *parameters, eps, stats, affine)
     if negative >= 0 or defer:
         return negative, x, stats, affine, None
     y, signs = normalize(plan, x, stats, affine, residual, relu, keep_signs)
@@ -66,6 +70,7 @@ def normalize(
 def scaled(dy: np.ndarray, affine: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     """The gradient through a map with constants: each channel of a dense ``dy`` times its scale."""
     multiplied = np.zeros_like(affine)
+    unrepeatable()
     multiplied[SCALE] = affine[SCALE]
     return normalize(plan_for(dy), dy, np.empty((3, affine.shape[1])), multiplied, out=out)[0]
 
@@ -92,14 +97,14 @@ def slopes_of(
         columns = plan.shape[1]
         dresidual, cut = plan.empty() if masked else (None, None)
         views = plan.view(dy), plan.view(x), signs, relu if signs is None else None
-        partials, wide = np.empty(plan.partials), plan.by_column(affine, 0)
+        partials, wide = empty(plan.partials, FLOAT64), plan.by_column(affine, 0)
         if wide is not affine:
-            wide.reshape(3, -1, plan.channels)[...] = affine[:, None]
+            call(np.copyto, wide.reshape(3, -1, plan.channels), affine[:, None])
         launch(products_matrix, *views, *plan.chunk, wide, partials, cut, work=x.size)
     else:
         partials = sums.partials
     slopes, gradients = np.empty((4, plan.channels), affine.dtype), np.empty((2, plan.channels), dtype)
-    finish_products(columns, x.size // plan.channels, partials, batch_stats, stats, affine, slopes, gradients)
+    call(finish_products, columns, x.size // plan.channels, partials, batch_stats, stats, affine, slopes, gradients)
     return slopes, dresidual, gradients
 
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from fastbn._checks import FLOAT64
+from fastbn._memory import empty
 from fastbn._views import as_flat
 from fastbn.kernels.conv_panels import block_lanes
 
@@ -58,7 +60,7 @@ class Pieces(NamedTuple):
 
     def moments(self, dtype: np.dtype) -> Sums:
         """Room for the sums of an array of ``dtype``, about shifts."""
-        return Sums(np.empty(self.room), self.counts, np.empty(self.room[1:], dtype))
+        return Sums(empty(self.room, FLOAT64), self.counts, empty(self.room[1:], dtype))
 
 
 @lru_cache(maxsize=512)

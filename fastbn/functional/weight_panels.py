@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbn._memory import empty, scratch
+from fastbn._tape import unrepeatable
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat
 from fastbn.kernels._simd import VECTOR_BYTES
@@ -43,13 +44,17 @@ def panels_size(outputs: int, channels: int, itemsize: int) -> int:
 
 def passes_caches(out: np.ndarray, row: int, least: int) -> bool:
     """Whether ``out`` has as many bytes, in rows, of so many elements, of whole lines: those need not be read first."""
-    whole = row * out.itemsize % LINE == out.__array_interface__["data"][0] % LINE == 0
-    return VECTOR_BYTES == LINE and out.nbytes >= least and whole
+    if VECTOR_BYTES != LINE or out.nbytes < least or row * out.itemsize % LINE:
+        return False
+    return bool(out.__array_interface__["data"][0] % LINE == 0)
 
 
 def writeable(weight: np.ndarray) -> np.ndarray:
     """``weight``, or a copy: kernels would be compiled anew for what is read-only."""
-    return weight if weight.flags.writeable else weight.copy()
+    if weight.flags.writeable:
+        return weight
+    unrepeatable()
+    return weight.copy()
 
 
 def packed_panels(weight: np.ndarray, packing: Packing, size: int) -> np.ndarray:
@@ -74,7 +79,7 @@ def _of_matrix(outputs: int, channels: int, strides: tuple[int, int], itemsize: 
 
 def unpacked(products: np.ndarray, splits: int, shape: tuple[int, ...], groups: int, taps: int) -> np.ndarray:
     """Weights of ``shape``, (outputs, ...), that are the sum of ``splits`` panels."""
-    dweight, itemsize = empty(shape, products.dtype), products.itemsize
+    dweight, itemsize = empty(shape, products.dtype, lasting=True), products.itemsize
     length = dweight[0].size
     spare = scratch((max_threads(), taps * block_elements(itemsize) + squares(itemsize)), products.dtype)
     share = splits, taps, groups, shape[0] // groups, length // taps

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fastbn._tape import call, unrepeatable
 from fastbn.functional.conv_bn import ConvBnSaved, Deferred, Gradient, conv_bn_backward, conv_bn_forward
 from fastbn.functional.conv_bn_lanes import has_few_channels
 from fastbn.functional.conv_gram import GramSaved
@@ -69,7 +70,7 @@ class Block:
             defer=defer,
         )
         if training and mean is not None and y.shape[0]:
-            norm.count_batch()
+            call(norm.count_batch)
         return y
 
     def backward(
@@ -151,4 +152,7 @@ def backward(
     if isinstance(first, Block):
         return first.backward(gradient, need_dx, residual)[0]  # type: ignore[return-value]
     dx = first.backward(gradient) if need_dx else first.backward(gradient, need_dx=False)
-    return dx if residual is None or dx is None else dx + residual
+    if residual is None or dx is None:
+        return dx
+    unrepeatable()
+    return dx + residual

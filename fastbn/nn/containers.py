@@ -6,21 +6,25 @@ from typing import Any, Self
 import numpy as np
 
 from fastbn._checks import check_shape
+from fastbn._tape import unrepeatable
 from fastbn.errors import ArgumentError, DtypeError
 from fastbn.functional.conv_plans import waiting
 from fastbn.nn import block
-from fastbn.nn.block import Block, absorbs_relu, as_blocks
+from fastbn.nn.block import Block, Step, absorbs_relu, as_blocks
 from fastbn.nn.infer import CHAINS, NOTHING, cut_of, infer, run
 from fastbn.nn.module import Module
+from fastbn.nn.replay import REPEATABLE, Recording, Replay
 
 
 class Sequential(Module):
     """Modules one after the other: ``Sequential(a, b)`` named "0", "1", or ``Sequential({"conv": a, "bn": b})``.
 
-    fused: train convolution, batch norm and ReLU as one unit; see ``fastbn.fuse``.
+    fused: train convolution, batch norm and ReLU as one unit; see ``fastbn.fuse``. replay: repeat recorded passes.
     """
 
     fused = False
+    replay = False
+    _replay: Replay | None = None
 
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
         super().__init__()
@@ -45,7 +49,11 @@ class Sequential(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Each module's output is the next one's input."""
         if self.fused and self.training:
-            steps = as_blocks(leaves(self))
+            recording = self._recording_for(x) if self.replay else None
+            if recording is not None:
+                self._keep(recording)
+                return recording.forward(x)
+            steps = self.parts()
             self._keep(steps)
             return block.forward(steps, x)
         if self.fused:
@@ -54,11 +62,21 @@ class Sequential(Module):
             x = module(x)
         return x
 
+    def parts(self) -> list[Step]:
+        """What trains as one step, if fused."""
+        return as_blocks(leaves(self))
+
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray | None:
         """dx, the modules in reverse order."""
         if self._saved:
-            return block.backward(self._take(), dy, need_dx)
+            saved = self._take()
+            return saved.backward(dy, need_dx) if isinstance(saved, Recording) else block.backward(saved, dy, need_dx)
         return _backward(self.chain(), dy, need_dx)
+
+    def _recording_for(self, x: np.ndarray) -> Recording | None:
+        if self._replay is None:
+            self._replay = Replay()
+        return self._replay.recording_for(x, self.parts)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -132,6 +150,10 @@ class Residual(Module):
             dy = self.downsample.backward(dy, **({} if need_dx else {"need_dx": False}))
         return None if dx is None or dy is None else dx + dy
 
+    def parts(self) -> list[Step]:
+        """What trains as one step, if fused, the shortcut and the activation among them."""
+        return [*as_blocks(leaves(self)), *(self._modules[name] for name in self.OWN if name in self._modules)]
+
     def _forward_fused(self, x: np.ndarray) -> np.ndarray:
         """The last block adds the shortcut, and is cut by the ReLU if that is the activation."""
         steps = as_blocks(leaves(self))
@@ -147,6 +169,7 @@ class Residual(Module):
                 last.relu, activation = True, None
             y = last.forward(y, shortcut)
         else:
+            unrepeatable()
             y = y + shortcut
         self._keep((body, last, activation))
         return y if activation is None else activation(y)
@@ -172,6 +195,7 @@ class Residual(Module):
             shortcut = self.downsample.backward(shortcut, **({} if need_dx else {"need_dx": False}))
         if body:
             return block.backward(body, inner, need_dx, shortcut)
+        unrepeatable()
         return inner + shortcut if need_dx else None
 
 
@@ -184,6 +208,8 @@ class Flatten(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, features); a view where memory allows."""
         self._keep(x.shape)
+        if not x.flags.c_contiguous:
+            unrepeatable()
         return x.reshape(x.shape[0], -1) if x.size else x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray:
@@ -201,6 +227,9 @@ class Identity(Module):
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> np.ndarray:
         """Dy."""
         return dy
+
+
+REPEATABLE += [Flatten.forward, Identity.forward]
 
 
 def leaves(container: Sequential | Residual) -> list[Module]:

@@ -12,7 +12,7 @@ from fastbn.nn.conv import Conv2d
 from fastbn.nn.module import Module
 
 
-def fuse(model: Module, fused: bool = True) -> Module:
+def fuse(model: Module, fused: bool = True, *, replay: bool = False) -> Module:
     """Let ``model`` train every Conv2d with the BatchNorm2d, the sum and the ReLU after it as one unit; in place.
 
     Looks inside Sequential and Residual. Parameters, names and ``state_dict`` are as before. In training mode such a
@@ -20,6 +20,8 @@ def fuse(model: Module, fused: bool = True) -> Module:
     it are one pass. Their outputs are channels-last. Of many small images of few channels, in NCHW order, the sigmoid
     and the AvgPool2d that come next are part of the unit, too, and the output stays in that order. So do small Linear
     layers train with the BatchNorm1d and the ReLU or sigmoid after them. A module with a forward hook stays by itself.
+    replay: record a training pass once some were alike, and repeat it with less of Python: the same bits, sooner where
+    layers are small; the memory of a pass is then kept between passes. See ``fastbn.nn.replay``.
     fused=False undoes it. Returns ``model``.
     Raises DtypeError.
     """
@@ -28,7 +30,17 @@ def fuse(model: Module, fused: bool = True) -> Module:
     for module in model.modules():
         if isinstance(module, (Sequential, Residual)):
             module.fused = fused
+    _set_replay(model, fused and replay)
     return model
+
+
+def _set_replay(module: Module, replay: bool) -> None:
+    """Of the outermost containers: what is in them is part of their passes."""
+    if isinstance(module, Sequential):
+        module.replay = replay
+        return
+    for child in module.children():
+        _set_replay(child, replay)
 
 
 class ConvBnReLU2d(Sequential):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastbn._tape import call
 from fastbn.functional.conv_bn import Deferred
 from fastbn.functional.conv_bn_lanes import LanesSaved, unit_backward, unit_forward
 from fastbn.nn.activation import ReLU, ReLU6, Sigmoid
@@ -89,7 +90,7 @@ class LanesUnit:
             return self._forward_apart(x, defer)
         y, self.saved = found
         if training and mean is not None:
-            norm.count_batch()
+            call(norm.count_batch)
         return y
 
     def _forward_apart(self, x: np.ndarray, defer: bool) -> np.ndarray | Deferred:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fastbn._tape import call
 from fastbn.functional.linear_bn import LinearSaved, suits, unit_backward, unit_forward
 from fastbn.nn.batchnorm import BatchNorm1d
 from fastbn.nn.lanes_unit import activation_of
@@ -46,7 +47,7 @@ class LinearUnit:
         bias, statistics = None if linear.bias is None else linear.bias.data, (mean, var, momentum, norm.eps)
         y, self.saved = unit_forward(x, weight, bias, *norm.affine_arrays(), statistics, training, self.activation)
         if training and mean is not None:
-            norm.count_batch()
+            call(norm.count_batch)
         return y
 
     def backward(self, dy: np.ndarray, *, need_dx: bool = True) -> Any:

@@ -8,7 +8,19 @@ import numpy as np
 from fastbn.errors import DtypeError, ModelError, ShapeError, StateError
 from fastbn.nn.parameter import Parameter
 
+_changes = 0  # to any module's options, parameters or children, see ``changes``
+
 Hook = Callable[["Module", np.ndarray, np.ndarray], None]
+
+
+def changes() -> int:
+    """How often any module has been changed: its mode, options, children, hooks, or which its parameters are."""
+    return _changes
+
+
+def _changed() -> None:
+    global _changes
+    _changes += 1
 
 
 class Module:
@@ -76,6 +88,8 @@ class Module:
     # Attributes
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            _changed()
         tables: tuple[dict[str, Any], ...] = (self._parameters, self._buffers, self._modules)
         table = next((t for t in tables if name in t), None)
         if isinstance(value, (Parameter, Module)):
@@ -120,20 +134,24 @@ class Module:
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter, or its absence."""
+        _changed()
         self._parameters[name] = parameter
 
     def register_buffer(self, name: str, array: np.ndarray | None) -> None:
         """Add an array that is saved with the model but not trained, or its absence."""
+        _changed()
         self._buffers[name] = array
 
     def add_module(self, name: str, module: "Module") -> None:
         """Add a child."""
+        _changed()
         self._modules[name] = module
 
     def register_forward_hook(self, hook: Hook) -> Callable[[], None]:
         """Call ``hook(module, x, y)`` after each forward; returns the function that removes it."""
         key = object()
         self._forward_hooks[key] = hook
+        _changed()
         return lambda: self._forward_hooks.pop(key, None)
 
     # Walks; a module or parameter that is shared appears once, under its first name
@@ -239,6 +257,7 @@ class Module:
         for module in self.modules():
             module.training = mode
             module._saved = None
+            module.__dict__.pop("_replay", None)
         return self
 
     def eval(self) -> Self:

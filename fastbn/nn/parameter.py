@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from fastbn._tape import current
+
 
 class Parameter:
     """An array that an optimiser changes.
@@ -39,6 +41,9 @@ class Parameter:
 
     def accumulate(self, grad: np.ndarray) -> None:
         """Add ``grad`` to ``self.grad``; nothing if gradients are not required."""
+        tape = current()
+        if tape is not None:
+            tape.gradients.append((self, grad))
         if self.requires_grad:
             self.grad = grad if self.grad is None else self.grad + grad
 
