@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ ALIGNMENT = 64  # bytes: so that whole vectors can be streamed
 BYTE = np.dtype(np.uint8)
 SMALLEST = 1 << 17  # bytes; below, the C library keeps its pages by itself
 ROUNDING = 1 << 16
+PAGE = 1 << 12
 
 
 def _default_limit() -> int:
@@ -101,49 +102,69 @@ _idle = _Idle(_default_limit())
 _CommonBlock = _block_type(_idle)
 
 
-class _Source(threading.local):
-    """Where the arrays of this Python thread come from."""
+class _Source(NamedTuple):
+    """Where arrays of ``smallest`` bytes or more come from, in blocks of multiples of ``rounding``."""
 
-    idle = _idle
-    block = _CommonBlock
+    idle: _Idle
+    block: type[_Block]
+    smallest: int
+    rounding: int
 
 
-_source = _Source()
+_idle = _Idle(_default_limit())
+_common = _Source(_idle, _block_type(_idle), SMALLEST, ROUNDING)
+
+
+class _Current(threading.local):
+    """Of this Python thread."""
+
+    source = _common
+
+
+_current = _Current()
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype, lasting: bool = False) -> np.ndarray:
     """A C-contiguous array, uninitialised; a large one lies on a multiple of 64 bytes. lasting: in no ``Arena``."""
+    idle, block, smallest, rounding = _common if lasting else _current.source
     size = dtype.itemsize * math.prod(shape)
-    if size < SMALLEST:
+    if size < smallest:
         return np.empty(shape, dtype)
-    idle, block = (_idle, _CommonBlock) if lasting else (_source.idle, _source.block)
-    size = -(-size // ROUNDING) * ROUNDING + ALIGNMENT
+    size = -(-size // rounding) * rounding + ALIGNMENT
     memory: Any = idle.take(size)
     if memory is None:
         memory = (ctypes.c_char * size).from_buffer(np.empty(size, BYTE).data)
     return np.ndarray(shape, dtype, block((size,), BYTE, memory), -ctypes.addressof(memory) % ALIGNMENT)
 
 
+class _IdleOfAnySize(_Idle):
+    """Blocks that smaller arrays may take, too."""
+
+    def take(self, size: int) -> ctypes.Array | None:
+        fitting = [waiting for waiting, blocks in self.blocks.items() if waiting >= size and blocks]
+        return super().take(min(fitting)) if fitting else None
+
+
 class Arena:
     """Blocks of their own for what is computed in ``used``: none leaves it, and what is freed is used there again."""
 
     def __init__(self) -> None:
-        self.idle = _Idle(sys.maxsize)
-        self.block = _block_type(self.idle)
+        idle = _IdleOfAnySize(sys.maxsize)
+        self.source = _Source(idle, _block_type(idle), PAGE, PAGE)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Of this Python thread, arrays come from here."""
-        _source.idle, _source.block = self.idle, self.block
+        _current.source = self.source
         try:
             yield
         finally:
-            del _source.idle, _source.block
+            _current.source = _common
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """``array`` without its block, if that is from here: its memory may be used again meanwhile."""
         block = owner_of(array)
-        if not isinstance(block, self.block):
+        if not isinstance(block, self.source.block):
             return array
         memory: Any = block.base
         offset = array.__array_interface__["data"][0] - ctypes.addressof(memory)

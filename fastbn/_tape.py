@@ -6,8 +6,12 @@ when an operand is copied to another memory order, ``unrepeatable`` says so.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbn._memory import Arena
 
 Kernel = Any
 
@@ -21,12 +25,31 @@ class Launch(NamedTuple):
 
 
 class Tape(list[Launch]):
-    """Launches in order. repeatable: whether they are all that was computed. gradients: who was given which, if any."""
+    """Launches in order. repeatable: whether they are all that was computed. gradients: who was given which, if any.
 
-    def __init__(self) -> None:
+    arena: where the thread's arrays are meanwhile; the tape keeps none of them from being used again.
+    """
+
+    def __init__(self, arena: Arena | None) -> None:
         super().__init__()
+        self.arena = arena
         self.repeatable = True
-        self.gradients: list[tuple[Any, Any]] = []
+        self.gradients: list[tuple[Any, np.ndarray]] = []
+
+    def append(self, launch: Launch) -> None:
+        """Add what is launched next."""
+        super().append(launch if self.arena is None else launch._replace(operands=self._views(launch.operands)))
+
+    def add_gradient(self, parameter: Any, grad: np.ndarray) -> None:
+        """It outlives the arena."""
+        self.repeatable &= self.arena is None or self.arena.view(grad) is grad
+        self.gradients.append((parameter, grad))
+
+    def _views(self, operands: Any) -> Any:
+        assert self.arena is not None
+        if isinstance(operands, np.ndarray):
+            return self.arena.view(operands)
+        return tuple(map(self._views, operands)) if type(operands) is tuple else operands
 
 
 tapes: dict[int, Tape] = {}  # by Python thread
@@ -38,12 +61,13 @@ def current() -> Tape | None:
 
 
 @contextmanager
-def recorded() -> Iterator[Tape]:
-    """What this Python thread computes meanwhile, on a tape that grows; not to be nested."""
+def recorded(arena: Arena | None = None) -> Iterator[Tape]:
+    """What this Python thread computes meanwhile, in ``arena`` if given, on a tape that grows; not to be nested."""
     thread = threading.get_ident()
-    tape = tapes[thread] = Tape()
+    tape = tapes[thread] = Tape(arena)
     try:
-        yield tape
+        with arena.used() if arena is not None else nullcontext():
+            yield tape
     finally:
         del tapes[thread]
 

@@ -152,7 +152,12 @@ class Module:
         key = object()
         self._forward_hooks[key] = hook
         _changed()
-        return lambda: self._forward_hooks.pop(key, None)
+
+        def remove() -> None:
+            self._forward_hooks.pop(key, None)
+            _changed()
+
+        return remove
 
     # Walks; a module or parameter that is shared appears once, under its first name
 

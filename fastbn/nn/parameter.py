@@ -43,7 +43,7 @@ class Parameter:
         """Add ``grad`` to ``self.grad``; nothing if gradients are not required."""
         tape = current()
         if tape is not None:
-            tape.gradients.append((self, grad))
+            tape.add_gradient(self, grad)
         if self.requires_grad:
             self.grad = grad if self.grad is None else self.grad + grad
 

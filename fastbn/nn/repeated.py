@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._memory import Arena, empty, offset_in, owner_of
+from fastbn._memory import empty, offset_in, owner_of
 from fastbn._tape import Launch, Tape
 from fastbn._threads import repeat
 from fastbn.nn.parameter import Parameter
@@ -25,14 +25,13 @@ class Place(NamedTuple):
 
 
 class Repeated:
-    """The launches of a tape that was recorded in ``arena``; it keeps no array of it from being used again."""
+    """The launches of a tape."""
 
-    def __init__(self, tape: Tape, arena: Arena) -> None:
-        self.arena = arena
+    def __init__(self, tape: Tape) -> None:
         self.memory: list[tuple[tuple[int, ...], np.dtype]] = []  # shape and dtype of what is new every time
         self.gradients: list[tuple[Parameter, Place | np.ndarray]] = []
         numbers = self._number_gradients(tape)
-        self.launches = [self._without_memory(launch, numbers) for launch in tape]
+        self.launches = [_without_memory(launch, numbers) for launch in tape]
 
     def run(self) -> list[tuple[Parameter, np.ndarray]] | None:
         """The gradients; None where a kernel did nothing, because it did not like what it read."""
@@ -54,7 +53,7 @@ class Repeated:
         numbers: dict[int, int] = {}
         for parameter, grad in tape.gradients:
             owner = owner_of(grad)
-            if id(owner) not in written:  # constant
+            if id(owner) not in written:  # a constant
                 self.gradients.append((parameter, grad.copy()))
                 continue
             if id(owner) not in numbers:
@@ -63,21 +62,17 @@ class Repeated:
             self.gradients.append((parameter, _place(grad, numbers)))
         return numbers
 
-    def _without_memory(self, launch: Launch, numbers: dict[int, int]) -> tuple[Launch, list[tuple[int, Place]]]:
-        kernel, operands, work = launch
-        places = [
-            (number, _place(operand, numbers))
-            for number, operand in enumerate(operands)
-            if isinstance(operand, np.ndarray) and id(owner_of(operand)) in numbers
-        ]
-        new = {number for number, _ in places}
-        kept = tuple(None if number in new else self._view(operand) for number, operand in enumerate(operands))
-        return Launch(kernel, kept, work), places
 
-    def _view(self, operand: Any) -> Any:
-        if isinstance(operand, np.ndarray):
-            return self.arena.view(operand)
-        return tuple(map(self._view, operand)) if type(operand) is tuple else operand
+def _without_memory(launch: Launch, numbers: dict[int, int]) -> tuple[Launch, list[tuple[int, Place]]]:
+    """A launch with None where an operand is a view of new memory, and these."""
+    places = [
+        (number, _place(operand, numbers))
+        for number, operand in enumerate(launch.operands)
+        if isinstance(operand, np.ndarray) and id(owner_of(operand)) in numbers
+    ]
+    new = {number for number, _ in places}
+    kept = tuple(None if number in new else operand for number, operand in enumerate(launch.operands))
+    return launch._replace(operands=kept), places
 
 
 def _failed(result: Any) -> bool:

@@ -92,10 +92,10 @@ class Recording:
 
     def _record_forward(self, x: np.ndarray) -> np.ndarray:
         self.x = _copy(x)
-        with self.arena.used(), recorded() as tape:
+        with recorded(self.arena) as tape:
             y = block.forward(self.body, self.x)
         self.useless = not tape.repeatable
-        self.forwards, self.y = Repeated(tape, self.arena), self.arena.view(y)
+        self.forwards, self.y = Repeated(tape), self.arena.view(y)
         return _copy(y)
 
     def _record_backward(self, dy: np.ndarray, need_dx: bool) -> np.ndarray | None:
@@ -104,11 +104,11 @@ class Recording:
             return block.backward(self.body, dy, need_dx)
         self.dy = empty_like(self.y)
         np.copyto(self.dy, dy)
-        with self.arena.used(), recorded() as tape:
+        with recorded(self.arena) as tape:
             dx = block.backward(self.body, self.dy, need_dx)
         self.useless = not tape.repeatable
         self.complete = tape.repeatable
-        self.backwards, self.dx = Repeated(tape, self.arena), None if dx is None else self.arena.view(dx)
+        self.backwards, self.dx = Repeated(tape), None if dx is None else self.arena.view(dx)
         return None if dx is None else _copy(dx)
 
     # Repeated
