@@ -138,10 +138,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype, lasting: bool = False) -> np.
 
 
 class _IdleOfAnySize(_Idle):
-    """Blocks that smaller arrays may take, too."""
+    """Blocks that smaller arrays may take, too, but none of less than half their size."""
 
     def take(self, size: int) -> ctypes.Array | None:
-        fitting = [waiting for waiting, blocks in self.blocks.items() if waiting >= size and blocks]
+        fitting = [waiting for waiting, blocks in self.blocks.items() if size <= waiting <= 2 * size and blocks]
         return super().take(min(fitting)) if fitting else None
 
 
