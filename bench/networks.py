@@ -52,7 +52,7 @@ def build(network: str, rival: str):
             model.backward(dy, need_dx=False)
             return y, first.grad
 
-        return forward, step, model.train
+        return forward, step, lambda: model.eval().train()
     net = MODELS[network]()
     net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in model.state_dict().items()})
     order = torch.channels_last if rival.endswith("last") else torch.contiguous_format

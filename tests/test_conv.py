@@ -11,6 +11,7 @@ from fastbn.errors import ArgumentError, ShapeError
 from fastbn.functional import conv_lanes, conv_patches, conv_planes
 from fastbn.functional.conv import engine_for
 from fastbn.functional.conv_geometry import Window
+from fastbn.kernels._simd import VECTOR_BYTES
 
 DTYPES = [np.float32, np.float64]
 
@@ -369,6 +370,9 @@ def test_small_images_go_side_by_side_where_the_batch_fills_blocks():
     large = np.zeros((32, 3, 300, 300), np.float32)
     assert engine_for(many, weight, window, 1, (32, *y_shape), follows=True) is conv_lanes
     assert engine_for(few, weight, window, 1, (2, *y_shape), follows=True) is conv_planes
+    lanes = VECTOR_BYTES // 4
+    assert engine_for(many[:lanes], weight, window, 1, (lanes, *y_shape), follows=True) is conv_lanes
+    assert engine_for(many[: lanes - 1], weight, window, 1, (lanes - 1, *y_shape), follows=True) is conv_planes
     assert engine_for(large, weight, window, 1, (32, 5, 298, 298), follows=True) is conv_planes
     assert engine_for(channels_last(many), weight, window, 1, (32, *y_shape), follows=True) is conv_planes
 

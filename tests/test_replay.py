@@ -333,6 +333,7 @@ def test_eval_mode_gives_the_memory_back(rng):
     nets = proved(rng)
     nets[1][0].eval()
     assert nets[1][0]._replay is None
+    assert nets[1][0].train()._replay is None
 
 
 def test_what_is_kept_is_what_a_pass_needs(rng):
@@ -357,3 +358,25 @@ def test_fuse_sets_it_for_the_outermost_containers_alone():
     assert net.replay
     assert not any(module.replay for module in net.modules() if isinstance(module, nn.Sequential) and module is not net)
     assert not fastbn.fuse(net).replay
+
+
+def test_a_part_that_replays_is_part_of_a_model_that_does(rng):
+    def build():
+        part = fastbn.fuse(nn.Sequential(*conv(16, 16, 1)), replay=True)
+        return [nn.Residual(*conv(16, 16, 3)[:2], downsample=part, activation=nn.ReLU())]
+
+    nets = pair(build)
+    assert not nets[1][0][0]._modules["downsample"].replay
+    for _ in range(PROVED + 1):
+        assert_same(nets, train(nets, images(rng), rng))
+    assert recording(nets).proved
+
+
+def test_train_is_no_change_in_training_mode(rng):
+    nets = proved(rng)
+    found = recording(nets)
+    for _ in range(2):
+        for net, _ in nets:
+            net.train()
+        assert_same(nets, train(nets, images(rng), rng))
+    assert recording(nets) is found

@@ -30,7 +30,7 @@ def suits(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], y_shape: tupl
     blocks = -(-x_shape[0] // lanes)
     images = 3 * math.prod(x_shape[1:]) + 2 * math.prod(y_shape[1:]) + 2 * math.prod(weight_shape)
     fits = images * VECTOR_BYTES <= WORKSPACE
-    return blocks > 1 and blocks * lanes <= WASTE * x_shape[0] and fits
+    return lanes <= x_shape[0] and blocks * lanes <= WASTE * x_shape[0] and fits
 
 
 def forward(

@@ -10,7 +10,7 @@ from fastbn._tape import unrepeatable
 from fastbn.errors import ArgumentError, DtypeError
 from fastbn.functional.conv_plans import waiting
 from fastbn.nn import block
-from fastbn.nn.block import Block, Step, absorbs_relu, as_blocks
+from fastbn.nn.block import Block, Step, absorbs_relu, added, as_blocks
 from fastbn.nn.infer import CHAINS, NOTHING, cut_of, infer, run
 from fastbn.nn.module import Module
 from fastbn.nn.replay import REPEATABLE, Recording, Replay
@@ -169,8 +169,7 @@ class Residual(Module):
                 last.relu, activation = True, None
             y = last.forward(y, shortcut)
         else:
-            unrepeatable()
-            y = y + shortcut
+            y = added(y, shortcut)
         self._keep((body, last, activation))
         return y if activation is None else activation(y)
 
@@ -195,8 +194,7 @@ class Residual(Module):
             shortcut = self.downsample.backward(shortcut, **({} if need_dx else {"need_dx": False}))
         if body:
             return block.backward(body, inner, need_dx, shortcut)
-        unrepeatable()
-        return inner + shortcut if need_dx else None
+        return added(inner, shortcut) if need_dx else None
 
 
 CHAINS += [Sequential.forward, Residual.forward]

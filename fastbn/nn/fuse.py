@@ -37,8 +37,7 @@ def fuse(model: Module, fused: bool = True, *, replay: bool = False) -> Module:
 def _set_replay(module: Module, replay: bool) -> None:
     """Of the outermost containers: what is in them is part of their passes."""
     if isinstance(module, Sequential):
-        module.replay = replay
-        return
+        module.replay, replay = replay, False
     for child in module.children():
         _set_replay(child, replay)
 

@@ -260,9 +260,10 @@ class Module:
             for parameter in self.parameters():
                 parameter.unlock()
         for module in self.modules():
-            module.training = mode
+            if module.training is not mode:
+                module.training = mode
+                module.__dict__.pop("_replay", None)  # with the memory of a pass
             module._saved = None
-            module.__dict__.pop("_replay", None)
         return self
 
     def eval(self) -> Self:

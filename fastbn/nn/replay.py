@@ -185,6 +185,8 @@ class Replay:
 
     def recording_for(self, x: np.ndarray, parts: Callable[[], list[Step]]) -> Recording | None:
         """What ``x`` is to pass through, or None: a pass as ever. parts: the steps of the container."""
+        if current() is not None:  # part of a pass that is being recorded
+            return None
         key = changes(), get_num_threads(), x.shape, x.strides, x.dtype
         self.alike = self.alike + 1 if key == self.key else 0
         self.key = key
@@ -195,7 +197,7 @@ class Replay:
             self.recording = None
             if found.useless and found.key[0] == key[0]:
                 self.useless_since = key[0]
-        if self.alike < ALIKE or self.useless_since == key[0] or current() is not None or not _is_dense(x):
+        if self.alike < ALIKE or self.useless_since == key[0] or not _is_dense(x):
             return None
         self.alike = 0
         self.recording = Recording.of(key, parts())
