@@ -1,7 +1,7 @@
 """``python -m bench.lenet_mnist``: LeNet-BN on MNIST, fastbn beside PyTorch: the same network, batches and schedule.
 
 The two take turns, an epoch each, in one process; both start from the same weights and see the same batches. Ours is
-fused, see ``fastbn.fuse``; theirs is eager.
+fused and replayed, see ``fastbn.fuse``; theirs is eager.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(fastbn.get_num_threads())
 
     fastbn.manual_seed(0)
-    ours, theirs = fastbn.fuse(fastbn.models.lenet()), torch_lenet()
+    ours, theirs = fastbn.fuse(fastbn.models.lenet(), replay=True), torch_lenet()
     theirs.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in ours.state_dict().items()})
     images, labels = (torch.from_numpy(array) for array in dataset.train)
     test_images = torch.from_numpy(dataset.test.images)
