@@ -83,36 +83,28 @@ class _Idle:
                 del self.blocks[size]
 
 
+_idle = _Idle(_default_limit())
+
+
 class _Block(np.ndarray):
     """The owner of a block, and the base of every view of it: NumPy looks for owners behind arrays of its own type."""
 
+    home = _idle
 
-def _block_type(idle: _Idle) -> type[_Block]:
-    """Of blocks that wait in ``idle``."""
-
-    class Block(_Block):
-        def __del__(self, idle: _Idle = idle, memory: type[ctypes.Array] = ctypes.Array) -> None:
-            if isinstance(self.base, memory):  # not a view of a block, of its own type; modules may be gone by now
-                idle.give(self.base)
-
-    return Block
-
-
-_idle = _Idle(_default_limit())
-_CommonBlock = _block_type(_idle)
+    def __del__(self, memory: type[ctypes.Array] = ctypes.Array) -> None:
+        if isinstance(self.base, memory):  # not a view of a block, of its own type; modules may be gone by now
+            self.home.give(self.base)
 
 
 class _Source(NamedTuple):
     """Where arrays of ``smallest`` bytes or more come from, in blocks of multiples of ``rounding``."""
 
     idle: _Idle
-    block: type[_Block]
     smallest: int
     rounding: int
 
 
-_idle = _Idle(_default_limit())
-_common = _Source(_idle, _block_type(_idle), SMALLEST, ROUNDING)
+_common = _Source(_idle, SMALLEST, ROUNDING)
 
 
 class _Current(threading.local):
@@ -126,7 +118,7 @@ _current = _Current()
 
 def empty(shape: tuple[int, ...], dtype: np.dtype, lasting: bool = False) -> np.ndarray:
     """A C-contiguous array, uninitialised; a large one lies on a multiple of 64 bytes. lasting: in no ``Arena``."""
-    idle, block, smallest, rounding = _common if lasting else _current.source
+    idle, smallest, rounding = _common if lasting else _current.source
     size = dtype.itemsize * math.prod(shape)
     if size < smallest:
         return np.empty(shape, dtype)
@@ -134,7 +126,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype, lasting: bool = False) -> np.
     memory: Any = idle.take(size)
     if memory is None:
         memory = (ctypes.c_char * size).from_buffer(np.empty(size, BYTE).data)
-    return np.ndarray(shape, dtype, block((size,), BYTE, memory), -ctypes.addressof(memory) % ALIGNMENT)
+    block = _Block((size,), BYTE, memory)
+    if idle is not _idle:
+        block.home = idle
+    return np.ndarray(shape, dtype, block, -ctypes.addressof(memory) % ALIGNMENT)
 
 
 class _IdleOfAnySize(_Idle):
@@ -149,8 +144,7 @@ class Arena:
     """Blocks of their own for what is computed in ``used``: none leaves it, and what is freed is used there again."""
 
     def __init__(self) -> None:
-        idle = _IdleOfAnySize(sys.maxsize)
-        self.source = _Source(idle, _block_type(idle), PAGE, PAGE)
+        self.source = _Source(_IdleOfAnySize(sys.maxsize), PAGE, PAGE)
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -164,7 +158,7 @@ class Arena:
     def view(self, array: np.ndarray) -> np.ndarray:
         """``array`` without its block, if that is from here: its memory may be used again meanwhile."""
         block = owner_of(array)
-        if not isinstance(block, self.source.block):
+        if not isinstance(block, _Block) or block.home is not self.source.idle:
             return array
         memory: Any = block.base
         offset = array.__array_interface__["data"][0] - ctypes.addressof(memory)

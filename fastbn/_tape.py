@@ -62,14 +62,22 @@ def current() -> Tape | None:
 
 @contextmanager
 def recorded(arena: Arena | None = None) -> Iterator[Tape]:
-    """What this Python thread computes meanwhile, in ``arena`` if given, on a tape that grows; not to be nested."""
+    """What this Python thread computes meanwhile, in ``arena`` if given, on a tape that grows.
+
+    A tape around it is not complete without it.
+    """
     thread = threading.get_ident()
+    unrepeatable()
+    outer = tapes.get(thread)
     tape = tapes[thread] = Tape(arena)
     try:
         with arena.used() if arena is not None else nullcontext():
             yield tape
     finally:
-        del tapes[thread]
+        if outer is None:
+            del tapes[thread]
+        else:
+            tapes[thread] = outer
 
 
 def call(function: Callable[..., Any], *operands: Any) -> Any:

@@ -5,11 +5,13 @@ every kernel drives out of the caches. After some passes that were alike, one is
 kernels, and the memory that they computed in, which is kept. The next one is computed both ways, and must be the same
 bit for bit, outputs, gradients and statistics. From then on a pass copies its input into that memory, launches the
 kernels, and copies the output; the gradients of the parameters are new arrays. A pass that differs in anything is
-computed as ever: other modules, options or parameters, another shape or memory order, another number of threads.
+computed as ever: other modules, options or parameters, another shape or memory order, another thread or number of
+threads.
 """
 
 from collections.abc import Callable
 from itertools import takewhile
+from threading import get_ident
 from typing import Any, Self
 
 import numpy as np
@@ -67,8 +69,9 @@ class Recording:
         """The output of all steps."""
         x = block.forward(self.head, x)
         if not self.complete:
-            y = self._record_forward(x)
-        elif x.shape != self.x.shape or x.dtype != self.x.dtype:
+            return block.forward(self.tail, self._record_forward(x))
+        self._remember()
+        if x.shape != self.x.shape or x.dtype != self.x.dtype:
             y = self._give_up(x)
         else:
             y = self._repeat_forward(x) if self.proved else self._prove_forward(x)
@@ -114,7 +117,6 @@ class Recording:
     # Repeated
 
     def _repeat_forward(self, x: np.ndarray) -> np.ndarray:
-        self._remember()
         np.copyto(self.x, x)
         return self._give_up(x) if self.forwards.run() is None else _copy(self.y)
 
@@ -132,7 +134,6 @@ class Recording:
     # Proved
 
     def _prove_forward(self, x: np.ndarray) -> np.ndarray:
-        self._remember()
         y: np.ndarray = block.forward(self.body, x)
         after = [array.copy() for _, _, array in self.buffers]
         self._recall()
@@ -187,7 +188,7 @@ class Replay:
         """What ``x`` is to pass through, or None: a pass as ever. parts: the steps of the container."""
         if current() is not None:  # part of a pass that is being recorded
             return None
-        key = changes(), get_num_threads(), x.shape, x.strides, x.dtype
+        key = changes(), (get_ident(), get_num_threads()), x.shape, x.strides, x.dtype
         self.alike = self.alike + 1 if key == self.key else 0
         self.key = key
         found = self.recording
