@@ -1,6 +1,7 @@
 """Large arrays in kept memory, and the caches that decide how they are written."""
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -153,3 +154,46 @@ def test_beyond_is_more_than_half():
     half = _cache.last_level_share() // 2
     assert not _cache.beyond_cache(half)
     assert _cache.beyond_cache(half + 1)
+
+
+def test_an_arena_uses_its_memory_again_and_gives_none_away():
+    arena, shape = _memory.Arena(), (100, 1000)
+    with arena.used():
+        first = _memory.empty(shape, FLOAT32)
+        place, view = address(first), arena.view(first.T[3:])
+        lasting = _memory.empty(shape, FLOAT32, lasting=True)
+        del first
+        smaller = _memory.empty((60, 1000), FLOAT32)
+        assert address(smaller) == place
+        assert address(_memory.empty((10, 1000), FLOAT32)) != place
+        assert arena.view(lasting) is lasting
+    smaller[0, 5] = 7
+    assert view[2, 0] == 7
+    assert view.shape == (997, 100)
+    outside = _memory.empty(shape, FLOAT32)
+    assert arena.view(outside) is outside
+    del smaller
+    assert address(_memory.empty(shape, FLOAT32)) != place
+
+
+def test_what_an_arena_held_is_free_as_soon_as_nobody_looks():
+    arena = _memory.Arena()
+    with arena.used():
+        block = _memory.owner_of(_memory.empty((1 << 20,), FLOAT32))
+    memory = weakref.ref(block.base)
+    gc.disable()
+    try:
+        del block
+        assert memory() is not None
+        del arena
+        assert memory() is None
+    finally:
+        gc.enable()
+
+
+def test_where_an_array_is_in_what_owns_its_memory():
+    array = _memory.empty((1000, 100), FLOAT32)
+    assert _memory.offset_in(_memory.owner_of(array), array[3]) == 1200
+    small = np.zeros((4, 5), np.float32)
+    assert _memory.owner_of(small[1:].T) is small
+    assert _memory.offset_in(small, small[2, 1:]) == 44

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import fastbn
 import fastbn.nn as nn
 from fastbn import models
+from fastbn._tape import call, current, recorded
 from fastbn.errors import ArgumentError
 from fastbn.nn.replay import ALIKE
 
@@ -380,3 +382,26 @@ def test_train_is_no_change_in_training_mode(rng):
             net.train()
         assert_same(nets, train(nets, images(rng), rng))
     assert recording(nets) is found
+
+
+def test_another_thread_computes(rng):
+    """The workspaces of a recorded pass belong to the thread that recorded it."""
+    nets = proved(rng)
+    x = images(rng)
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(train, nets, x, rng).result()
+    assert_same(nets, results)
+    assert recording(nets) is None
+
+
+def test_a_tape_around_a_tape_is_not_complete():
+    total = np.zeros(3)
+    with recorded() as outer:
+        call(np.add, total, 1, total)
+        with recorded() as inner:
+            call(np.add, total, 1, total)
+        call(np.add, total, 1, total)
+    assert current() is None
+    assert (len(outer), len(inner)) == (2, 1)
+    assert (outer.repeatable, inner.repeatable) == (False, True)
+    np.testing.assert_array_equal(total, 3)

@@ -37,7 +37,8 @@ def fuse(model: Module, fused: bool = True, *, replay: bool = False) -> Module:
 def _set_replay(module: Module, replay: bool) -> None:
     """Of the outermost containers: what is in them is part of their passes."""
     if isinstance(module, Sequential):
-        module.replay, replay = replay, False
+        module.replay = replay
+        replay = False
     for child in module.children():
         _set_replay(child, replay)
 
