@@ -9,7 +9,7 @@ import pytest
 
 import fastbn
 import fastbn.nn as nn
-from fastbn import models
+from fastbn import data, models
 from fastbn._tape import call, current, recorded
 from fastbn.errors import ArgumentError
 from fastbn.nn.replay import ALIKE
@@ -405,3 +405,16 @@ def test_a_tape_around_a_tape_is_not_complete():
     assert (len(outer), len(inner)) == (2, 1)
     assert (outer.repeatable, inner.repeatable) == (False, True)
     np.testing.assert_array_equal(total, 3)
+
+
+def test_fit_trains_the_same_network():
+    """Epochs with a smaller last batch, and evaluation between them."""
+    weights = []
+    digits = data.digits()
+    for replay in (False, True):
+        fastbn.manual_seed(2)
+        net = fastbn.fuse(models.lenet(), replay=replay)
+        fastbn.fit(net, digits.train, digits.test, epochs=2, optimizer=fastbn.optim.SGD(net.parameters(), lr=0.05))
+        weights.append(net.state_dict())
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name], err_msg=name)
