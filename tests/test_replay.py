@@ -12,6 +12,7 @@ import fastbn.nn as nn
 from fastbn import data, models
 from fastbn._tape import call, current, recorded
 from fastbn.errors import ArgumentError
+from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.nn.replay import ALIKE
 
 RECORDED = ALIKE + 1  # passes, the last of which is recorded
@@ -155,7 +156,8 @@ def test_lenet_in_its_order(rng, batch):
     nets = pair(lambda: models.lenet())
     for _ in range(PROVED + 1):
         assert_same(nets, train(nets, images(rng, (batch, 1, 28, 28), channels_last=False), rng))
-    assert recording(nets).proved
+    few = VECTOR_BYTES < 32  # lanes: then the second convolution is none of few channels
+    assert few or recording(nets).proved
 
 
 def test_what_a_tape_does_not_see_is_computed_between(rng):
