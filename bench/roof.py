@@ -1,16 +1,19 @@
 """The roofs: the fastest copy of an array, by streaming stores or by ordinary ones, and the most multiply-adds.
 
 ``python -m bench.roof`` prints them, and how fast two arrays can be read when nothing is written: a core that only
-waits for what it asked for may be slower than one that writes in between.
+waits for what it asked for may be slower than one that writes in between. Then, in turns, a channels-last backward pass
+of batch norm beside loops that move the same bytes and compute nothing: two arrays read, and read again for a third.
 """
 
 import time
+from statistics import median
 
 import numpy as np
 from numba import int64, prange
 
 from fastbn._memory import empty
 from fastbn._threads import launch
+from fastbn.functional import batch_norm_backward, batch_norm_forward
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._simd import TILE_ROWS
 from fastbn.kernels._simd_blocks import block_tile
@@ -77,6 +80,28 @@ def read(x, y, totals, parallel):
 
 
 @body
+def _add_block(task, x, y, out):
+    lanes = lanes_of(x)
+    for i in range(task * BLOCK, min(x.size, (task + 1) * BLOCK) - lanes + 1, lanes):
+        prefetch_far(x, i + AHEAD)
+        prefetch_far(y, i + AHEAD)
+        stream(out, i, load(x, i) + load(y, i))
+    fence()
+
+
+@driver
+def add(x, y, out, parallel):
+    """out = x + y, streamed, for arrays as of ``copy``."""
+    tasks = -(-x.size // BLOCK)
+    if parallel:
+        for task in prange(tasks):
+            _add_block(int64(task), x, y, out)
+    else:
+        for task in range(tasks):
+            _add_block(task, x, y, out)
+
+
+@body
 def _multiply_task(task, a, b, offsets, repeats, tiles):
     for _ in range(repeats):
         block_tile(a, 0, 0, b, 0, offsets, 1, tiles[task], 0, 0, None, None, 0, 0)
@@ -131,10 +156,44 @@ def bandwidth(size: int = 1 << 26) -> float:
     return best
 
 
+def backward_passes() -> tuple[float, float]:
+    """Bytes a second of loops that move what a channels-last backward pass must, and of that pass; medians, in turns.
+
+    Of 5 times the input, 32 x 64 x 112 x 112.
+    """
+    x, dy, dx = (empty((32, 112, 112, 64), np.dtype(np.float32)) for _ in range(3))
+    x[...], dy[...] = np.random.default_rng(0).standard_normal((2, 1, 1, 1, 64), np.float32)
+    x[0] += 1
+    flat = [array.reshape(-1) for array in (x, dy, dx)]
+    totals = np.empty((-(-x.size // BLOCK), block_lanes(4)), np.float32)
+    images = [array.transpose(0, 3, 1, 2) for array in (x, dy, dx)]
+    saved = batch_norm_forward(images[0])[1]
+
+    def move() -> None:
+        launch(read, *flat[:2], totals, work=x.size)
+        launch(add, *flat, work=x.size)
+
+    def backward() -> None:
+        batch_norm_backward(images[1], saved, out=images[2])
+
+    seconds: tuple[list[float], list[float]] = [], []
+    for _ in range(8):
+        for call, spent in zip((move, backward), seconds, strict=True):
+            call()
+            for _ in range(4):
+                begun = time.perf_counter()
+                call()
+                spent.append(time.perf_counter() - begun)
+    moved, passed = (5 * x.nbytes / median(spent) for spent in seconds)
+    return moved, passed
+
+
 def main() -> None:
     print(f"copy of 128 MB   {bandwidth(1 << 27) / 1e9:6.1f} GB/s")
     print(f"read 2 x 128 MB  {reading() / 1e9:6.1f} GB/s")
     print(f"multiply-adds    {peak() / 1e9:6.1f} GFLOP/s")
+    moved, passed = (bytes_a_second / 1e9 for bytes_a_second in backward_passes())
+    print(f"backward's bytes {moved:6.1f} GB/s, its pass {passed:.1f}: {passed / moved:.2f}")
 
 
 if __name__ == "__main__":
