@@ -132,6 +132,15 @@ def empty(shape: tuple[int, ...], dtype: np.dtype, lasting: bool = False) -> np.
     return np.ndarray(shape, dtype, block, -ctypes.addressof(memory) % ALIGNMENT)
 
 
+def empty_on_lines(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As ``empty``; a small one lies on a multiple of 64 bytes, too."""
+    size = dtype.itemsize * math.prod(shape)
+    if size >= _current.source.smallest:
+        return empty(shape, dtype)
+    memory = np.empty(size + ALIGNMENT, BYTE)
+    return np.ndarray(shape, dtype, memory, -memory.__array_interface__["data"][0] % ALIGNMENT)
+
+
 class _IdleOfAnySize(_Idle):
     """Blocks that smaller arrays may take, too, but none of less than half their size."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn._memory import empty, scratch
+from fastbn._memory import empty, empty_on_lines, scratch
 from fastbn._threads import launch, max_threads
 from fastbn._views import (
     as_flat,
@@ -24,14 +24,24 @@ from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Pieces, Sums, limits_of, relu_operand
 from fastbn.functional.packed_weights import packed
 from fastbn.functional.weight_panels import packed_matrix, panels_size, passes_caches, unpacked
-from fastbn.kernels import conv_panels
+from fastbn.kernels import conv_panels, conv_point_parts
+from fastbn.kernels._matrix_unit import BLOCK, matrix_unit
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
+from fastbn.kernels.conv_point_parts import add_rows, split_panels
 from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
+SPLIT_RUN = 1 << 19  # likewise, of its parts
+PART_BYTES = 6  # of a number's parts
+LEAST_SPLIT = 256  # pixels: for fewer, to split the weights costs what the matrix unit saves
+SPLIT_PIXELS = 128  # of a run of which two are in the second cache
+RUNNING = 2  # tasks of a thread: the first run of a task is split before anything is multiplied
+SPLIT_PANELS = 1 << 20  # bytes, about, of the parts of a task's panels
+LEAST_WIDE = 64  # outputs of a task, at least: in less time its pixels are not split
+MOST_STRIPS = 16384  # pixels, of a run that goes by strips
 PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
 FEWEST = 4 * SLIM_ROWS  # pixels
 STREAMED = 1 << 20  # bytes of an output from which on the next to read it is faster if it was streamed
@@ -77,7 +87,7 @@ def forward(
         channels,
         portions.at_once,
         portions.wide,
-        packed(weight, lambda: packed_matrix(weight, outputs, channels, (channels, 1))),
+        _panels(weight, portions.matrix),
         outputs,
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
@@ -86,6 +96,7 @@ def forward(
         streams(y),
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
+        portions.matrix,
         scratch(portions.workspace, x.dtype),
         work=pixels * weight.size // 16,
     )
@@ -130,6 +141,31 @@ def backward_with_sums(
     return dweight, dx, dy_sums
 
 
+def _panels(weight: np.ndarray, matrix: bool | None) -> np.ndarray:
+    """Those of the forward pass."""
+    outputs, channels = weight.shape[:2]
+
+    def pack() -> np.ndarray:
+        panels = packed_matrix(weight, outputs, channels, (channels, 1))
+        return split(panels, outputs, channels) if matrix else panels
+
+    return packed(weight, pack, "split" if matrix else "plain")
+
+
+def _backward_panels(weight: np.ndarray, matrix: bool | None) -> np.ndarray:
+    """Those of the gradient to x."""
+    outputs, channels = weight.shape[:2]
+    panels = packed_matrix(weight, channels, outputs, (1, channels))
+    return split(panels, channels, outputs) if matrix else panels
+
+
+def split(panels: np.ndarray, outputs: int, channels: int) -> np.ndarray:
+    """The parts of panels for the matrix unit."""
+    parts = empty_on_lines((conv_point_parts.panel_elements(outputs, channels),), panels.dtype)
+    launch(split_panels, panels, channels, parts, work=parts.size)
+    return parts
+
+
 def _visited(x: np.ndarray, window: Window) -> np.ndarray:
     """The pixels of ``x`` that are convolved: a copy, unless they are all."""
     if window == POINT:
@@ -170,7 +206,7 @@ def _gradients(
     """dweight; dx and the sums are written unless None."""
     outputs, channels = weight.shape[:2]
     pixels = x.size // channels
-    products = empty(portions.products, x.dtype)
+    products = empty_on_lines(portions.products, x.dtype)
     _, ceiling, affine, _, floor = normed.operands()
     launch(
         gradients_points,
@@ -184,8 +220,8 @@ def _gradients(
         channels,
         outputs,
         *portions.share,
-        empty((portions.dy_filled,), x.dtype),
-        None if dx is None else packed_matrix(weight, channels, outputs, (1, channels)),
+        empty_on_lines((portions.dy_filled,), x.dtype),
+        None if dx is None else _backward_panels(weight, portions.matrix),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
         dx is not None and streams(dx),
@@ -194,36 +230,61 @@ def _gradients(
         None if sums is None else sums.partials,
         dy_sums,
         products,
+        portions.matrix,
+        portions.turns,
         scratch(portions.workspace, x.dtype),
         work=pixels * weight.size // 8,
     )
-    return unpacked(products, len(products), weight.shape, 1, 1)
+    if not portions.turns:
+        return unpacked(products, len(products), weight.shape, 1, 1)
+    dweight = empty(weight.shape, x.dtype, lasting=True)
+    launch(add_rows, products, outputs, channels, as_flat(dweight), work=products.size)
+    return dweight
 
 
 class ForwardPortions(NamedTuple):
-    """Of pixels and outputs: ``at_once`` pixels a run, a piece of the sums, and ``wide`` outputs a task."""
+    """Of pixels and outputs: ``at_once`` pixels a run, a piece of the sums, and ``wide`` outputs a task.
+
+    matrix: as ``kernels.conv_point`` has it.
+    """
 
     at_once: int
     wide: int
     pieces: Pieces
+    matrix: bool | None
     workspace: tuple[int, int]
 
 
 @lru_cache(maxsize=256)
 def _forward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> ForwardPortions:
-    at_once, wide = _forward_share(pixels, channels, outputs, itemsize)
+    matrix = _matrix_for(pixels, itemsize)
+    at_once, wide = _forward_share(pixels, channels, outputs, itemsize, matrix)
     pieces = _pieces(pixels, at_once, outputs, itemsize)
-    return ForwardPortions(at_once, wide, pieces, _workspace(at_once, blocks_of(channels, itemsize), itemsize))
+    if matrix:
+        size = conv_point_parts.workspace_elements(channels, 1, False, 0)
+    else:
+        size = conv_panels.tile_elements(itemsize) + at_once * _whole(channels, itemsize)
+    return ForwardPortions(at_once, wide, pieces, matrix, (max_threads(), size))
 
 
-def _forward_share(pixels: int, channels: int, outputs: int, itemsize: int) -> tuple[int, int]:
+def _matrix_for(pixels: int, itemsize: int) -> bool | None:
+    """Whether the matrix unit multiplies; else None."""
+    return matrix_unit() if itemsize == 4 and pixels >= LEAST_SPLIT else None
+
+
+def _forward_share(pixels: int, channels: int, outputs: int, itemsize: int, matrix: bool | None) -> tuple[int, int]:
     """Pixels and outputs of a task: what moves the least, panels for each run and x for each part of the outputs."""
-    panels = -(-outputs // conv_panels.panel_columns(itemsize))
+    columns = conv_panels.panel_columns(itemsize)
+    panels = -(-outputs // columns)
+    if matrix:
+        parts = -(-panels // max(LEAST_WIDE // columns, SPLIT_PANELS // (channels * PART_BYTES * columns)))
+        runs = max(-(-RUNNING * max_threads() // parts), -(-pixels // MOST_STRIPS))
+        return _tiles(-(-pixels // runs), True), -(-panels // parts) * columns
 
     def share(parts: int) -> tuple[int, int]:
-        wide = -(-panels // parts) * conv_panels.panel_columns(itemsize)
-        runs = max(-(-TASKS // parts), -(-pixels // _most(channels + wide, itemsize)))
-        return _tiles(-(-pixels // runs)), wide
+        wide = -(-panels // parts) * columns
+        runs = max(-(-TASKS // parts), -(-pixels // _most((channels + wide) * itemsize, None)))
+        return _tiles(-(-pixels // runs), None), wide
 
     def moved(parts: int) -> int:
         return -(-pixels // share(parts)[0]) * channels * outputs + parts * pixels * channels
@@ -240,13 +301,18 @@ class Share(NamedTuple):
 
 
 class BackwardPortions(NamedTuple):
-    """Of ``share``, the pieces of the sums of dx, and the shapes of what a launch needs."""
+    """Of ``share``, the pieces of the sums of dx, and the shapes of what a launch needs.
+
+    matrix: as ``kernels.conv_point`` has it; turns: True where the fewer channels are those of dy, which are turned.
+    """
 
     share: Share
     pieces: Pieces
     dy_sums: tuple[int, int]
     products: tuple[int, int]
     dy_filled: int
+    matrix: bool | None
+    turns: bool | None
     workspace: tuple[int, int]
 
 
@@ -257,39 +323,65 @@ def _portions_of(x: np.ndarray, weight: np.ndarray) -> BackwardPortions:
 
 @lru_cache(maxsize=256)
 def _backward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> BackwardPortions:
-    share = _backward_share(pixels, channels, outputs, itemsize)
-    runs, lanes = -(-pixels // share.at_once), conv_panels.block_lanes(itemsize)
-    depth, dy_depth = blocks_of(share.wide, itemsize), blocks_of(outputs, itemsize)
-    dy_filled = runs * share.at_once * dy_depth * lanes if share.wide < channels else 0
+    matrix = _matrix_for(pixels, itemsize)
+    share = _backward_share(pixels, channels, outputs, itemsize, matrix)
+    at_once, wide = share.at_once, share.wide
+    runs, dy_lanes = -(-pixels // at_once), _whole(outputs, itemsize)
+    apart = wide < channels
+    turns = True if matrix and outputs < wide else None
+    if matrix:
+        dy_size, size = 0, conv_point_parts.workspace_elements(outputs, at_once // BLOCK, True, wide)
+    else:
+        dy_size = at_once * dy_lanes
+        size = conv_panels.tile_elements(itemsize) + at_once * _whole(wide, itemsize) + (0 if apart else dy_size)
     return BackwardPortions(
         share,
-        _pieces(pixels, share.at_once, channels, itemsize),
-        (runs, dy_depth * lanes),
-        (-(-runs // share.runs_at_once), panels_size(outputs, channels, itemsize)),
-        dy_filled,
-        _workspace(share.at_once, depth + (0 if dy_filled else dy_depth), itemsize),
+        _pieces(pixels, at_once, channels, itemsize),
+        (runs, dy_lanes),
+        (-(-runs // share.runs_at_once), panels_size(*((channels, outputs) if turns else (outputs, channels)), itemsize)),
+        runs * dy_size if apart else 0,
+        matrix,
+        turns,
+        (max_threads(), size),
     )
 
 
-def _backward_share(pixels: int, channels: int, outputs: int, itemsize: int) -> Share:
+def _backward_share(pixels: int, channels: int, outputs: int, itemsize: int, matrix: bool | None) -> Share:
     """Splits whose gradients of the weights, summed apart, are no more to read and write than x and dy are."""
     columns = conv_panels.panel_columns(itemsize)
     panels = -(-channels // columns)
-    splits = max(1, min(TASKS, pixels * (channels + outputs) // (2 * channels * outputs)))
-    wide = min(channels, -(-panels // min(panels, TASKS // splits)) * columns)
+    splits = pixels * (channels + outputs) / (2 * channels * outputs)
+    if matrix:
+        tasks = RUNNING * max_threads()
+        while tasks > 1 and tasks > 2 * splits:
+            tasks //= 2
+        splits, parts = tasks, max(1, RUNNING * max_threads() // tasks)
+        wide = min(channels, -(-panels // min(panels, parts)) * columns)
+        most = _most((wide + 2 * outputs) * PART_BYTES, True)
+    else:
+        splits = int(max(1, min(TASKS, splits)))
+        wide = min(channels, -(-panels // min(panels, TASKS // splits)) * columns)
+        most = _most((wide + outputs) * itemsize, None)
     pixels_of_split = -(-pixels // splits)
-    runs_at_once = -(-pixels_of_split // _most(wide + outputs, itemsize))
-    return Share(_tiles(-(-pixels_of_split // runs_at_once)), runs_at_once, wide)
+    runs_at_once = -(-pixels_of_split // most)
+    return Share(_tiles(-(-pixels_of_split // runs_at_once), matrix), runs_at_once, wide)
 
 
-def _most(width: int, itemsize: int) -> int:
-    """Pixels of a run at most, of which ``width`` channels are read and written."""
-    return _tiles(min(PIXELS, RUN // (width * itemsize)) - SLIM_ROWS + 1)
+def _most(size: int, matrix: bool | None) -> int:
+    """Pixels of a run at most, of ``size`` bytes each."""
+    tile, run = (BLOCK, SPLIT_RUN) if matrix else (SLIM_ROWS, RUN)
+    return _tiles(min(SPLIT_PIXELS if matrix else PIXELS, run // size) - tile + 1, matrix)
 
 
-def _tiles(pixels: int) -> int:
+def _tiles(pixels: int, matrix: bool | None) -> int:
     """So many pixels, to whole tiles."""
-    return max(1, -(-pixels // SLIM_ROWS)) * SLIM_ROWS
+    tile = BLOCK if matrix else SLIM_ROWS
+    return max(1, -(-pixels // tile)) * tile
+
+
+def _whole(channels: int, itemsize: int) -> int:
+    """So many channels, to whole blocks."""
+    return blocks_of(channels, itemsize) * conv_panels.block_lanes(itemsize)
 
 
 def _pieces(pixels: int, at_once: int, channels: int, itemsize: int) -> Pieces:
@@ -300,9 +392,3 @@ def _pieces(pixels: int, at_once: int, channels: int, itemsize: int) -> Pieces:
 def streams(out: np.ndarray) -> bool:
     """Whether ``out`` is written past the caches."""
     return passes_caches(out, out.shape[1], STREAMED)
-
-
-def _workspace(at_once: int, depth: int, itemsize: int) -> tuple[int, int]:
-    """A tile and ``depth`` blocks for each thread."""
-    lanes = conv_panels.block_lanes(itemsize)
-    return max_threads(), conv_panels.tile_elements(itemsize) + at_once * depth * lanes

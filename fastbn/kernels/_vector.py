@@ -23,7 +23,7 @@ from fastbn.kernels._jit import inlined
 from fastbn.kernels._simd import VECTOR_BYTES
 
 FLOAT, DOUBLE, HALF = ir.FloatType(), ir.DoubleType(), ir.HalfType()
-I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HAS_FMA = get_host_cpu_features().get("fma", True)  # absent from the features of Arm, where every CPU has it
 
 

@@ -12,7 +12,9 @@ from fastbn.kernels._simd import OUTER_ROWS, TILE_ROWS, TILE_VECTORS
 from fastbn.kernels._simd_point import SLIM_OUTER_ROWS, add_point_products, add_slim_products
 from fastbn.kernels._vector import lanes_of, splat, widen
 from fastbn.kernels._vector_memory import load, set_to
-from fastbn.kernels.conv_point import fill_pixels, multiply_pixels, next_run, pace_of
+from fastbn.kernels.conv_point import multiply_pixels, next_run, pace_of
+from fastbn.kernels.conv_point_parts import BLOCK, multiply_runs
+from fastbn.kernels.pixels import fill_pixels
 
 
 @body
@@ -65,17 +67,46 @@ def _clear(sums, channels, outputs, filled, lanes):
 
 
 @body
+def _add_run(
+    stage, first, count, following, soon, run, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes,
+    floor, channels, outputs, at_once, channel, used, wide, dy_filled, panels, residual, dx, streaming, source,
+    source_relu, partials, dy_sums, total, filled, work,
+):  # fmt: skip
+    """A run of ``gradients_points``, by vectors."""
+    lanes = lanes_of(x)
+    block, room = at_once * lanes, TILE_ROWS * TILE_VECTORS * lanes
+    tile, blocks, dy_blocks = work[:room], work[room:], work[room + -(-wide // lanes) * block :]
+    if wide < channels:
+        dy_blocks = dy_filled[run * -(-outputs // lanes) * block :]
+    if stage == 0 or wide == channels:
+        fill_pixels(
+            dy, partner, relu, affine, slopes, floor, first, count, outputs, int64(0), outputs, dy_blocks, block
+        )
+        if dy_sums is not None:
+            _set_sums(dy_blocks, block, count, outputs, dy_sums[run])
+    if stage == 0:
+        return
+    fill_pixels(x, None, x_ceiling, x_affine, None, x_floor, first, count, channels, channel, used, blocks, block)
+    add_products(
+        blocks, used, dy_blocks, outputs, block, count, total, filled, dy, partner, following * outputs, soon * outputs
+    )
+    if dx is not None:
+        multiply_pixels(
+            dy_blocks, block, count, outputs, panels, channels, channel, channel + used, None, residual, None, dx,
+            first, streaming, None, source, source_relu, x_affine, partials, run, tile, x, following * channels,
+            soon * channels,
+        )  # fmt: skip
+
+
+@body
 def _gradients_task(
     task, stage, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs,
     at_once, runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials, dy_sums,
-    sums, work,
+    sums, matrix, turns, work,
 ):  # fmt: skip
     """A task of ``gradients_points``; at stage 0, a run of dy that comes before."""
     lanes = lanes_of(x)
-    block = at_once * lanes
-    room = TILE_ROWS * TILE_VECTORS * lanes
     filled = -(-channels // lanes) * lanes
-    tile, blocks, dy_blocks = work[:room], work[room:], work[room + -(-wide // lanes) * block :]
     part, split = divmod(task, sums.shape[0])
     channel = part * wide
     used = min(wide, channels - channel)
@@ -83,40 +114,41 @@ def _gradients_task(
     first_run, last_run = split * runs_at_once, min(-(-pixels // at_once), (split + 1) * runs_at_once)
     if stage == 0:
         first_run, last_run = task, task + 1
-    else:
+    elif turns is None:
         _clear(total, used, outputs, filled, lanes)
-    for run in range(first_run, last_run):
-        first = run * at_once
-        count = min(at_once, pixels - first)
-        following, soon = next_run(first, count, pixels)
-        if wide < channels:
-            dy_blocks, soon = dy_filled[run * -(-outputs // lanes) * block :], 0
-        if stage == 0 or wide == channels:
-            fill_pixels(
-                dy, partner, relu, affine, slopes, floor, first, count, outputs, int64(0), outputs, dy_blocks, block
-            )
-            if dy_sums is not None:
-                _set_sums(dy_blocks, block, count, outputs, dy_sums[run])
-        if stage == 0:
-            continue
-        fill_pixels(x, None, x_ceiling, x_affine, None, x_floor, first, count, channels, channel, used, blocks, block)
-        add_products(
-            blocks, used, dy_blocks, outputs, block, count, total, filled, dy, partner, following * outputs,
-            soon * outputs,
-        )  # fmt: skip
-        if dx is not None:
-            multiply_pixels(
-                dy_blocks, block, count, outputs, panels, channels, channel, channel + used, None, residual, None, dx,
-                first, streaming, None, source, source_relu, x_affine, partials, run, tile, x, following * channels,
-                soon * channels,
+    if matrix is None:
+        for run in range(first_run, last_run):
+            first = run * at_once
+            count = min(at_once, pixels - first)
+            following, soon = next_run(first, count, pixels)
+            if wide < channels:
+                soon = 0
+            _add_run(
+                stage, first, count, following, soon, run, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine,
+                slopes, floor, channels, outputs, at_once, channel, used, wide, dy_filled, panels, residual, dx,
+                streaming, source, source_relu, partials, dy_sums, total, filled, work,
             )  # fmt: skip
+    else:
+        first, last = first_run * at_once, min(pixels, last_run * at_once)
+        if turns is not None:
+            filled = -(-outputs // lanes) * lanes
+            total = sums[split, channel * filled : (channel + -(-used // BLOCK) * BLOCK) * filled]
+            total[:] = 0.0
+        if dy_sums is not None:
+            if channel == 0:
+                dy_sums[first_run:last_run] = 0.0
+        multiply_runs(
+            first, last - first, at_once // BLOCK, at_once, dy, partner, relu, affine, slopes, floor, outputs, panels,
+            channels, channel, channel + used, None, residual, None, dx, streaming, None, source, source_relu, x_affine,
+            partials, x, x_ceiling, x_affine, x_floor, channels, channel, used, turns, total, filled, dy_sums, work,
+        )  # fmt: skip
 
 
 @driver
 def gradients_points(
     x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs, at_once,
     runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums,
-    workspace, parallel,
+    matrix, turns, workspace, parallel,
 ):  # fmt: skip
     """sums (splits, panels) = x^T dy of a split's pixels; dx (pixels, channels) = dy * panels + residual, unless None.
 
@@ -125,16 +157,16 @@ def gradients_points(
     x, all or whole panels of them. dy_filled: room for the blocks of all runs of dy, if they are not all.
     streaming: dx lies on whole vectors and is written past the caches. source, partials: x again, and sums of dx for
     its batch norm with the ReLU ``source_relu``, a run a piece; or None. dy_sums (runs, outputs to a whole vector),
-    float64: those of dy behind its prologue, or None. workspace: (threads, a tile and the blocks of a task's run of x
-    and dy).
+    float64: those of dy behind its prologue, or None. matrix: see ``correlate_points``.
+    workspace: (threads, a tile and the blocks of a task's run of x and dy), see ``functional.conv_point``.
     """
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)
     share = (at_once, runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials)
-    for stage in range(1 if wide == channels else 0, 2):
+    for stage in range(1 if wide == channels or matrix is not None else 0, 2):
         tasks = sums.shape[0] * -(-channels // wide) if stage else -(-pixels // at_once)
         if parallel:
             for task in prange(tasks):
-                _gradients_task(int64(task), stage, *operands, *share, dy_sums, sums, workspace[get_thread_id()])
+                _gradients_task(int64(task), stage, *operands, *share, dy_sums, sums, matrix, turns, workspace[get_thread_id()])
         else:
             for task in range(tasks):
-                _gradients_task(task, stage, *operands, *share, dy_sums, sums, workspace[0])
+                _gradients_task(task, stage, *operands, *share, dy_sums, sums, matrix, turns, workspace[0])

@@ -1,0 +1,392 @@
+"""What ``conv_point`` and ``conv_point_backward`` multiply with vectors, multiplied by the matrix unit.
+
+Pixels go strip by strip. A strip is BLOCK pixels, split into parts, see ``_matrix_unit``: for sums over channels they
+are rows of tiles, for sums over pixels the summed axis. While the unit multiplies a run of strips, the next one is
+split and what was multiplied before is written, piece by piece: the unit waits for nobody, and nobody for the unit.
+"""
+
+from numba import int64, prange
+
+from fastbn.kernels._jit import body, driver, inlined, part
+from fastbn.kernels._matrix_unit import (
+    BLOCK,
+    DEPTH,
+    LOW,
+    PARTS,
+    SIDE,
+    SLIM,
+    SPLIT,
+    STAGES,
+    TILE,
+    add_stage,
+    clear_tiles,
+    close_unit,
+    load_tiles,
+    open_unit,
+    store_parts,
+    store_tiles,
+)
+from fastbn.kernels._simd import transpose
+from fastbn.kernels._vector import splat, widen
+from fastbn.kernels._vector_memory import add_to, fence, load, prefetch, store_part
+from fastbn.kernels.pixels import behind_prologue, finish_pixels
+
+PIECE = 4  # blocks of SIDE channels of a piece of a strip, at most
+PRODUCT = BLOCK * BLOCK  # elements
+FINISHED = 4  # rows of a product that are written at a time
+STRIPS = 2 * PRODUCT  # where in a workspace, behind two products, the strips of two runs and one to be turned lie
+
+
+@inlined
+def along_elements(channels, strips):
+    """Of so many strips for sums over channels."""
+    return -(-channels // DEPTH) * 2 * SPLIT * strips
+
+
+@inlined
+def across_elements(channels, strips):
+    """Of so many strips for sums over pixels."""
+    return -(-channels // SIDE) * SPLIT * strips
+
+
+def workspace_elements(channels: int, strips: int, across: bool, beside: int) -> int:
+    """Of a task of ``multiply_runs``; across: whether it sums over pixels, too; beside: channels of the other array."""
+    size = along_elements.py_func(channels, strips) + across_elements.py_func(beside, strips)
+    size += across_elements.py_func(channels, strips) if across else 0
+    return STRIPS + across_elements.py_func(max(channels, beside), 1) + 2 * size
+
+
+def panel_elements(outputs: int, channels: int) -> int:
+    """Of the tiles of ``split_panels``."""
+    return -(-outputs // BLOCK) * 2 * -(-channels // DEPTH) * SPLIT
+
+
+@inlined
+def _pieces_of_row(channels):
+    """Pieces that so many channels of a pixel are."""
+    return -(-channels // (PIECE * SIDE))
+
+
+@inlined
+def _pieces(channels):
+    """Of a strip of so many channels: those that are split, and those that are turned as well."""
+    split = SIDE * _pieces_of_row(channels)
+    return split, split + -(-channels // SIDE) * PARTS
+
+
+@part
+def _pixel(there, x, partner, relu, affine, slopes, floor, pixel, width, c, count, zero):
+    """``count`` channels from c on of a pixel, through their prologue; 0 behind them, or if it is not there."""
+    value = zero
+    if there and count > 0:
+        value = behind_prologue(x, partner, relu, affine, slopes, floor, pixel * width + c, c, min(count, SIDE), zero)
+    return value
+
+
+@part
+def _split_columns(
+    c, count, p, here, behind, x, partner, relu, affine, slopes, floor, first, width, channel, along, across, apart,
+    sums, row, work,
+):  # fmt: skip
+    """DEPTH channels from c on, of which there are ``count``, of pixels p and p + SIDE of a strip, if they are there."""
+    zero, block, rest = splat(x, 0.0), c // SIDE, count - SIDE
+    pixel, other, at, behind_at = first + p, first + p + SIDE, channel + c, channel + c + SIDE
+    upper = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, at, count, zero)
+    upper_rest = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, behind_at, rest, zero)
+    lower = _pixel(behind, x, partner, relu, affine, slopes, floor, other, width, at, count, zero)
+    lower_rest = _pixel(behind, x, partner, relu, affine, slopes, floor, other, width, behind_at, rest, zero)
+    if sums is not None:
+        if row >= 0:
+            add_to(sums, row * sums.shape[1] + c, widen(upper) + widen(lower))
+            if rest > 0:
+                add_to(sums, row * sums.shape[1] + c + SIDE, widen(upper_rest) + widen(lower_rest))
+    if along is not None:
+        store_parts(upper, upper_rest, work, along + block * SPLIT + p * SIDE)
+        store_parts(lower, lower_rest, work, along + (block + 1) * SPLIT + p * SIDE)
+    if across is not None:
+        store_parts(upper, lower, work, across + block * apart + p * SIDE)
+        if rest > 0:
+            store_parts(upper_rest, lower_rest, work, across + (block + 1) * apart + p * SIDE)
+
+
+@part
+def _split_piece(
+    piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, along, across, apart, sums,
+    row, work,
+):  # fmt: skip
+    """A piece of a strip, from pixel ``first`` on: PIECE blocks of channels of two pixels, SIDE apart.
+
+    width: channels of a pixel, of which ``channels`` are taken, from ``channel`` on.
+    along, across: where the strip goes, or None; across, a block of channels is ``apart`` from the next.
+    sums: those of pixels are added to their ``row``, unless either is None or negative.
+    """
+    p, begin = divmod(piece, _pieces_of_row(channels))
+    begin *= PIECE * SIDE
+    if p + SIDE < pixels and begin + PIECE * SIDE <= channels:
+        for c in range(begin, begin + PIECE * SIDE, DEPTH):
+            _split_columns(
+                c, DEPTH, p, True, True, x, partner, relu, affine, slopes, floor, first, width, channel, along, across,
+                apart, sums, row, work,
+            )  # fmt: skip
+    else:
+        for c in range(begin, min(channels, begin + PIECE * SIDE), DEPTH):
+            _split_columns(
+                c, channels - c, p, p < pixels, p + SIDE < pixels, x, partner, relu, affine, slopes, floor, first,
+                width, channel, along, across, apart, sums, row, work,
+            )  # fmt: skip
+
+
+@part
+def _turn_piece(
+    piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, spare, turned, apart, work
+):  # fmt: skip
+    """As ``_split_piece``, across; and in the end, parts of blocks are turned, from ``spare`` to ``turned``."""
+    split = SIDE * _pieces_of_row(channels)
+    if piece < split:
+        _split_piece(
+            piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, None, spare, SPLIT,
+            None, -1, work,
+        )  # fmt: skip
+    else:
+        block, number = divmod(piece - split, PARTS)
+        tile = number * TILE
+        transpose(work, spare + block * SPLIT + tile, SIDE, work, turned + block * apart + tile, SIDE, False)
+
+
+@part
+def _split_next(
+    piece, x, partner, relu, affine, slopes, floor, channels, panels, first, pixels, strips, at_once, spare, along,
+    across, turned, beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums, work,
+):  # fmt: skip
+    """A piece of a run of ``strips``, whose ``pixels`` begin at ``first``, to its places in ``work``.
+
+    turns: whether x is turned, and not ``beside``, a literal.
+    """
+    plain = _pieces(channels)[0]
+    strip, piece = divmod(piece, pieces_of(channels, beside, used, turns))
+    apart, pixel = strips * SPLIT, strip * BLOCK
+    x_along, across, turned = along + along_elements(channels, strip), across + strip * SPLIT, turned + strip * SPLIT
+    first, pixels, row = first + pixel, pixels - pixel, (first + pixel) // at_once if channel == 0 else -1
+    operand = (x, partner, relu, affine, slopes, floor)
+    other = (beside, None, beside_relu, beside_affine, None, beside_floor)
+    if beside is None:
+        _split_piece(
+            piece, *operand, first, pixels, channels, int64(0), channels, x_along, None, apart, None, -1, work
+        )
+    elif turns is None:
+        if piece >= plain:
+            _turn_piece(
+                piece - plain, *other, first, pixels, beside_width, channel, used, spare, turned, apart, work
+            )
+        elif panels is None:
+            _split_piece(
+                piece, *operand, first, pixels, channels, int64(0), channels, None, across, apart, x_sums, row, work
+            )
+        else:
+            _split_piece(
+                piece, *operand, first, pixels, channels, int64(0), channels, x_along, across, apart, x_sums, row, work
+            )
+    else:
+        turning = _pieces(channels)[1]
+        if piece < turning:
+            _turn_piece(
+                piece, *operand, first, pixels, channels, int64(0), channels, spare, turned, apart, work
+            )
+        elif piece < turning + plain:
+            if panels is not None:
+                _split_piece(
+                    piece - turning, *operand, first, pixels, channels, int64(0), channels, x_along, None, apart,
+                    x_sums, row, work,
+                )  # fmt: skip
+        else:
+            _split_piece(
+                piece - turning - plain, *other, first, pixels, beside_width, channel, used, None, across, apart, None,
+                -1, work,
+            )  # fmt: skip
+
+
+@inlined
+def pieces_of(channels, beside, used, turns):
+    """Of a strip."""
+    plain, turned = _pieces(channels)
+    if beside is None:
+        count = plain
+    elif turns is None:
+        count = plain + _pieces(used)[1]
+    else:
+        count = plain + turned + _pieces(used)[0]
+    return count
+
+
+@body
+def multiply_runs(
+    first, pixels, strips, at_once, x, partner, relu, affine, slopes, floor, channels, panels, outputs, begin, end,
+    bias, residual, limits, out, streaming, shifts, source, source_relu, source_affine, partials, beside, beside_relu,
+    beside_affine, beside_floor, beside_width, channel, used, turns, sums, filled, x_sums, work,
+):  # fmt: skip
+    """out[p, o] = the sum over channels c of x[p, c] * panels[c, o], + bias + residual, within ``limits``; and
+    sums[c', c] += the sum over pixels p of beside[p, c'] * x[p, c].
+
+    first <= p < first + ``pixels``, in runs of so many ``strips``; begin <= o < end, of ``outputs``; channel <= c' <
+    channel + used, of ``beside_width``. Either may be left out: panels or beside is None.
+    x and beside go through their prologues, as ``pixels.fill_pixels`` has them; panels: those of ``split_panels``.
+    bias to partials: as ``conv_point.multiply_pixels`` has them, a piece being ``at_once`` pixels.
+    sums: panels of BLOCK c, each of ``filled`` rows, one for each c' of all; or, if ``turns`` is not None, of BLOCK c',
+    with a row for each c: whichever of the arrays is turned has the rows. x_sums, unless None: of ``at_once`` pixels a row, x is summed where
+    ``channel`` is 0.
+    """
+    steps = -(-channels // DEPTH)
+    pieces = pieces_of(channels, beside, used, turns)
+    run_pixels = strips * BLOCK
+    columns = size = across_size = turned_size = sum_panels = sum_blocks = 0
+    wide, high = (channels, used) if turns is None else (used, channels)  # of sums
+    if panels is not None:
+        columns, size = -(-(end - begin) // BLOCK), along_elements(channels, strips)
+    if beside is not None:
+        sum_panels, sum_blocks = -(-wide // BLOCK), -(-high // BLOCK)
+        across_size, turned_size = across_elements(wide, strips), across_elements(high, strips)
+    run_size = size + across_size + turned_size
+    spare = STRIPS + 2 * run_size
+    for piece in range(-(-min(pixels, run_pixels) // BLOCK) * pieces):
+        _split_next(
+            piece, x, partner, relu, affine, slopes, floor, channels, panels, first, min(pixels, run_pixels), strips,
+            at_once, spare, STRIPS, STRIPS + size, STRIPS + size + across_size, beside, beside_relu, beside_affine,
+            beside_floor, beside_width, channel, used, turns, x_sums, work,
+        )  # fmt: skip
+    last_o, last_at, last_used, last_piece, last_first = begin, 0, 0, 0, True
+    product = 0
+    open_unit()
+    for q in range(0, pixels, run_pixels):
+        here, there = min(run_pixels, pixels - q), max(0, min(run_pixels, pixels - q - run_pixels))
+        along, following = STRIPS + q // run_pixels % 2 * run_size, STRIPS + (1 - q // run_pixels % 2) * run_size
+        across, turned = along + size, along + size + across_size
+        strips_here = -(-here // BLOCK)
+        products = strips_here * columns
+        stages = STAGES * strips_here * (columns * steps + sum_panels * sum_blocks)
+        wanted, split, owed = -(-there // BLOCK) * pieces, 0, 0
+        for number in range(products + sum_panels * sum_blocks):
+            finished = unfinished = kind = o = at = 0
+            depth, left, left_tile, left_step = steps, along, SPLIT, 2 * SPLIT
+            right, right_tile = 0, steps * SPLIT
+            strip = goal = 0
+            if panels is None:
+                right_array = work
+            else:
+                right_array = panels
+                if number < products:
+                    strip, panel = divmod(number, columns)
+                    o, left = begin + panel * BLOCK, along + along_elements(channels, strip)
+                    at, right = (first + q + strip * BLOCK) * outputs + o, o // SIDE * steps * SPLIT
+                    kind = SLIM if end - o <= SIDE else 0
+                    if residual is not None or source is not None:
+                        for p in range(min(BLOCK, here - strip * BLOCK)):
+                            for j in range(0, min(BLOCK, end - o), SIDE):
+                                if residual is not None:
+                                    prefetch(residual, at + p * outputs + j)
+                                if source is not None:
+                                    prefetch(source, at + p * outputs + j)
+                    clear_tiles()
+            if beside is not None:
+                if number >= products:
+                    right_array = work
+                    panel, block = divmod(number - products, sum_blocks)
+                    depth, left_tile, left_step, right_tile = strips_here, strips * SPLIT, SPLIT, strips * SPLIT
+                    left, right = turned + block * 2 * left_tile, across + panel * 2 * right_tile
+                    kind = (SLIM if wide - panel * BLOCK <= SIDE else 0) + (LOW if high - block * BLOCK <= SIDE else 0)
+                    goal = (panel * filled + block * BLOCK) * BLOCK
+                    load_tiles(kind, sums, goal)
+            last_tile = (1 - product % 2) * PRODUCT
+            for turn in range(STAGES * depth):
+                step, stage = divmod(turn, STAGES)
+                add_stage(
+                    kind * STAGES + stage, work, left + step * left_step, left_tile, right_array, right + step * SPLIT,
+                    right_tile,
+                )  # fmt: skip
+                if panels is not None:
+                    unfinished += BLOCK
+                    while unfinished > 0 and finished < last_used:
+                        finish_pixels(
+                            work[last_tile + finished * BLOCK :], BLOCK, min(FINISHED, last_used - finished),
+                            min(BLOCK, end - last_o), last_first and finished == 0, bias, residual, limits, out,
+                            last_at + finished * outputs, outputs, last_o, streaming, shifts, source, source_relu,
+                            source_affine, partials, last_piece,
+                        )  # fmt: skip
+                        finished += FINISHED
+                        unfinished -= FINISHED * STAGES * depth
+                owed += wanted
+                while owed > 0 and split < wanted:
+                    _split_next(
+                        split, x, partner, relu, affine, slopes, floor, channels, panels, first + q + run_pixels, there,
+                        strips, at_once, spare, following, following + size, following + size + across_size, beside,
+                        beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums, work,
+                    )  # fmt: skip
+                    split += 1
+                    owed -= stages
+            if panels is not None:
+                last_used = 0
+                if number < products:
+                    store_tiles(kind, work, product % 2 * PRODUCT)
+                    pixel = q + strip * BLOCK
+                    last_o, last_at, last_used = o, at, min(BLOCK, pixels - pixel)
+                    last_piece, last_first = (first + pixel) // at_once, pixel % at_once == 0
+                    product += 1
+            if beside is not None:
+                if number >= products:
+                    store_tiles(kind, sums, goal)
+    if panels is not None:
+        finish_pixels(
+            work[(1 - product % 2) * PRODUCT :], BLOCK, last_used, min(BLOCK, end - last_o), last_first, bias, residual,
+            limits, out, last_at, outputs, last_o, streaming, shifts, source, source_relu, source_affine, partials,
+            last_piece,
+        )  # fmt: skip
+    close_unit()
+    if panels is not None:
+        if streaming:
+            fence()
+
+
+@body
+def _split_panel(panel, panels, blocks, split):
+    zero, steps = splat(panels, 0.0), -(-blocks // 2)
+    for half in range(2):
+        for step in range(steps):
+            at = panel * blocks * SIDE * BLOCK + step * DEPTH * BLOCK + half * SIDE
+            target = ((panel * 2 + half) * steps + step) * SPLIT
+            for row in range(SIDE):
+                second = load(panels, at + (row + SIDE) * BLOCK) if 2 * step + 1 < blocks else zero
+                store_parts(load(panels, at + row * BLOCK), second, split, target + row * SIDE)
+
+
+@driver
+def split_panels(panels, channels, split, parallel):
+    """The tiles, (SIDE outputs, DEPTH channels), of panels of single taps, see ``conv_panels``. Flat."""
+    blocks = -(-channels // SIDE)
+    count = panels.size // (blocks * SIDE * BLOCK)
+    if parallel:
+        for panel in prange(count):
+            _split_panel(int64(panel), panels, blocks, split)
+    else:
+        for panel in range(count):
+            _split_panel(panel, panels, blocks, split)
+
+
+@body
+def _add_row(row, sums, outputs, channels, weight):
+    zero, filled = splat(sums, 0.0), -(-outputs // SIDE) * SIDE
+    for c in range(0, channels, SIDE):
+        at = (c // BLOCK * filled + row) * BLOCK + c % BLOCK
+        total = zero
+        for split in range(sums.shape[0]):
+            total = total + load(sums, split * sums.shape[1] + at)
+        store_part(weight, row * channels + c, total, min(SIDE, channels - c))
+
+
+@driver
+def add_rows(sums, outputs, channels, weight, parallel):
+    """weight (outputs, channels) = the sum of panels (splits, panels of BLOCK channels with a row for each output)."""
+    if parallel:
+        for row in prange(outputs):
+            _add_row(int64(row), sums, outputs, channels, weight)
+    else:
+        for row in range(outputs):
+            _add_row(row, sums, outputs, channels, weight)
