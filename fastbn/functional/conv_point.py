@@ -36,6 +36,7 @@ POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
 SPLIT_RUN = 1 << 19  # likewise, of its parts
 PART_BYTES = 6  # of a number's parts
+LEAST_DEPTH = 48  # channels and outputs of gradients: with fewer, they are split in no less time than multiplied
 LEAST_SPLIT = 256  # pixels: for fewer, to split the weights costs what the matrix unit saves
 SPLIT_PIXELS = 128  # of a run of which two are in the second cache
 RUNNING = 2  # tasks of a thread: the first run of a task is split before anything is multiplied
@@ -257,7 +258,7 @@ class ForwardPortions(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _forward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> ForwardPortions:
-    matrix = _matrix_for(pixels, itemsize)
+    matrix = _matrix_for(pixels, LEAST_DEPTH, itemsize)
     at_once, wide = _forward_share(pixels, channels, outputs, itemsize, matrix)
     pieces = _pieces(pixels, at_once, outputs, itemsize)
     if matrix:
@@ -267,9 +268,9 @@ def _forward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -
     return ForwardPortions(at_once, wide, pieces, matrix, (max_threads(), size))
 
 
-def _matrix_for(pixels: int, itemsize: int) -> bool | None:
-    """Whether the matrix unit multiplies; else None."""
-    return matrix_unit() if itemsize == 4 and pixels >= LEAST_SPLIT else None
+def _matrix_for(pixels: int, channels: int, itemsize: int) -> bool | None:
+    """Whether the matrix unit multiplies, and is given so many ``channels`` at least; else None."""
+    return matrix_unit() if itemsize == 4 and pixels >= LEAST_SPLIT and channels >= LEAST_DEPTH else None
 
 
 def _forward_share(pixels: int, channels: int, outputs: int, itemsize: int, matrix: bool | None) -> tuple[int, int]:
@@ -323,7 +324,7 @@ def _portions_of(x: np.ndarray, weight: np.ndarray) -> BackwardPortions:
 
 @lru_cache(maxsize=256)
 def _backward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> BackwardPortions:
-    matrix = _matrix_for(pixels, itemsize)
+    matrix = _matrix_for(pixels, min(channels, outputs), itemsize)
     share = _backward_share(pixels, channels, outputs, itemsize, matrix)
     at_once, wide = share.at_once, share.wide
     runs, dy_lanes = -(-pixels // at_once), _whole(outputs, itemsize)
@@ -338,7 +339,10 @@ def _backward_portions(pixels: int, channels: int, outputs: int, itemsize: int) 
         share,
         _pieces(pixels, at_once, channels, itemsize),
         (runs, dy_lanes),
-        (-(-runs // share.runs_at_once), panels_size(*((channels, outputs) if turns else (outputs, channels)), itemsize)),
+        (
+            -(-runs // share.runs_at_once),
+            panels_size(*((channels, outputs) if turns else (outputs, channels)), itemsize),
+        ),
         runs * dy_size if apart else 0,
         matrix,
         turns,

@@ -1,13 +1,14 @@
 """The processor's matrix unit (Intel AMX): products of float32 matrices from products of bfloat16 ones.
 
-A float32 is the sum of three bfloat16, x = x1 + x2 + x3, each the rest of the ones before, rounded: 3 * 8 bits hold its
-24. Of the nine products of two such sums the six that are above 2^-24 are summed, in float32; see Henry, Tang, Heinecke,
-"Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations", ARITH 2019. An Inf becomes
-NaN, as its rest is.
+A float32 is the sum of three bfloat16, x = x1 + x2 + x3, each what the ones before leave: 3 * 8 bits hold its 24. Of
+the nine products of two such sums, the six above 2^-24 of the whole are added up in float32; see Henry, Tang and
+Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations", ARITH 2019. The
+unit adds 16 pairs before it rounds to the sum, so that the result is nearer to the exact one than a chain of
+multiply-adds. What an Inf leaves is NaN: so is each sum that one is part of. Parts below 2^-126 are 0.
 
-The unit multiplies tiles, 16 x 32 by 32 x 16, whose rows are SIDE registers of float32 lanes: a lane holds two numbers
-that are next to each other on the summed axis. Which two does not matter if both operands agree: those that lie
-SIDE apart here, so that ``store_parts`` makes rows of two registers without moving lanes.
+The unit multiplies tiles, 16 x 32 by 32 x 16, in rows of 64 bytes: a lane of 4 bytes holds two numbers that are next to
+each other on the summed axis. Which two does not matter if both operands agree: here those that lie SIDE apart, so that
+``store_parts`` makes a row of two vectors without moving lanes.
 """
 
 import ctypes
@@ -24,7 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbn.kernels._simd import data_of, index
-from fastbn.kernels._vector import FLOAT, I8, I32, I64, SINGLES, call, constant, integers
+from fastbn.kernels._vector import FLOAT, I8, I32, SINGLES, call, constant, integers
 
 SIDE = 16  # rows and lanes of a tile
 DEPTH = 2 * SIDE  # of the summed axis, in a tile

@@ -134,9 +134,8 @@ def _gradients_task(
             filled = -(-outputs // lanes) * lanes
             total = sums[split, channel * filled : (channel + -(-used // BLOCK) * BLOCK) * filled]
             total[:] = 0.0
-        if dy_sums is not None:
-            if channel == 0:
-                dy_sums[first_run:last_run] = 0.0
+        if dy_sums is not None and channel == 0:
+            dy_sums[first_run:last_run] = 0.0
         multiply_runs(
             first, last - first, at_once // BLOCK, at_once, dy, partner, relu, affine, slopes, floor, outputs, panels,
             channels, channel, channel + used, None, residual, None, dx, streaming, None, source, source_relu, x_affine,
@@ -166,7 +165,9 @@ def gradients_points(
         tasks = sums.shape[0] * -(-channels // wide) if stage else -(-pixels // at_once)
         if parallel:
             for task in prange(tasks):
-                _gradients_task(int64(task), stage, *operands, *share, dy_sums, sums, matrix, turns, workspace[get_thread_id()])
+                _gradients_task(
+                    int64(task), stage, *operands, *share, dy_sums, sums, matrix, turns, workspace[get_thread_id()]
+                )
         else:
             for task in range(tasks):
                 _gradients_task(task, stage, *operands, *share, dy_sums, sums, matrix, turns, workspace[0])

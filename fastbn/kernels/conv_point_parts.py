@@ -88,18 +88,20 @@ def _split_columns(
     c, count, p, here, behind, x, partner, relu, affine, slopes, floor, first, width, channel, along, across, apart,
     sums, row, work,
 ):  # fmt: skip
-    """DEPTH channels from c on, of which there are ``count``, of pixels p and p + SIDE of a strip, if they are there."""
+    """DEPTH channels from c on, of which there are ``count``, of pixels p and p + SIDE of a strip.
+
+    here, behind: whether these pixels are there.
+    """
     zero, block, rest = splat(x, 0.0), c // SIDE, count - SIDE
     pixel, other, at, behind_at = first + p, first + p + SIDE, channel + c, channel + c + SIDE
     upper = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, at, count, zero)
     upper_rest = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, behind_at, rest, zero)
     lower = _pixel(behind, x, partner, relu, affine, slopes, floor, other, width, at, count, zero)
     lower_rest = _pixel(behind, x, partner, relu, affine, slopes, floor, other, width, behind_at, rest, zero)
-    if sums is not None:
-        if row >= 0:
-            add_to(sums, row * sums.shape[1] + c, widen(upper) + widen(lower))
-            if rest > 0:
-                add_to(sums, row * sums.shape[1] + c + SIDE, widen(upper_rest) + widen(lower_rest))
+    if sums is not None and row >= 0:
+        add_to(sums, row * sums.shape[1] + c, widen(upper) + widen(lower))
+        if rest > 0:
+            add_to(sums, row * sums.shape[1] + c + SIDE, widen(upper_rest) + widen(lower_rest))
     if along is not None:
         store_parts(upper, upper_rest, work, along + block * SPLIT + p * SIDE)
         store_parts(lower, lower_rest, work, along + (block + 1) * SPLIT + p * SIDE)
@@ -170,14 +172,10 @@ def _split_next(
     operand = (x, partner, relu, affine, slopes, floor)
     other = (beside, None, beside_relu, beside_affine, None, beside_floor)
     if beside is None:
-        _split_piece(
-            piece, *operand, first, pixels, channels, int64(0), channels, x_along, None, apart, None, -1, work
-        )
+        _split_piece(piece, *operand, first, pixels, channels, int64(0), channels, x_along, None, apart, None, -1, work)
     elif turns is None:
         if piece >= plain:
-            _turn_piece(
-                piece - plain, *other, first, pixels, beside_width, channel, used, spare, turned, apart, work
-            )
+            _turn_piece(piece - plain, *other, first, pixels, beside_width, channel, used, spare, turned, apart, work)
         elif panels is None:
             _split_piece(
                 piece, *operand, first, pixels, channels, int64(0), channels, None, across, apart, x_sums, row, work
@@ -189,9 +187,7 @@ def _split_next(
     else:
         turning = _pieces(channels)[1]
         if piece < turning:
-            _turn_piece(
-                piece, *operand, first, pixels, channels, int64(0), channels, spare, turned, apart, work
-            )
+            _turn_piece(piece, *operand, first, pixels, channels, int64(0), channels, spare, turned, apart, work)
         elif piece < turning + plain:
             if panels is not None:
                 _split_piece(
@@ -232,8 +228,8 @@ def multiply_runs(
     x and beside go through their prologues, as ``pixels.fill_pixels`` has them; panels: those of ``split_panels``.
     bias to partials: as ``conv_point.multiply_pixels`` has them, a piece being ``at_once`` pixels.
     sums: panels of BLOCK c, each of ``filled`` rows, one for each c' of all; or, if ``turns`` is not None, of BLOCK c',
-    with a row for each c: whichever of the arrays is turned has the rows. x_sums, unless None: of ``at_once`` pixels a row, x is summed where
-    ``channel`` is 0.
+    with a row for each c: whichever of the arrays is turned has the rows. x_sums, unless None: of ``at_once`` pixels a
+    row, x is summed where ``channel`` is 0. work: see ``workspace_elements``.
     """
     steps = -(-channels // DEPTH)
     pieces = pieces_of(channels, beside, used, turns)
@@ -286,15 +282,14 @@ def multiply_runs(
                                 if source is not None:
                                     prefetch(source, at + p * outputs + j)
                     clear_tiles()
-            if beside is not None:
-                if number >= products:
-                    right_array = work
-                    panel, block = divmod(number - products, sum_blocks)
-                    depth, left_tile, left_step, right_tile = strips_here, strips * SPLIT, SPLIT, strips * SPLIT
-                    left, right = turned + block * 2 * left_tile, across + panel * 2 * right_tile
-                    kind = (SLIM if wide - panel * BLOCK <= SIDE else 0) + (LOW if high - block * BLOCK <= SIDE else 0)
-                    goal = (panel * filled + block * BLOCK) * BLOCK
-                    load_tiles(kind, sums, goal)
+            if beside is not None and number >= products:
+                right_array = work
+                panel, block = divmod(number - products, sum_blocks)
+                depth, left_tile, left_step, right_tile = strips_here, strips * SPLIT, SPLIT, strips * SPLIT
+                left, right = turned + block * 2 * left_tile, across + panel * 2 * right_tile
+                kind = (SLIM if wide - panel * BLOCK <= SIDE else 0) + (LOW if high - block * BLOCK <= SIDE else 0)
+                goal = (panel * filled + block * BLOCK) * BLOCK
+                load_tiles(kind, sums, goal)
             last_tile = (1 - product % 2) * PRODUCT
             for turn in range(STAGES * depth):
                 step, stage = divmod(turn, STAGES)
@@ -330,9 +325,8 @@ def multiply_runs(
                     last_o, last_at, last_used = o, at, min(BLOCK, pixels - pixel)
                     last_piece, last_first = (first + pixel) // at_once, pixel % at_once == 0
                     product += 1
-            if beside is not None:
-                if number >= products:
-                    store_tiles(kind, sums, goal)
+            if beside is not None and number >= products:
+                store_tiles(kind, sums, goal)
     if panels is not None:
         finish_pixels(
             work[(1 - product % 2) * PRODUCT :], BLOCK, last_used, min(BLOCK, end - last_o), last_first, bias, residual,
@@ -340,9 +334,8 @@ def multiply_runs(
             last_piece,
         )  # fmt: skip
     close_unit()
-    if panels is not None:
-        if streaming:
-            fence()
+    if panels is not None and streaming:
+        fence()
 
 
 @body

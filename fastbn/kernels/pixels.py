@@ -36,11 +36,25 @@ def _least(affine, floor, x, c, count, zero):
     return low
 
 
+@inlined
+def _constants(affine, slopes, x, floor, c, count, zero):
+    """Of a prologue, for channels from c on."""
+    return (
+        _constant(affine, NEAR_MEAN, c, count, zero),
+        _constant(affine, SCALE, c, count, zero),
+        _constant(affine, SHIFT, c, count, zero),
+        _least(affine, floor, x, c, count, zero),
+        _constant(slopes, A, c, count, zero),
+        _constant(slopes, B, c, count, zero),
+        _constant(slopes, K, c, count, zero),
+        _constant(slopes, NEAR_INV_STD, c, count, zero),
+    )
+
+
 @part
-def behind_prologue(x, partner, relu, affine, slopes, floor, i, c, count, zero):
-    """The first ``count`` elements at i, of channels from c on, through their prologue; 0 behind them."""
-    near, scale = _constant(affine, NEAR_MEAN, c, count, zero), _constant(affine, SCALE, c, count, zero)
-    shift, low = _constant(affine, SHIFT, c, count, zero), _least(affine, floor, x, c, count, zero)
+def _through(x, partner, relu, affine, slopes, i, count, zero, constants):
+    """The first ``count`` elements at i, through a prologue; 0 behind them."""
+    near, scale, shift, low, a, b, k, inv_std = constants
     if affine is None:
         value = load_part(x, i, count, zero)
     elif slopes is None:
@@ -48,14 +62,18 @@ def behind_prologue(x, partner, relu, affine, slopes, floor, i, c, count, zero):
             value = at_most(normalized(x, None, None, i, 0, near, scale, shift, low), relu)
         else:
             value = at_most(normalized_first(x, None, None, i, count, 0, near, scale, shift, low), relu)
+    elif count == lanes_of(x):
+        value = gradient(x, partner, None, relu, i, 0, False, near, scale, shift, a, b, k, inv_std, None)
     else:
-        a, b = _constant(slopes, A, c, count, zero), _constant(slopes, B, c, count, zero)
-        k, inv_std = _constant(slopes, K, c, count, zero), _constant(slopes, NEAR_INV_STD, c, count, zero)
-        if count == lanes_of(x):
-            value = gradient(x, partner, None, relu, i, 0, False, near, scale, shift, a, b, k, inv_std, None)
-        else:
-            value = gradient_first(x, partner, None, relu, i, count, 0, near, scale, shift, a, b, k, inv_std, None)
+        value = gradient_first(x, partner, None, relu, i, count, 0, near, scale, shift, a, b, k, inv_std, None)
     return value
+
+
+@part
+def behind_prologue(x, partner, relu, affine, slopes, floor, i, c, count, zero):
+    """The first ``count`` elements at i, of channels from c on, through their prologue; 0 behind them."""
+    constants = _constants(affine, slopes, x, floor, c, count, zero)
+    return _through(x, partner, relu, affine, slopes, i, count, zero, constants)
 
 
 @body
@@ -73,31 +91,11 @@ def fill_pixels(
         rows = min(FILL_ROWS, pixels - top)
         for c in range(0, channels, lanes):
             count, at = min(lanes, channels - c), channel + c
-            near, scale = _constant(affine, NEAR_MEAN, at, count, zero), _constant(affine, SCALE, at, count, zero)
-            shift, low = _constant(affine, SHIFT, at, count, zero), _least(affine, floor, x, at, count, zero)
-            a, b = _constant(slopes, A, at, count, zero), _constant(slopes, B, at, count, zero)
-            k, inv_std = _constant(slopes, K, at, count, zero), _constant(slopes, NEAR_INV_STD, at, count, zero)
+            constants = _constants(affine, slopes, x, floor, at, count, zero)
             i = (first + top) * width + at
             target = c // lanes * block + top * lanes
             for _ in range(rows):
-                if count == lanes:
-                    if affine is None:
-                        value = load(x, i)
-                    elif slopes is None:
-                        value = at_most(normalized(x, None, None, i, 0, near, scale, shift, low), relu)
-                    else:
-                        value = gradient(
-                            x, partner, None, relu, i, 0, False, near, scale, shift, a, b, k, inv_std, None
-                        )
-                elif affine is None:
-                    value = load_first(x, i, count, zero)
-                elif slopes is None:
-                    value = at_most(normalized_first(x, None, None, i, count, 0, near, scale, shift, low), relu)
-                else:
-                    value = gradient_first(
-                        x, partner, None, relu, i, count, 0, near, scale, shift, a, b, k, inv_std, None
-                    )
-                store(blocks, target, value)
+                store(blocks, target, _through(x, partner, relu, affine, slopes, i, count, zero, constants))
                 i += width
                 target += lanes
 
