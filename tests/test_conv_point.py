@@ -11,6 +11,7 @@ from fastbn.functional import conv_blocks, conv_point
 from fastbn.functional.conv import engine_for
 from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_point import POINT
+from fastbn.functional.conv_point_portions import backward_share, forward_share
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.weight_panels import LINE
 from fastbn.kernels._simd import VECTOR_BYTES
@@ -88,8 +89,8 @@ def test_it_is_the_convolution_over_blocks(rng, size, normed, joined):
 def test_large_weights_are_shared_out(size):
     n, height, width, channels, outputs = size
     pixels = n * height * width
-    at_once, wide = conv_point._forward_share(pixels, channels, outputs, 8)
-    share = conv_point._backward_share(pixels, channels, outputs, 8)
+    at_once, wide = forward_share(pixels, channels, outputs, 8, None)
+    share = backward_share(pixels, channels, outputs, 8, None)
     assert wide < outputs
     assert share.wide < channels
     assert at_once % SLIM_ROWS == share.at_once % SLIM_ROWS == 0

@@ -14,7 +14,8 @@ from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, in_order_of, with_places
 from fastbn.functional import conv_planes
 from fastbn.functional.conv_geometry import Window
-from fastbn.functional.conv_point import PIXELS, streams
+from fastbn.functional.conv_point import streams
+from fastbn.functional.conv_point_portions import PIXELS
 from fastbn.functional.conv_portions import TASKS, Shape
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Sums, limits_of, pieces_of

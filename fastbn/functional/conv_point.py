@@ -4,13 +4,11 @@ Both gradients come from one pass over x and dy. With a stride, the pixels that 
 """
 
 import math
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from fastbn._memory import empty, empty_on_lines, scratch
-from fastbn._threads import launch, max_threads
+from fastbn._threads import launch
 from fastbn._views import (
     as_flat,
     channels_second,
@@ -19,13 +17,12 @@ from fastbn._views import (
     in_order_of,
 )
 from fastbn.functional.conv_geometry import Window
-from fastbn.functional.conv_portions import TASKS, blocks_of
+from fastbn.functional.conv_point_portions import BackwardPortions, backward_portions, forward_portions
 from fastbn.functional.conv_prologue import PLAIN, Prologue
-from fastbn.functional.norm_sums import Pieces, Sums, limits_of, relu_operand
+from fastbn.functional.norm_sums import Sums, limits_of, relu_operand
 from fastbn.functional.packed_weights import packed
-from fastbn.functional.weight_panels import packed_matrix, panels_size, passes_caches, unpacked
+from fastbn.functional.weight_panels import packed_matrix, passes_caches, unpacked
 from fastbn.kernels import conv_panels, conv_point_parts
-from fastbn.kernels._matrix_unit import BLOCK, matrix_unit
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
@@ -33,17 +30,6 @@ from fastbn.kernels.conv_point_parts import add_rows, split_panels
 from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
-RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
-SPLIT_RUN = 1 << 19  # likewise, of its parts
-PART_BYTES = 6  # of a number's parts
-LEAST_DEPTH = 48  # channels and outputs of gradients: with fewer, they are split in no less time than multiplied
-LEAST_SPLIT = 256  # pixels: for fewer, to split the weights costs what the matrix unit saves
-SPLIT_PIXELS = 128  # of a run of which two are in the second cache
-RUNNING = 2  # tasks of a thread: the first run of a task is split before anything is multiplied
-SPLIT_PANELS = 1 << 20  # bytes, about, of the parts of a task's panels
-LEAST_WIDE = 64  # outputs of a task, at least: in less time its pixels are not split
-MOST_STRIPS = 16384  # pixels, of a run that goes by strips
-PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
 FEWEST = 4 * SLIM_ROWS  # pixels
 STREAMED = 1 << 20  # bytes of an output from which on the next to read it is faster if it was streamed
 
@@ -75,7 +61,7 @@ def forward(
     outputs, channels = weight.shape[:2]
     x = _visited(x, window)
     pixels = x.size // channels
-    portions = _forward_portions(pixels, channels, outputs, x.itemsize)
+    portions = forward_portions(pixels, channels, outputs, x.itemsize)
     sums = portions.pieces.moments(x.dtype) if moments else None
     _, x_ceiling, affine, _, floor = prologue.operands()
     launch(
@@ -193,7 +179,7 @@ def _by_pixel(array: np.ndarray) -> np.ndarray:
 
 
 def _gradients(
-    portions: "BackwardPortions",
+    portions: BackwardPortions,
     dy: np.ndarray,
     x: np.ndarray,
     weight: np.ndarray,
@@ -243,154 +229,9 @@ def _gradients(
     return dweight
 
 
-class ForwardPortions(NamedTuple):
-    """Of pixels and outputs: ``at_once`` pixels a run, a piece of the sums, and ``wide`` outputs a task.
-
-    matrix: as ``kernels.conv_point`` has it.
-    """
-
-    at_once: int
-    wide: int
-    pieces: Pieces
-    matrix: bool | None
-    workspace: tuple[int, int]
-
-
-@lru_cache(maxsize=256)
-def _forward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> ForwardPortions:
-    matrix = _matrix_for(pixels, LEAST_DEPTH, itemsize)
-    at_once, wide = _forward_share(pixels, channels, outputs, itemsize, matrix)
-    pieces = _pieces(pixels, at_once, outputs, itemsize)
-    if matrix:
-        size = conv_point_parts.workspace_elements(channels, 1, False, 0)
-    else:
-        size = conv_panels.tile_elements(itemsize) + at_once * _whole(channels, itemsize)
-    return ForwardPortions(at_once, wide, pieces, matrix, (max_threads(), size))
-
-
-def _matrix_for(pixels: int, channels: int, itemsize: int) -> bool | None:
-    """Whether the matrix unit multiplies, and is given so many ``channels`` at least; else None."""
-    return matrix_unit() if itemsize == 4 and pixels >= LEAST_SPLIT and channels >= LEAST_DEPTH else None
-
-
-def _forward_share(pixels: int, channels: int, outputs: int, itemsize: int, matrix: bool | None) -> tuple[int, int]:
-    """Pixels and outputs of a task: what moves the least, panels for each run and x for each part of the outputs."""
-    columns = conv_panels.panel_columns(itemsize)
-    panels = -(-outputs // columns)
-    if matrix:
-        parts = -(-panels // max(LEAST_WIDE // columns, SPLIT_PANELS // (channels * PART_BYTES * columns)))
-        runs = max(-(-RUNNING * max_threads() // parts), -(-pixels // MOST_STRIPS))
-        return _tiles(-(-pixels // runs), True), -(-panels // parts) * columns
-
-    def share(parts: int) -> tuple[int, int]:
-        wide = -(-panels // parts) * columns
-        runs = max(-(-TASKS // parts), -(-pixels // _most((channels + wide) * itemsize, None)))
-        return _tiles(-(-pixels // runs), None), wide
-
-    def moved(parts: int) -> int:
-        return -(-pixels // share(parts)[0]) * channels * outputs + parts * pixels * channels
-
-    return share(min(range(1, min(panels, TASKS) + 1), key=moved))
-
-
-class Share(NamedTuple):
-    """Pixels of a run of the backward pass, runs of a split, and channels of a task."""
-
-    at_once: int
-    runs_at_once: int
-    wide: int
-
-
-class BackwardPortions(NamedTuple):
-    """Of ``share``, the pieces of the sums of dx, and the shapes of what a launch needs.
-
-    matrix: as ``kernels.conv_point`` has it; turns: True where the fewer channels are those of dy, which are turned.
-    """
-
-    share: Share
-    pieces: Pieces
-    dy_sums: tuple[int, int]
-    products: tuple[int, int]
-    dy_filled: int
-    matrix: bool | None
-    turns: bool | None
-    workspace: tuple[int, int]
-
-
 def _portions_of(x: np.ndarray, weight: np.ndarray) -> BackwardPortions:
     outputs, channels = weight.shape[:2]
-    return _backward_portions(x.size // channels, channels, outputs, x.itemsize)
-
-
-@lru_cache(maxsize=256)
-def _backward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> BackwardPortions:
-    matrix = _matrix_for(pixels, min(channels, outputs), itemsize)
-    share = _backward_share(pixels, channels, outputs, itemsize, matrix)
-    at_once, wide = share.at_once, share.wide
-    runs, dy_lanes = -(-pixels // at_once), _whole(outputs, itemsize)
-    apart = wide < channels
-    turns = True if matrix and outputs < wide else None
-    if matrix:
-        dy_size, size = 0, conv_point_parts.workspace_elements(outputs, at_once // BLOCK, True, wide)
-    else:
-        dy_size = at_once * dy_lanes
-        size = conv_panels.tile_elements(itemsize) + at_once * _whole(wide, itemsize) + (0 if apart else dy_size)
-    return BackwardPortions(
-        share,
-        _pieces(pixels, at_once, channels, itemsize),
-        (runs, dy_lanes),
-        (
-            -(-runs // share.runs_at_once),
-            panels_size(*((channels, outputs) if turns else (outputs, channels)), itemsize),
-        ),
-        runs * dy_size if apart else 0,
-        matrix,
-        turns,
-        (max_threads(), size),
-    )
-
-
-def _backward_share(pixels: int, channels: int, outputs: int, itemsize: int, matrix: bool | None) -> Share:
-    """Splits whose gradients of the weights, summed apart, are no more to read and write than x and dy are."""
-    columns = conv_panels.panel_columns(itemsize)
-    panels = -(-channels // columns)
-    splits = pixels * (channels + outputs) / (2 * channels * outputs)
-    if matrix:
-        tasks = RUNNING * max_threads()
-        while tasks > 1 and tasks > 2 * splits:
-            tasks //= 2
-        splits, parts = tasks, max(1, RUNNING * max_threads() // tasks)
-        wide = min(channels, -(-panels // min(panels, parts)) * columns)
-        most = _most((wide + 2 * outputs) * PART_BYTES, True)
-    else:
-        splits = int(max(1, min(TASKS, splits)))
-        wide = min(channels, -(-panels // min(panels, TASKS // splits)) * columns)
-        most = _most((wide + outputs) * itemsize, None)
-    pixels_of_split = -(-pixels // splits)
-    runs_at_once = -(-pixels_of_split // most)
-    return Share(_tiles(-(-pixels_of_split // runs_at_once), matrix), runs_at_once, wide)
-
-
-def _most(size: int, matrix: bool | None) -> int:
-    """Pixels of a run at most, of ``size`` bytes each."""
-    tile, run = (BLOCK, SPLIT_RUN) if matrix else (SLIM_ROWS, RUN)
-    return _tiles(min(SPLIT_PIXELS if matrix else PIXELS, run // size) - tile + 1, matrix)
-
-
-def _tiles(pixels: int, matrix: bool | None) -> int:
-    """So many pixels, to whole tiles."""
-    tile = BLOCK if matrix else SLIM_ROWS
-    return max(1, -(-pixels // tile)) * tile
-
-
-def _whole(channels: int, itemsize: int) -> int:
-    """So many channels, to whole blocks."""
-    return blocks_of(channels, itemsize) * conv_panels.block_lanes(itemsize)
-
-
-def _pieces(pixels: int, at_once: int, channels: int, itemsize: int) -> Pieces:
-    """Of (pixels, channels), ``at_once`` pixels a piece."""
-    return Pieces.of(np.minimum(at_once, pixels - np.arange(0, pixels, at_once)), channels, itemsize)
+    return backward_portions(x.size // channels, channels, outputs, x.itemsize)
 
 
 def streams(out: np.ndarray) -> bool:

@@ -327,7 +327,7 @@ def multiply_runs(
                     product += 1
             if beside is not None and number >= products:
                 store_tiles(kind, sums, goal)
-    if panels is not None:
+    if panels is not None and last_used > 0:
         finish_pixels(
             work[(1 - product % 2) * PRODUCT :], BLOCK, last_used, min(BLOCK, end - last_o), last_first, bias, residual,
             limits, out, last_at, outputs, last_o, streaming, shifts, source, source_relu, source_affine, partials,
