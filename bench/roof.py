@@ -11,15 +11,28 @@ from statistics import median
 import numpy as np
 from numba import int64, prange
 
-from fastbn._memory import empty
+from fastbn._memory import empty, empty_on_lines
 from fastbn._threads import launch
 from fastbn.functional import batch_norm_backward, batch_norm_forward
 from fastbn.kernels._jit import body, driver
+from fastbn.kernels._matrix_unit import BLOCK as UNIT
+from fastbn.kernels._matrix_unit import (
+    DEPTH,
+    SPLIT,
+    STAGES,
+    add_stage,
+    clear_tiles,
+    close_unit,
+    matrix_unit,
+    open_unit,
+    store_tiles,
+)
 from fastbn.kernels._simd import TILE_ROWS
 from fastbn.kernels._simd_blocks import block_tile
 from fastbn.kernels._vector import lanes_of, splat
 from fastbn.kernels._vector_memory import fence, load, prefetch_far, store, stream
 from fastbn.kernels.conv_panels import block_lanes, panel_columns
+from fastbn.kernels.conv_point_parts import split_panels
 
 BLOCK = 1 << 16  # elements of a task
 AHEAD = 1 << 11  # elements, at which memory is asked: copies 5 to 10 % faster than without
@@ -132,6 +145,44 @@ def peak() -> float:
     return best
 
 
+@body
+def _multiply_parts_task(task, tiles, repeats, products):
+    open_unit()
+    clear_tiles()
+    for _ in range(repeats):
+        for stage in range(STAGES):
+            add_stage(stage, tiles, int64(0), SPLIT, tiles, int64(2 * SPLIT), SPLIT)
+    store_tiles(int64(0), products, task * UNIT * UNIT)
+    close_unit()
+
+
+@driver
+def multiply_parts(tiles, repeats, tasks, products, parallel):
+    """Products of the matrix unit, of float32 in parts that stay in the first cache."""
+    if parallel:
+        for task in prange(tasks):
+            _multiply_parts_task(int64(task), tiles, repeats, products)
+    else:
+        for task in range(tasks):
+            _multiply_parts_task(task, tiles, repeats, products)
+
+
+def matrix_peak() -> float:
+    """As ``peak``, by the matrix unit, which takes six products of bfloat16 for one; 0 where there is none."""
+    if not matrix_unit():
+        return 0.0
+    repeats, tasks = 2000, 64
+    draw = np.random.default_rng(0).standard_normal(2 * UNIT * DEPTH, np.float32)
+    tiles, products = empty_on_lines((4 * SPLIT,), draw.dtype), np.empty(tasks * UNIT * UNIT, np.float32)
+    launch(split_panels, draw, DEPTH, tiles, work=0)
+    best = 0.0
+    for _ in range(12):
+        begun = time.perf_counter()
+        launch(multiply_parts, tiles, repeats, tasks, products, work=1 << 30)
+        best = max(best, 2 * tasks * repeats * UNIT * UNIT * DEPTH / (time.perf_counter() - begun))
+    return best
+
+
 def reading(size: int = 1 << 27) -> float:
     """Bytes a second of the best of some passes that read two arrays of ``size`` bytes."""
     x, y = np.ones(size // 4, np.float32), np.ones(size // 4, np.float32)
@@ -192,6 +243,8 @@ def main() -> None:
     print(f"copy of 128 MB   {bandwidth(1 << 27) / 1e9:6.1f} GB/s")
     print(f"read 2 x 128 MB  {reading() / 1e9:6.1f} GB/s")
     print(f"multiply-adds    {peak() / 1e9:6.1f} GFLOP/s")
+    if matrix_unit():
+        print(f"by matrix unit   {matrix_peak() / 1e9:6.1f} GFLOP/s of float32, of six products each")
     moved, passed = (bytes_a_second / 1e9 for bytes_a_second in backward_passes())
     print(f"backward's bytes {moved:6.1f} GB/s, its pass {passed:.1f}: {passed / moved:.2f}")
 

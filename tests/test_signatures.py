@@ -13,6 +13,7 @@ from numba.core.errors import TypingError
 
 from fastbn.kernels import _simd, _simd_lanes
 from fastbn.kernels._jit import driver
+from fastbn.kernels._matrix_unit import matrix_unit
 
 TESTS = Path(__file__).parent
 
@@ -47,11 +48,13 @@ def signatures():
 
 """
 
-# Kernels of units, and of convolutions of channels-last images.
+# Kernels of units, and of convolutions of channels-last images; without the matrix unit.
 UNITS = {
     "batch_norm_partials.products_matrix": 1,
     "conv_point.correlate_points": 3,  # moments; Gram folding's output and gradient
     "conv_point_backward.gradients_points": 3,  # the gradient of a batch norm; Gram folding's square and gradients
+    "conv_point_parts.split_panels": 0,
+    "conv_point_parts.add_rows": 0,
     "conv_patches.correlate_patches": 1,
     "conv_patches.correlate_weights_patches": 1,
     "conv_winograd.correlate_winograd": 2,  # moments; the gradient of a batch norm
@@ -198,15 +201,32 @@ def counts():
     return answer(SIGNATURES + CALLS)
 
 
-def answer(script):
-    done = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, timeout=400, capture_output=True, text=True)
+def printed(script, timeout, **options):
+    """What a script prints that is told not to use the matrix unit, unless ``options`` of its environment allow it."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=TESTS.parent, timeout=timeout, capture_output=True, text=True,
+        env={**os.environ, "FASTBN_AMX": "0", **options}, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+def answer(script, **options):
+    return json.loads(printed(script, 400, **options))
 
 
 def test_one_version_of_what_units_need():
     found = answer(SIGNATURES + UNIT_CALLS)
     assert {name: found[name] for name in UNITS} == UNITS
+
+
+@pytest.mark.skipif(not matrix_unit(), reason="no matrix unit, or FASTBN_AMX is 0")
+def test_versions_for_the_matrix_unit():
+    found = answer(SIGNATURES + UNIT_CALLS, FASTBN_AMX="1")
+    assert found["conv_point_parts.split_panels"] == 1
+    assert found["conv_point_parts.add_rows"] <= 1
+    assert found["conv_point.correlate_points"] <= 2 * UNITS["conv_point.correlate_points"]
+    assert found["conv_point_backward.gradients_points"] <= 2 * UNITS["conv_point_backward.gradients_points"] + 1
 
 
 def test_one_version_for_each_dtype_in_every_layout(counts):
@@ -236,13 +256,9 @@ def test_no_version_for_another_kind_of_flag_or_integer(counts):
     assert counts[1] == counts[0]
 
 
-def compile_anew(script, cache):
+def compile_anew(script, cache, **options):
     """Run a script for which no kernel is in the cache: what is cannot be inspected."""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=TESTS.parent, env=environment, timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return printed(script, 120, NUMBA_CACHE_DIR=str(cache), **options)
 
 
 def test_only_the_branch_of_one_version_is_compiled():
@@ -326,6 +342,26 @@ def test_the_register_tiles_use_the_widest_vectors_and_no_stack(tmp_path):
         loop = max(loops(assembly), key=lambda block: len(re.findall(multiply_adds, block)))
         assert len(re.findall(multiply_adds, loop)) >= size
         assert not re.search(rf"\(%r[sb]p\).*%{register}|%{register}.*\(%r[sb]p\)", loop)
+
+
+MATRIX_UNIT = """
+import numpy as np
+from fastbn.functional import conv_point
+from fastbn.kernels.conv_point import correlate_points
+
+pixels = np.ones((9, 40, 40, 64), np.float32).transpose(0, 3, 1, 2)
+square = np.ones((64, 64, 1, 1), np.float32)
+conv_point.forward(pixels, square, None, conv_point.POINT, 1, None, False, np.empty_like(pixels))
+print(correlate_points.parallel.inspect_asm(correlate_points.parallel.signatures[0]))
+"""
+
+
+@pytest.mark.skipif(not matrix_unit(), reason="no matrix unit, or FASTBN_AMX is 0")
+def test_the_matrix_unit_multiplies(tmp_path):
+    assembly = compile_anew(MATRIX_UNIT, tmp_path, FASTBN_AMX="1")
+    of_a_stage = max(len(re.findall("tdpbf16ps", block)) for block in loops(assembly))
+    assert of_a_stage == 4
+    assert not re.search(r"vfn?madd\w+ps\s.*%zmm", assembly)
 
 
 BATCH_NORM = """

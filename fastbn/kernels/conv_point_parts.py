@@ -156,49 +156,42 @@ def _turn_piece(
 
 
 @part
-def _split_next(
-    piece, x, partner, relu, affine, slopes, floor, channels, panels, first, pixels, strips, at_once, spare, along,
+def _split_pieces(
+    begin, end, x, partner, relu, affine, slopes, floor, channels, panels, first, pixels, strips, at_once, spare, along,
     across, turned, beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums, work,
 ):  # fmt: skip
-    """A piece of a run of ``strips``, whose ``pixels`` begin at ``first``, to its places in ``work``.
+    """The pieces from ``begin`` to ``end`` of a run of ``strips``, whose ``pixels`` begin at ``first``, to ``work``.
 
     turns: whether x is turned, and not ``beside``, a literal.
     """
-    plain = _pieces(channels)[0]
-    strip, piece = divmod(piece, pieces_of(channels, beside, used, turns))
-    apart, pixel = strips * SPLIT, strip * BLOCK
-    x_along, across, turned = along + along_elements(channels, strip), across + strip * SPLIT, turned + strip * SPLIT
-    first, pixels, row = first + pixel, pixels - pixel, (first + pixel) // at_once if channel == 0 else -1
+    plain, turning = _pieces(channels)
+    of_strip, apart = pieces_of(channels, beside, used, turns), strips * SPLIT
     operand = (x, partner, relu, affine, slopes, floor)
     other = (beside, None, beside_relu, beside_affine, None, beside_floor)
-    if beside is None:
-        _split_piece(piece, *operand, first, pixels, channels, int64(0), channels, x_along, None, apart, None, -1, work)
-    elif turns is None:
-        if piece >= plain:
-            _turn_piece(piece - plain, *other, first, pixels, beside_width, channel, used, spare, turned, apart, work)
+    for number in range(begin, end):
+        strip, piece = divmod(number, of_strip)
+        pixel, there = first + strip * BLOCK, pixels - strip * BLOCK
+        x_along, at, to = along + along_elements(channels, strip), across + strip * SPLIT, turned + strip * SPLIT
+        whole = (pixel, there, channels, int64(0), channels)
+        cut = (pixel, there, beside_width, channel, used)
+        row = pixel // at_once if channel == 0 else -1
+        if beside is None:
+            _split_piece(piece, *operand, *whole, x_along, None, apart, None, -1, work)
+        elif turns is None:
+            if piece >= plain:
+                _turn_piece(piece - plain, *other, *cut, spare, to, apart, work)
+            elif panels is None:
+                _split_piece(piece, *operand, *whole, None, at, apart, x_sums, row, work)
+            else:
+                _split_piece(piece, *operand, *whole, x_along, at, apart, x_sums, row, work)
+        elif piece < turning:
+            _turn_piece(piece, *operand, *whole, spare, to, apart, work)
+        elif piece >= turning + plain:
+            _split_piece(piece - turning - plain, *other, *cut, None, at, apart, None, -1, work)
         elif panels is None:
-            _split_piece(
-                piece, *operand, first, pixels, channels, int64(0), channels, None, across, apart, x_sums, row, work
-            )
+            _split_piece(piece - turning, *operand, *whole, None, None, apart, x_sums, row, work)
         else:
-            _split_piece(
-                piece, *operand, first, pixels, channels, int64(0), channels, x_along, across, apart, x_sums, row, work
-            )
-    else:
-        turning = _pieces(channels)[1]
-        if piece < turning:
-            _turn_piece(piece, *operand, first, pixels, channels, int64(0), channels, spare, turned, apart, work)
-        elif piece < turning + plain:
-            if panels is not None:
-                _split_piece(
-                    piece - turning, *operand, first, pixels, channels, int64(0), channels, x_along, None, apart,
-                    x_sums, row, work,
-                )  # fmt: skip
-        else:
-            _split_piece(
-                piece - turning - plain, *other, first, pixels, beside_width, channel, used, None, across, apart, None,
-                -1, work,
-            )  # fmt: skip
+            _split_piece(piece - turning, *operand, *whole, x_along, None, apart, x_sums, row, work)
 
 
 @inlined
@@ -243,12 +236,12 @@ def multiply_runs(
         across_size, turned_size = across_elements(wide, strips), across_elements(high, strips)
     run_size = size + across_size + turned_size
     spare = STRIPS + 2 * run_size
-    for piece in range(-(-min(pixels, run_pixels) // BLOCK) * pieces):
-        _split_next(
-            piece, x, partner, relu, affine, slopes, floor, channels, panels, first, min(pixels, run_pixels), strips,
-            at_once, spare, STRIPS, STRIPS + size, STRIPS + size + across_size, beside, beside_relu, beside_affine,
-            beside_floor, beside_width, channel, used, turns, x_sums, work,
-        )  # fmt: skip
+    _split_pieces(
+        int64(0), -(-min(pixels, run_pixels) // BLOCK) * pieces, x, partner, relu, affine, slopes, floor, channels,
+        panels, first, min(pixels, run_pixels), strips, at_once, spare, STRIPS, STRIPS + size,
+        STRIPS + size + across_size, beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used,
+        turns, x_sums, work,
+    )  # fmt: skip
     last_o, last_at, last_used, last_piece, last_first = begin, 0, 0, 0, True
     product = 0
     open_unit()
@@ -308,15 +301,16 @@ def multiply_runs(
                         )  # fmt: skip
                         finished += FINISHED
                         unfinished -= FINISHED * STAGES * depth
-                owed += wanted
-                while owed > 0 and split < wanted:
-                    _split_next(
-                        split, x, partner, relu, affine, slopes, floor, channels, panels, first + q + run_pixels, there,
-                        strips, at_once, spare, following, following + size, following + size + across_size, beside,
-                        beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums, work,
+                soon = min(wanted, split + -(-(owed + wanted) // stages))
+                if soon > split:
+                    _split_pieces(
+                        split, soon, x, partner, relu, affine, slopes, floor, channels, panels, first + q + run_pixels,
+                        there, strips, at_once, spare, following, following + size, following + size + across_size,
+                        beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums,
+                        work,
                     )  # fmt: skip
-                    split += 1
-                    owed -= stages
+                owed += wanted - (soon - split) * stages
+                split = soon
             if panels is not None:
                 last_used = 0
                 if number < products:
