@@ -1,23 +1,20 @@
 """What ``conv_point`` and ``conv_point_backward`` multiply with vectors, multiplied by the matrix unit.
 
-Pixels go strip by strip. A strip is BLOCK pixels, split into parts, see ``_matrix_unit``: for sums over channels they
-are rows of tiles, for sums over pixels the summed axis. While the unit multiplies a run of strips, the next one is
-split and what was multiplied before is written, piece by piece: the unit waits for nobody, and nobody for the unit.
+Pixels go strip by strip, see ``strips``. While the unit multiplies a run of strips, the next one is split and what was
+multiplied before is written, piece by piece: the unit waits for nobody, and nobody for the unit.
 """
 
 from numba import int64, prange
 
-from fastbn.kernels._jit import body, driver, inlined, part
+from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._matrix_unit import (
     BLOCK,
     DEPTH,
     LOW,
-    PARTS,
     SIDE,
     SLIM,
     SPLIT,
     STAGES,
-    TILE,
     add_stage,
     clear_tiles,
     close_unit,
@@ -26,27 +23,14 @@ from fastbn.kernels._matrix_unit import (
     store_parts,
     store_tiles,
 )
-from fastbn.kernels._simd import transpose
-from fastbn.kernels._vector import splat, widen
-from fastbn.kernels._vector_memory import add_to, fence, load, prefetch, store_part
-from fastbn.kernels.pixels import behind_prologue, finish_pixels
+from fastbn.kernels._vector import splat
+from fastbn.kernels._vector_memory import fence, load, prefetch, store_part
+from fastbn.kernels.pixels import finish_pixels
+from fastbn.kernels.strips import across_elements, along_elements, pieces_of, split_pieces
 
-PIECE = 4  # blocks of SIDE channels of a piece of a strip, at most
 PRODUCT = BLOCK * BLOCK  # elements
 FINISHED = 4  # rows of a product that are written at a time
 STRIPS = 2 * PRODUCT  # where in a workspace, behind two products, the strips of two runs and one to be turned lie
-
-
-@inlined
-def along_elements(channels, strips):
-    """Of so many strips for sums over channels."""
-    return -(-channels // DEPTH) * 2 * SPLIT * strips
-
-
-@inlined
-def across_elements(channels, strips):
-    """Of so many strips for sums over pixels."""
-    return -(-channels // SIDE) * SPLIT * strips
 
 
 def workspace_elements(channels: int, strips: int, across: bool, beside: int) -> int:
@@ -62,149 +46,12 @@ def panel_elements(outputs: int, channels: int) -> int:
 
 
 @inlined
-def _pieces_of_row(channels):
-    """Pieces that so many channels of a pixel are."""
-    return -(-channels // (PIECE * SIDE))
-
-
-@inlined
-def _pieces(channels):
-    """Of a strip of so many channels: those that are split, and those that are turned as well."""
-    split = SIDE * _pieces_of_row(channels)
-    return split, split + -(-channels // SIDE) * PARTS
-
-
-@part
-def _pixel(there, x, partner, relu, affine, slopes, floor, pixel, width, c, count, zero):
-    """``count`` channels from c on of a pixel, through their prologue; 0 behind them, or if it is not there."""
-    value = zero
-    if there and count > 0:
-        value = behind_prologue(x, partner, relu, affine, slopes, floor, pixel * width + c, c, min(count, SIDE), zero)
-    return value
-
-
-@part
-def _split_columns(
-    c, count, p, here, behind, x, partner, relu, affine, slopes, floor, first, width, channel, along, across, apart,
-    sums, row, work,
-):  # fmt: skip
-    """DEPTH channels from c on, of which there are ``count``, of pixels p and p + SIDE of a strip.
-
-    here, behind: whether these pixels are there.
-    """
-    zero, block, rest = splat(x, 0.0), c // SIDE, count - SIDE
-    pixel, other, at, behind_at = first + p, first + p + SIDE, channel + c, channel + c + SIDE
-    upper = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, at, count, zero)
-    upper_rest = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, behind_at, rest, zero)
-    lower = _pixel(behind, x, partner, relu, affine, slopes, floor, other, width, at, count, zero)
-    lower_rest = _pixel(behind, x, partner, relu, affine, slopes, floor, other, width, behind_at, rest, zero)
-    if sums is not None and row >= 0:
-        add_to(sums, row * sums.shape[1] + c, widen(upper) + widen(lower))
-        if rest > 0:
-            add_to(sums, row * sums.shape[1] + c + SIDE, widen(upper_rest) + widen(lower_rest))
-    if along is not None:
-        store_parts(upper, upper_rest, work, along + block * SPLIT + p * SIDE)
-        store_parts(lower, lower_rest, work, along + (block + 1) * SPLIT + p * SIDE)
-    if across is not None:
-        store_parts(upper, lower, work, across + block * apart + p * SIDE)
-        if rest > 0:
-            store_parts(upper_rest, lower_rest, work, across + (block + 1) * apart + p * SIDE)
-
-
-@part
-def _split_piece(
-    piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, along, across, apart, sums,
-    row, work,
-):  # fmt: skip
-    """A piece of a strip, from pixel ``first`` on: PIECE blocks of channels of two pixels, SIDE apart.
-
-    width: channels of a pixel, of which ``channels`` are taken, from ``channel`` on.
-    along, across: where the strip goes, or None; across, a block of channels is ``apart`` from the next.
-    sums: those of pixels are added to their ``row``, unless either is None or negative.
-    """
-    p, begin = divmod(piece, _pieces_of_row(channels))
-    begin *= PIECE * SIDE
-    if p + SIDE < pixels and begin + PIECE * SIDE <= channels:
-        for c in range(begin, begin + PIECE * SIDE, DEPTH):
-            _split_columns(
-                c, DEPTH, p, True, True, x, partner, relu, affine, slopes, floor, first, width, channel, along, across,
-                apart, sums, row, work,
-            )  # fmt: skip
-    else:
-        for c in range(begin, min(channels, begin + PIECE * SIDE), DEPTH):
-            _split_columns(
-                c, channels - c, p, p < pixels, p + SIDE < pixels, x, partner, relu, affine, slopes, floor, first,
-                width, channel, along, across, apart, sums, row, work,
-            )  # fmt: skip
-
-
-@part
-def _turn_piece(
-    piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, spare, turned, apart, work
-):  # fmt: skip
-    """As ``_split_piece``, across; and in the end, parts of blocks are turned, from ``spare`` to ``turned``."""
-    split = SIDE * _pieces_of_row(channels)
-    if piece < split:
-        _split_piece(
-            piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, None, spare, SPLIT,
-            None, -1, work,
-        )  # fmt: skip
-    else:
-        block, number = divmod(piece - split, PARTS)
-        tile = number * TILE
-        transpose(work, spare + block * SPLIT + tile, SIDE, work, turned + block * apart + tile, SIDE, False)
-
-
-@part
-def _split_pieces(
-    begin, end, x, partner, relu, affine, slopes, floor, channels, panels, first, pixels, strips, at_once, spare, along,
-    across, turned, beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums, work,
-):  # fmt: skip
-    """The pieces from ``begin`` to ``end`` of a run of ``strips``, whose ``pixels`` begin at ``first``, to ``work``.
-
-    turns: whether x is turned, and not ``beside``, a literal.
-    """
-    plain, turning = _pieces(channels)
-    of_strip, apart = pieces_of(channels, beside, used, turns), strips * SPLIT
-    operand = (x, partner, relu, affine, slopes, floor)
-    other = (beside, None, beside_relu, beside_affine, None, beside_floor)
-    for number in range(begin, end):
-        strip, piece = divmod(number, of_strip)
-        pixel, there = first + strip * BLOCK, pixels - strip * BLOCK
-        x_along, at, to = along + along_elements(channels, strip), across + strip * SPLIT, turned + strip * SPLIT
-        whole = (pixel, there, channels, int64(0), channels)
-        cut = (pixel, there, beside_width, channel, used)
-        row = pixel // at_once if channel == 0 else -1
-        if beside is None:
-            _split_piece(piece, *operand, *whole, x_along, None, apart, None, -1, work)
-        elif turns is None:
-            if piece >= plain:
-                _turn_piece(piece - plain, *other, *cut, spare, to, apart, work)
-            elif panels is None:
-                _split_piece(piece, *operand, *whole, None, at, apart, x_sums, row, work)
-            else:
-                _split_piece(piece, *operand, *whole, x_along, at, apart, x_sums, row, work)
-        elif piece < turning:
-            _turn_piece(piece, *operand, *whole, spare, to, apart, work)
-        elif piece >= turning + plain:
-            _split_piece(piece - turning - plain, *other, *cut, None, at, apart, None, -1, work)
-        elif panels is None:
-            _split_piece(piece - turning, *operand, *whole, None, None, apart, x_sums, row, work)
-        else:
-            _split_piece(piece - turning, *operand, *whole, x_along, None, apart, x_sums, row, work)
-
-
-@inlined
-def pieces_of(channels, beside, used, turns):
-    """Of a strip."""
-    plain, turned = _pieces(channels)
-    if beside is None:
-        count = plain
-    elif turns is None:
-        count = plain + _pieces(used)[1]
-    else:
-        count = plain + turned + _pieces(used)[0]
-    return count
+def _ask(array, at, pixels, channels, width):
+    """A product's share of ``array``, if it is not None, is read soon."""
+    if array is not None:
+        for p in range(pixels):
+            for j in range(0, channels, SIDE):
+                prefetch(array, at + p * width + j)
 
 
 @body
@@ -236,7 +83,7 @@ def multiply_runs(
         across_size, turned_size = across_elements(wide, strips), across_elements(high, strips)
     run_size = size + across_size + turned_size
     spare = STRIPS + 2 * run_size
-    _split_pieces(
+    split_pieces(
         int64(0), -(-min(pixels, run_pixels) // BLOCK) * pieces, x, partner, relu, affine, slopes, floor, channels,
         panels, first, min(pixels, run_pixels), strips, at_once, spare, STRIPS, STRIPS + size,
         STRIPS + size + across_size, beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used,
@@ -267,13 +114,8 @@ def multiply_runs(
                     o, left = begin + panel * BLOCK, along + along_elements(channels, strip)
                     at, right = (first + q + strip * BLOCK) * outputs + o, o // SIDE * steps * SPLIT
                     kind = SLIM if end - o <= SIDE else 0
-                    if residual is not None or source is not None:
-                        for p in range(min(BLOCK, here - strip * BLOCK)):
-                            for j in range(0, min(BLOCK, end - o), SIDE):
-                                if residual is not None:
-                                    prefetch(residual, at + p * outputs + j)
-                                if source is not None:
-                                    prefetch(source, at + p * outputs + j)
+                    _ask(residual, at, min(BLOCK, here - strip * BLOCK), min(BLOCK, end - o), outputs)
+                    _ask(source, at, min(BLOCK, here - strip * BLOCK), min(BLOCK, end - o), outputs)
                     clear_tiles()
             if beside is not None and number >= products:
                 right_array = work
@@ -303,7 +145,7 @@ def multiply_runs(
                         unfinished -= FINISHED * STAGES * depth
                 soon = min(wanted, split + -(-(owed + wanted) // stages))
                 if soon > split:
-                    _split_pieces(
+                    split_pieces(
                         split, soon, x, partner, relu, affine, slopes, floor, channels, panels, first + q + run_pixels,
                         there, strips, at_once, spare, following, following + size, following + size + across_size,
                         beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums,
