@@ -36,9 +36,8 @@ def _pieces_of_row(channels):
 
 @inlined
 def _pieces(channels):
-    """Of a strip of so many channels: those that are split, and those that are turned as well."""
-    split = SIDE * _pieces_of_row(channels)
-    return split, split + -(-channels // SIDE) * PARTS
+    """Of a strip of so many channels, before any is turned."""
+    return SIDE * _pieces_of_row(channels)
 
 
 @part
@@ -106,20 +105,10 @@ def _split_piece(
 
 
 @part
-def _turn_piece(
-    piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, spare, turned, apart, work
-):  # fmt: skip
-    """As ``_split_piece``, across; and in the end, parts of blocks are turned, from ``spare`` to ``turned``."""
-    split = SIDE * _pieces_of_row(channels)
-    if piece < split:
-        _split_piece(
-            piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, None, spare, SPLIT,
-            None, -1, work,
-        )  # fmt: skip
-    else:
-        block, number = divmod(piece - split, PARTS)
-        tile = number * TILE
-        transpose(work, spare + block * SPLIT + tile, SIDE, work, turned + block * apart + tile, SIDE, False)
+def _turn_part(number, spare, turned, apart, work):
+    """A part of a block of channels, from ``spare`` to ``turned``."""
+    block, tile = number // PARTS, number % PARTS * TILE
+    transpose(work, spare + block * SPLIT + tile, SIDE, work, turned + block * apart + tile, SIDE, False)
 
 
 @part
@@ -131,7 +120,7 @@ def split_pieces(
 
     turns: whether x is turned, and not ``beside``, a literal.
     """
-    plain, turning = _pieces(channels)
+    plain, other_plain = _pieces(channels), _pieces(used)
     of_strip, apart = pieces_of(channels, beside, used, turns), strips * SPLIT
     operand = (x, partner, relu, affine, slopes, floor)
     other = (beside, None, beside_relu, beside_affine, None, beside_floor)
@@ -145,30 +134,28 @@ def split_pieces(
         if beside is None:
             _split_piece(piece, *operand, *whole, x_along, None, apart, None, -1, work)
         elif turns is None:
-            if piece >= plain:
-                _turn_piece(piece - plain, *other, *cut, spare, to, apart, work)
+            if piece >= plain + other_plain:
+                _turn_part(piece - plain - other_plain, spare, to, apart, work)
+            elif piece >= plain:
+                _split_piece(piece - plain, *other, *cut, None, spare, SPLIT, None, -1, work)
             elif panels is None:
                 _split_piece(piece, *operand, *whole, None, at, apart, x_sums, row, work)
             else:
                 _split_piece(piece, *operand, *whole, x_along, at, apart, x_sums, row, work)
-        elif piece < turning:
-            _turn_piece(piece, *operand, *whole, spare, to, apart, work)
-        elif piece >= turning + plain:
-            _split_piece(piece - turning - plain, *other, *cut, None, at, apart, None, -1, work)
+        elif piece >= plain + other_plain:
+            _turn_part(piece - plain - other_plain, spare, to, apart, work)
+        elif piece >= plain:
+            _split_piece(piece - plain, *other, *cut, None, at, apart, None, -1, work)
         elif panels is None:
-            _split_piece(piece - turning, *operand, *whole, None, None, apart, x_sums, row, work)
+            _split_piece(piece, *operand, *whole, None, spare, SPLIT, x_sums, row, work)
         else:
-            _split_piece(piece - turning, *operand, *whole, x_along, None, apart, x_sums, row, work)
+            _split_piece(piece, *operand, *whole, x_along, spare, SPLIT, x_sums, row, work)
 
 
 @inlined
 def pieces_of(channels, beside, used, turns):
     """Of a strip."""
-    plain, turned = _pieces(channels)
-    if beside is None:
-        count = plain
-    elif turns is None:
-        count = plain + _pieces(used)[1]
-    else:
-        count = plain + turned + _pieces(used)[0]
+    count = _pieces(channels)
+    if beside is not None:
+        count += _pieces(used) + -(-(used if turns is None else channels) // SIDE) * PARTS
     return count
