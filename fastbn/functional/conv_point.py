@@ -134,7 +134,7 @@ def _panels(weight: np.ndarray, matrix: bool | None) -> np.ndarray:
 
     def pack() -> np.ndarray:
         panels = packed_matrix(weight, outputs, channels, (channels, 1))
-        return split(panels, outputs, channels) if matrix else panels
+        return _split(panels, outputs, channels) if matrix else panels
 
     return packed(weight, pack, "split" if matrix else "plain")
 
@@ -143,10 +143,10 @@ def _backward_panels(weight: np.ndarray, matrix: bool | None) -> np.ndarray:
     """Those of the gradient to x."""
     outputs, channels = weight.shape[:2]
     panels = packed_matrix(weight, channels, outputs, (1, channels))
-    return split(panels, channels, outputs) if matrix else panels
+    return _split(panels, channels, outputs) if matrix else panels
 
 
-def split(panels: np.ndarray, outputs: int, channels: int) -> np.ndarray:
+def _split(panels: np.ndarray, outputs: int, channels: int) -> np.ndarray:
     """The parts of panels for the matrix unit."""
     parts = empty_on_lines((conv_point_parts.panel_elements(outputs, channels),), panels.dtype)
     launch(split_panels, panels, channels, parts, work=parts.size)

@@ -32,7 +32,7 @@ DEPTH = 2 * SIDE  # of the summed axis, in a tile
 TILE = SIDE * SIDE  # elements of a tile, of 4 bytes
 PARTS = 3  # of a float32
 SPLIT = PARTS * TILE  # elements of the tiles of all parts
-BLOCK = 2 * SIDE  # rows and columns of the product of ``add_parts``
+BLOCK = 2 * SIDE  # rows and columns of a product, at most
 KEPT = 0xFFFF0000  # the bits of a float32 that a bfloat16 has
 HALF_BIT = 0x8000  # half of the last of them
 
@@ -89,6 +89,8 @@ def close_unit(typingctx):
 def store_parts(typingctx, first, second, target, at):
     """A row of a tile of each part of two vectors, the tiles one behind the other from ``at`` on."""
 
+    vector = ir.VectorType(FLOAT, SINGLES.lanes)
+
     def codegen(context, builder, signature, arguments):
         *values, array, place = arguments
         lanes = integers(SINGLES.lanes)
@@ -97,9 +99,10 @@ def store_parts(typingctx, first, second, target, at):
         for part in range(PARTS):
             bits = [builder.bitcast(value, lanes) for value in values]
             if part < PARTS - 1:
-                # The first is cut off: rounded, the greatest finite numbers would be Inf. Its rest has a sign, then.
+                # The first is cut off: rounded, the greatest finite numbers would be Inf. The second is rounded: what
+                # the products leave out has either sign.
                 tops = [builder.add(value, half) for value in bits] if part else bits
-                cut = [builder.bitcast(builder.and_(value, kept), first_type) for value in tops]
+                cut = [builder.bitcast(builder.and_(value, kept), vector) for value in tops]
                 values = [builder.fsub(value, top) for value, top in zip(values, cut, strict=True)]
                 bits = tops
             low = builder.lshr(bits[0], constant(lanes, 16))
@@ -108,7 +111,6 @@ def store_parts(typingctx, first, second, target, at):
             builder.store(row, goal, align=4)
         return context.get_dummy_value()
 
-    first_type = ir.VectorType(FLOAT, SINGLES.lanes)
     return types.void(first, second, target, types.int64), codegen
 
 
@@ -129,13 +131,12 @@ class _Tiles:
             for tile in row:
                 self.unit("tilezero", tile)
 
-    def move(self, name, origin, stride):
-        """Sums read from memory or written to it, rows ``stride`` elements apart."""
-        builder = self.builder
+    def move(self, name, origin):
+        """Sums read from memory or written to it, in rows of BLOCK elements."""
         for i, row in enumerate(self.sums):
             for j, tile in enumerate(row):
-                place = builder.gep(builder.gep(origin, [builder.mul(stride, index(i * SIDE))]), [index(j * SIDE)])
-                self.unit(name, tile, builder.bitcast(place, I8.as_pointer()), builder.mul(stride, index(4)))
+                place = self.builder.gep(origin, [index((i * BLOCK + j) * SIDE)])
+                self.unit(name, tile, self.builder.bitcast(place, I8.as_pointer()), index(4 * BLOCK))
 
     def read(self, tiles, origin, apart, part):
         """A part of an operand, whose tiles are ``apart`` elements from each other."""
@@ -203,7 +204,7 @@ def _move_tiles(name):
 
         def codegen(context, builder, signature, arguments):
             origin = _pointer(context, builder, array, *arguments[1:])
-            _kinds(builder, arguments[0], 1, lambda tiles, _: tiles.move(name, origin, index(BLOCK)))
+            _kinds(builder, arguments[0], 1, lambda tiles, _: tiles.move(name, origin))
             return context.get_dummy_value()
 
         return types.void(types.int64, array, types.int64), codegen
