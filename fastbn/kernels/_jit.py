@@ -60,8 +60,7 @@ def body(function: Callable[..., Any]) -> Any:
 
 
 def part(function: Callable[..., Any]) -> Any:
-    """As ``body``, of what becomes part of its caller's machine code, if not of its types: compiled sooner than
-    ``inlined``, and called as cheaply."""
+    """As ``body``, of what LLVM puts into each of its callers: called as cheaply as ``inlined``, and compiled sooner."""
     return njit(fastmath=ELEMENTWISE, forceinline=True, **INTERNAL)(function)
 
 

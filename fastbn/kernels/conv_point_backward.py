@@ -2,7 +2,8 @@
 
 A task goes through a share of the pixels run by run. A run of dy, through its prologue, is in cache for both products:
 with the weights for dx, and with the run of x for its part of the weights' gradient. Where weights are large and pixels
-few, tasks share out the channels of x as well, and all runs of dy go through the prologue before.
+few, tasks share out the channels of x as well, and all runs of dy go through the prologue before. The matrix unit has
+``conv_point_parts``.
 """
 
 from numba import get_thread_id, int64, prange
@@ -156,8 +157,10 @@ def gradients_points(
     x, all or whole panels of them. dy_filled: room for the blocks of all runs of dy, if they are not all.
     streaming: dx lies on whole vectors and is written past the caches. source, partials: x again, and sums of dx for
     its batch norm with the ReLU ``source_relu``, a run a piece; or None. dy_sums (runs, outputs to a whole vector),
-    float64: those of dy behind its prologue, or None. matrix: see ``correlate_points``.
-    workspace: (threads, a tile and the blocks of a task's run of x and dy), see ``functional.conv_point``.
+    float64: those of dy behind its prologue, or None.
+    matrix: see ``correlate_points``; no run of dy comes before, then. turns: True if sums are laid out the other way
+    round, panels of x's channels with a row for each of dy's, as ``conv_point_parts.add_rows`` takes them; else None.
+    workspace: (threads, a tile and the blocks of a task's run of x and dy, or what ``workspace_elements`` says).
     """
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)
     share = (at_once, runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials)
