@@ -60,7 +60,7 @@ def body(function: Callable[..., Any]) -> Any:
 
 
 def part(function: Callable[..., Any]) -> Any:
-    """As ``body``, of what LLVM puts into each of its callers: called as cheaply as ``inlined``, and compiled sooner."""
+    """As ``body``, of what LLVM puts into each caller: called as cheaply as ``inlined``, and compiled sooner."""
     return njit(fastmath=ELEMENTWISE, forceinline=True, **INTERNAL)(function)
 
 
