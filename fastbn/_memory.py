@@ -23,6 +23,7 @@ BYTE = np.dtype(np.uint8)
 SMALLEST = 1 << 17  # bytes; below, the C library keeps its pages by itself
 ROUNDING = 1 << 16
 PAGE = 1 << 12
+APART = 1 << 14  # bytes between the workspaces of two threads: what one asks for ahead is not what the other writes
 
 
 def _default_limit() -> int:
@@ -201,15 +202,20 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A workspace for one launch: the next one of this Python thread lies in the same memory, warm in the caches."""
+def scratch(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """A workspace for one launch: the next one of this Python thread lies in the same memory, warm in the caches.
+
+    Rows, one of each thread of a kernel, are longer than ``shape`` has them, by APART bytes at least.
+    """
     view = _scratch.views.get((shape, dtype))
     if view is None:
-        size = dtype.itemsize * math.prod(shape)
-        if _scratch.block.size < size:
+        rows, elements = shape
+        row_bytes = -(-(elements * dtype.itemsize + APART) // ALIGNMENT) * ALIGNMENT
+        if _scratch.block.size < rows * row_bytes:
             _scratch.views.clear()
-            _scratch.block = aligned(np.empty(size, BYTE))
-        view = _scratch.views[shape, dtype] = np.ndarray(shape, dtype, _scratch.block)
+            _scratch.block = aligned(np.empty(rows * row_bytes, BYTE))
+        view = np.ndarray((rows, row_bytes // dtype.itemsize), dtype, _scratch.block)
+        _scratch.views[shape, dtype] = view
     return view
 
 

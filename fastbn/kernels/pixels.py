@@ -125,8 +125,7 @@ def finish_pixels(
                     near = within(near, bounds_of(out, limits))
                 store(shifts, piece * shifts.shape[1] + c, finite_or_zero(near))
             near = load(shifts, piece * shifts.shape[1] + c)
-        about = widen(near)
-        total = product = widen(zero)
+        total = product = zero
         place = at + j
         i = j
         for _ in range(pixels):
@@ -142,20 +141,20 @@ def finish_pixels(
             else:
                 store_first(out, place, value, part)
             if shifts is not None:
-                d = widen(value) - about
+                d = value - near
                 total, product = total + d, fma(d, d, product)
             if source is not None:
-                x = load_part(source, place, part, near)
-                g = widen(passed(value, x - near, None, 0, source_relu, scale, moved))
-                total, product = total + g, fma(g, widen(x) - about, product)
+                d = load_part(source, place, part, near) - near
+                g = passed(value, d, None, 0, source_relu, scale, moved)
+                total, product = total + g, fma(g, d, product)
             i += step
             place += outputs
         if partials is not None:
             target = piece * partials.shape[2] + c
             behind = partials.shape[1] * partials.shape[2] + target
             if first:
-                set_to(partials, target, total)
-                set_to(partials, behind, product)
+                set_to(partials, target, widen(total))
+                set_to(partials, behind, widen(product))
             else:
-                add_to(partials, target, total)
-                add_to(partials, behind, product)
+                add_to(partials, target, widen(total))
+                add_to(partials, behind, widen(product))
