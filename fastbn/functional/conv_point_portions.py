@@ -3,6 +3,7 @@
 What is summed together depends on the shape and not on threads: these only say into how many parts channels are cut.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ PIXELS_OF_TASK = 1152  # pixels, where there are more tasks
 SPLIT_PANELS = 1 << 20  # bytes, about, of the parts of a task's panels
 LEAST_WIDE = 64  # outputs of a task, at least: in less time its pixels are not split
 MOST_PIXELS = 16384  # pixels, of a run that goes by strips
+THREADS = (2, 4)  # whose loads are to be even
 PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the first cache
 
 
@@ -70,7 +72,7 @@ def forward_share(pixels: int, channels: int, outputs: int, itemsize: int, matri
         parts = -(-panels // max(LEAST_WIDE // columns, SPLIT_PANELS // (channels * PART_BYTES * columns)))
         runs = max(-(-_pixel_tasks(pixels) // parts), -(-pixels // MOST_PIXELS))
         parts = min(max(parts, -(-TASKS_OF_THREAD * max_threads() // runs)), -(-outputs // LEAST_WIDE))
-        return _tiles(-(-pixels // runs), True), -(-panels // parts) * columns
+        return _even_splits(pixels, runs, MOST_PIXELS, BLOCK)[0], -(-panels // parts) * columns
 
     def share(parts: int) -> tuple[int, int]:
         wide = -(-panels // parts) * columns
@@ -161,21 +163,42 @@ def backward_share(pixels: int, channels: int, outputs: int, itemsize: int, matr
         splits = int(max(1, min(TASKS, splits)))
         wide = min(channels, -(-panels // min(panels, TASKS // splits)) * columns)
         most = _most((wide + outputs) * itemsize, None)
-    pixels_of_split = -(-pixels // splits)
-    runs_at_once = -(-pixels_of_split // most)
-    return Share(_tiles(-(-pixels_of_split // runs_at_once), matrix), runs_at_once, wide)
+    return Share(*_even_splits(pixels, splits, most, _tile(matrix)), wide)
+
+
+def _even_splits(pixels: int, splits: int, most: int, tile: int) -> tuple[int, int]:
+    """(pixels of a run, ``most`` at most; runs of a split): some ``splits`` or more, as even a load as can be."""
+    tiles = -(-pixels // tile)
+
+    def load(share: tuple[int, int]) -> int:
+        of_split = share[0] * share[1]
+        tasks = -(-tiles // of_split)
+        return of_split * sum(-(-tasks // threads) * threads for threads in THREADS)
+
+    def shares() -> Iterator[tuple[int, int]]:
+        for count in range(splits, splits + splits // 2 + 1):
+            of_split = -(-tiles // count)
+            fewest = -(-of_split * tile // most)
+            for runs in range(fewest, min(of_split, fewest + 1) + 1):
+                yield -(-of_split // runs), runs
+
+    run, runs = min(shares(), key=load)
+    return run * tile, runs
 
 
 def _most(size: int, matrix: bool | None) -> int:
     """Pixels of a run at most, of ``size`` bytes each."""
-    tile, run = (BLOCK, SPLIT_RUN) if matrix else (SLIM_ROWS, RUN)
+    tile, run = _tile(matrix), SPLIT_RUN if matrix else RUN
     return _tiles(min(SPLIT_PIXELS if matrix else PIXELS, run // size) - tile + 1, matrix)
+
+
+def _tile(matrix: bool | None) -> int:
+    return BLOCK if matrix else SLIM_ROWS
 
 
 def _tiles(pixels: int, matrix: bool | None) -> int:
     """So many pixels, to whole tiles."""
-    tile = BLOCK if matrix else SLIM_ROWS
-    return max(1, -(-pixels // tile)) * tile
+    return max(1, -(-pixels // _tile(matrix))) * _tile(matrix)
 
 
 def _whole(channels: int, itemsize: int) -> int:
