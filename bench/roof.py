@@ -31,8 +31,8 @@ from fastbn.kernels._simd import TILE_ROWS
 from fastbn.kernels._simd_blocks import block_tile
 from fastbn.kernels._vector import lanes_of, splat
 from fastbn.kernels._vector_memory import fence, load, prefetch_far, store, stream
-from fastbn.kernels.conv_panels import block_lanes, panel_columns
-from fastbn.kernels.conv_point_parts import split_panels
+from fastbn.kernels.conv_panels import block_lanes, panel_columns, squares
+from fastbn.kernels.conv_point_weights import split_weights
 
 BLOCK = 1 << 16  # elements of a task
 AHEAD = 1 << 11  # elements, at which memory is asked: copies 5 to 10 % faster than without
@@ -174,7 +174,8 @@ def matrix_peak() -> float:
     repeats, tasks = 2000, 64
     draw = np.random.default_rng(0).standard_normal(2 * UNIT * DEPTH, np.float32)
     tiles, products = empty_on_lines((4 * SPLIT,), draw.dtype), np.empty(tasks * UNIT * UNIT, np.float32)
-    launch(split_panels, draw, DEPTH, tiles, work=0)
+    spare = np.empty((1, squares(4)), np.float32)
+    launch(split_weights, draw, (1, 2 * UNIT), 2 * UNIT, DEPTH, tiles, spare, work=0)
     best = 0.0
     for _ in range(12):
         begun = time.perf_counter()

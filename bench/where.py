@@ -39,7 +39,7 @@ ROLES = {
     "both gradients at once": ("gradients_points", "gradients_depthwise"),
     "weights packed": (
         "pack_panels",
-        "split_panels",
+        "split_weights",
         "add_panels",
         "add_rows",
         "transform_panels",

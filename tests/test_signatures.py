@@ -53,8 +53,8 @@ UNITS = {
     "batch_norm_partials.products_matrix": 1,
     "conv_point.correlate_points": 3,  # moments; Gram folding's output and gradient
     "conv_point_backward.gradients_points": 3,  # the gradient of a batch norm; Gram folding's square and gradients
-    "conv_point_parts.split_panels": 0,
-    "conv_point_parts.add_rows": 0,
+    "conv_point_weights.split_weights": 0,
+    "conv_point_weights.add_rows": 0,
     "conv_patches.correlate_patches": 1,
     "conv_patches.correlate_weights_patches": 1,
     "conv_winograd.correlate_winograd": 2,  # moments; the gradient of a batch norm
@@ -223,8 +223,8 @@ def test_one_version_of_what_units_need():
 @pytest.mark.skipif(not matrix_unit(), reason="no matrix unit, or FASTBN_AMX is 0")
 def test_versions_for_the_matrix_unit():
     found = answer(SIGNATURES + UNIT_CALLS, FASTBN_AMX="1")
-    assert found["conv_point_parts.split_panels"] == 1
-    assert found["conv_point_parts.add_rows"] <= 1
+    assert found["conv_point_weights.split_weights"] == 1
+    assert found["conv_point_weights.add_rows"] <= 1
     assert found["conv_point.correlate_points"] <= 2 * UNITS["conv_point.correlate_points"]
     assert found["conv_point_backward.gradients_points"] <= 2 * UNITS["conv_point_backward.gradients_points"] + 1
 

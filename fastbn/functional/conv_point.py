@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from fastbn._memory import empty, empty_on_lines, scratch
-from fastbn._threads import launch
+from fastbn._threads import launch, max_threads
 from fastbn._views import (
     as_flat,
     channels_second,
@@ -21,12 +21,12 @@ from fastbn.functional.conv_point_portions import BackwardPortions, backward_por
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Sums, limits_of, relu_operand
 from fastbn.functional.packed_weights import packed
-from fastbn.functional.weight_panels import packed_matrix, passes_caches, unpacked
-from fastbn.kernels import conv_panels, conv_point_parts
+from fastbn.functional.weight_panels import packed_matrix, passes_caches, unpacked, writeable
 from fastbn.kernels._simd_point import SLIM_ROWS
+from fastbn.kernels.conv_panels import block_lanes, squares
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
-from fastbn.kernels.conv_point_parts import add_rows, split_panels
+from fastbn.kernels.conv_point_weights import add_rows, panel_elements, split_weights
 from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
@@ -39,7 +39,7 @@ def suits(y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Windo
     return (
         window._replace(stride=POINT.stride) == POINT
         and groups == 1
-        and min(weight_shape[:2]) >= conv_panels.block_lanes(itemsize)
+        and min(weight_shape[:2]) >= block_lanes(itemsize)
         and y_shape[0] * y_shape[2] * y_shape[3] >= FEWEST
     )
 
@@ -131,25 +131,22 @@ def backward_with_sums(
 def _panels(weight: np.ndarray, matrix: bool | None) -> np.ndarray:
     """Those of the forward pass."""
     outputs, channels = weight.shape[:2]
-
-    def pack() -> np.ndarray:
-        panels = packed_matrix(weight, outputs, channels, (channels, 1))
-        return _split(panels, outputs, channels) if matrix else panels
-
-    return packed(weight, pack, "split" if matrix else "plain")
+    ready = _split if matrix else packed_matrix
+    return packed(weight, lambda: ready(weight, outputs, channels, (channels, 1)), "split" if matrix else "plain")
 
 
 def _backward_panels(weight: np.ndarray, matrix: bool | None) -> np.ndarray:
     """Those of the gradient to x."""
     outputs, channels = weight.shape[:2]
-    panels = packed_matrix(weight, channels, outputs, (1, channels))
-    return _split(panels, channels, outputs) if matrix else panels
+    ready = _split if matrix else packed_matrix
+    return ready(weight, channels, outputs, (1, channels))
 
 
-def _split(panels: np.ndarray, outputs: int, channels: int) -> np.ndarray:
-    """The parts of panels for the matrix unit."""
-    parts = empty_on_lines((conv_point_parts.panel_elements(outputs, channels),), panels.dtype)
-    launch(split_panels, panels, channels, parts, work=parts.size)
+def _split(weight: np.ndarray, outputs: int, channels: int, strides: tuple[int, int]) -> np.ndarray:
+    """``packed_matrix`` for the matrix unit."""
+    parts = empty_on_lines((panel_elements(outputs, channels),), weight.dtype)
+    spare = scratch((max_threads(), squares(weight.itemsize)), weight.dtype)
+    launch(split_weights, as_flat(writeable(weight)), strides, outputs, channels, parts, spare, work=parts.size)
     return parts
 
 

@@ -21,7 +21,7 @@ RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the s
 SPLIT_RUN = 1 << 19  # likewise, of its parts
 PART_BYTES = 6  # of a number's parts
 LEAST_DEPTH = 48  # channels and outputs of gradients: with fewer, they are split in no less time than multiplied
-LEAST_SPLIT = 256  # pixels: for fewer, to split the weights costs what the matrix unit saves
+LEAST_SPLIT = 128  # pixels: for fewer, to split the weights costs what the matrix unit saves
 SPLIT_PIXELS = 128  # of a run of which two are in the second cache
 TASKS_OF_THREAD = 2  # wanted at least, where the matrix unit multiplies
 FEWEST_TASKS = 4  # that share out pixels
@@ -156,7 +156,7 @@ def backward_share(pixels: int, channels: int, outputs: int, itemsize: int, matr
         tasks = _pixel_tasks(pixels)
         while tasks > 1 and tasks > 2 * splits:
             tasks //= 2
-        splits, parts = tasks, -(-TASKS_OF_THREAD * max_threads() // tasks)
+        splits, parts = tasks, -(-max_threads() // tasks)
         wide = min(channels, -(-panels // min(panels, parts)) * columns)
         most = _most((channels + 2 * outputs) * PART_BYTES, True)
     else:

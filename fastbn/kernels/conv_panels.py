@@ -45,7 +45,7 @@ def _following(c, t, taps):
 
 
 @body
-def _turn(weights, start, stride, rows, columns, spare, at):
+def turn(weights, start, stride, rows, columns, spare, at):
     """spare[at + j * lanes + i] = weights[start + i * stride + j], 0 from ``rows`` and ``columns`` on."""
     lanes = lanes_of(weights)
     if rows >= lanes and columns >= lanes:
@@ -98,7 +98,7 @@ def _turn_runs(weights, start, strides, outputs, channels, places, panels, index
                 source = start + v * lanes * strides[1] + run * strides[2] + first
                 inside = source + (lanes - 1) * strides[1] + lanes <= weights.size
                 columns = lanes if inside and there >= length else there - first
-                _turn(weights, source, strides[1], outputs - v * lanes, columns, spare, v * lanes * lanes)
+                turn(weights, source, strides[1], outputs - v * lanes, columns, spare, v * lanes * lanes)
             for step in range(0, min(lanes, length - first) * lanes, lanes):
                 place = places[0, t] + index * places[1, t] + at + c * TILE_VECTORS * lanes
                 for v in range(TILE_VECTORS):

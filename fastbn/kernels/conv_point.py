@@ -121,7 +121,7 @@ def correlate_points(
     A task has a run of ``at_once`` pixels, in whole tiles, and ``wide`` outputs, in whole panels.
     All flat; ceiling, affine, x_floor: the prologue of x. streaming: out lies on whole vectors and is written past the
     caches. shifts, partials: moments, if not None, a run a piece, see ``conv_blocks.correlate_blocks``.
-    matrix: None, or True for the matrix unit: panels are then those of ``split_panels``.
+    matrix: None, or True for the matrix unit: panels are then those of ``split_weights``.
     workspace: (threads, a tile and the blocks of a run, or what ``conv_point_parts.workspace_elements`` says).
     """
     tasks = -(-pixels // at_once) * -(-outputs // wide)

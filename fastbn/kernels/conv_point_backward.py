@@ -159,7 +159,7 @@ def gradients_points(
     its batch norm with the ReLU ``source_relu``, a run a piece; or None. dy_sums (runs, outputs to a whole vector),
     float64: those of dy behind its prologue, or None.
     matrix: see ``correlate_points``; no run of dy comes before, then. turns: True if sums are laid out the other way
-    round, panels of x's channels with a row for each of dy's, as ``conv_point_parts.add_rows`` takes them; else None.
+    round, panels of x's channels with a row for each of dy's, as ``conv_point_weights.add_rows`` takes them; else None.
     workspace: (threads, a tile and the blocks of a task's run of x and dy, or what ``workspace_elements`` says).
     """
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)

@@ -4,9 +4,9 @@ Pixels go strip by strip, see ``strips``. While the unit multiplies a run of str
 multiplied before is written, piece by piece: the unit waits for nobody, and nobody for the unit.
 """
 
-from numba import int64, prange
+from numba import int64
 
-from fastbn.kernels._jit import body, driver, inlined
+from fastbn.kernels._jit import body, inlined
 from fastbn.kernels._matrix_unit import (
     BLOCK,
     DEPTH,
@@ -20,11 +20,9 @@ from fastbn.kernels._matrix_unit import (
     close_unit,
     load_tiles,
     open_unit,
-    store_parts,
     store_tiles,
 )
-from fastbn.kernels._vector import splat
-from fastbn.kernels._vector_memory import fence, load, prefetch, store_part
+from fastbn.kernels._vector_memory import fence, prefetch
 from fastbn.kernels.pixels import finish_pixels
 from fastbn.kernels.strips import across_elements, along_elements, pieces_of, split_pieces
 
@@ -38,11 +36,6 @@ def workspace_elements(channels: int, strips: int, across: bool, beside: int) ->
     size = along_elements.py_func(channels, strips) + across_elements.py_func(beside, strips)
     size += across_elements.py_func(channels, strips) if across else 0
     return STRIPS + across_elements.py_func(max(channels, beside), 1) + 2 * size
-
-
-def panel_elements(outputs: int, channels: int) -> int:
-    """Of the tiles of ``split_panels``."""
-    return -(-outputs // BLOCK) * 2 * -(-channels // DEPTH) * SPLIT
 
 
 @inlined
@@ -65,7 +58,8 @@ def multiply_runs(
 
     first <= p < first + ``pixels``, in runs of so many ``strips``; begin <= o < end, of ``outputs``; channel <= c' <
     channel + used, of ``beside_width``. Either may be left out: panels or beside is None.
-    x and beside go through their prologues, as ``pixels.fill_pixels`` has them; panels: those of ``split_panels``.
+    x and beside go through their prologues, as ``pixels.fill_pixels`` has them; panels: those of
+    ``conv_point_weights.split_weights``.
     bias to partials: as ``conv_point.multiply_pixels`` has them, a piece being ``at_once`` pixels.
     sums: panels of BLOCK c, each of ``filled`` rows, one for each c' of all; or, if ``turns`` is not None, of BLOCK c',
     with a row for each c: whichever of the arrays is turned has the rows. x_sums, unless None: of ``at_once`` pixels a
@@ -172,50 +166,3 @@ def multiply_runs(
     close_unit()
     if panels is not None and streaming:
         fence()
-
-
-@body
-def _split_panel(panel, panels, blocks, split):
-    zero, steps = splat(panels, 0.0), -(-blocks // 2)
-    for half in range(2):
-        for step in range(steps):
-            at = panel * blocks * SIDE * BLOCK + step * DEPTH * BLOCK + half * SIDE
-            target = ((panel * 2 + half) * steps + step) * SPLIT
-            for row in range(SIDE):
-                second = load(panels, at + (row + SIDE) * BLOCK) if 2 * step + 1 < blocks else zero
-                store_parts(load(panels, at + row * BLOCK), second, split, target + row * SIDE)
-
-
-@driver
-def split_panels(panels, channels, split, parallel):
-    """The tiles, (SIDE outputs, DEPTH channels), of panels of single taps, see ``conv_panels``. Flat."""
-    blocks = -(-channels // SIDE)
-    count = panels.size // (blocks * SIDE * BLOCK)
-    if parallel:
-        for panel in prange(count):
-            _split_panel(int64(panel), panels, blocks, split)
-    else:
-        for panel in range(count):
-            _split_panel(panel, panels, blocks, split)
-
-
-@body
-def _add_row(row, sums, outputs, channels, weight):
-    zero, filled = splat(sums, 0.0), -(-outputs // SIDE) * SIDE
-    for c in range(0, channels, SIDE):
-        at = (c // BLOCK * filled + row) * BLOCK + c % BLOCK
-        total = zero
-        for split in range(sums.shape[0]):
-            total = total + load(sums, split * sums.shape[1] + at)
-        store_part(weight, row * channels + c, total, min(SIDE, channels - c))
-
-
-@driver
-def add_rows(sums, outputs, channels, weight, parallel):
-    """weight (outputs, channels) = the sum of panels (splits, panels of BLOCK channels with a row for each output)."""
-    if parallel:
-        for row in prange(outputs):
-            _add_row(int64(row), sums, outputs, channels, weight)
-    else:
-        for row in range(outputs):
-            _add_row(row, sums, outputs, channels, weight)

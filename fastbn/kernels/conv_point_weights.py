@@ -1,0 +1,86 @@
+"""Weights of convolutions of single pixels as the matrix unit takes them, and their gradients as it leaves them."""
+
+from numba import get_thread_id, int64, prange
+
+from fastbn.kernels._jit import body, driver
+from fastbn.kernels._matrix_unit import BLOCK, DEPTH, SIDE, SPLIT, TILE, store_parts
+from fastbn.kernels._vector import splat
+from fastbn.kernels._vector_memory import load, load_first, store_part
+from fastbn.kernels.conv_panels import turn
+
+
+def panel_elements(outputs: int, channels: int) -> int:
+    """Of the tiles of ``split_weights``."""
+    return -(-outputs // BLOCK) * 2 * -(-channels // DEPTH) * SPLIT
+
+
+@body
+def _split_rows(weights, start, step, outputs, channels, split, target):
+    """A tile of weights whose outputs lie side by side."""
+    zero = splat(weights, 0.0)
+    for row in range(SIDE):
+        at, behind = start + row * step, start + (row + SIDE) * step
+        first = load_first(weights, at, outputs if row < channels else 0, zero)
+        second = load_first(weights, behind, outputs if row + SIDE < channels else 0, zero)
+        store_parts(first, second, split, target + row * SIDE)
+
+
+@body
+def _split_columns(weights, start, step, outputs, channels, split, target, spare):
+    """A tile of weights whose channels lie side by side."""
+    turn(weights, start, step, outputs, channels, spare, int64(0))
+    turn(weights, start + SIDE, step, outputs, channels - SIDE, spare, int64(TILE))
+    for i in range(0, TILE, SIDE):
+        store_parts(load(spare, i), load(spare, TILE + i), split, target + i)
+
+
+@body
+def _split_half(half, weights, strides, outputs, channels, split, spare):
+    """The tiles of SIDE outputs."""
+    steps, first = -(-channels // DEPTH), half * SIDE
+    count = max(0, min(SIDE, outputs - first))
+    for step in range(steps):
+        c = step * DEPTH
+        start, target = first * strides[0] + c * strides[1], (half * steps + step) * SPLIT
+        if strides[0] == 1:
+            _split_rows(weights, start, strides[1], count, channels - c, split, target)
+        else:
+            _split_columns(weights, start, strides[0], count, channels - c, split, target, spare)
+
+
+@driver
+def split_weights(weights, strides, outputs, channels, split, workspace, parallel):
+    """split = the tiles, (SIDE outputs, DEPTH channels), of whole panels of BLOCK outputs; 0 past the last ones.
+
+    weights: flat; strides: from output to output and channel to channel, of which one is 1.
+    workspace: (threads, ``conv_panels.squares``).
+    """
+    halves = 2 * -(-outputs // BLOCK)
+    if parallel:
+        for half in prange(halves):
+            _split_half(int64(half), weights, strides, outputs, channels, split, workspace[get_thread_id()])
+    else:
+        for half in range(halves):
+            _split_half(half, weights, strides, outputs, channels, split, workspace[0])
+
+
+@body
+def _add_row(row, sums, outputs, channels, weight):
+    zero, filled = splat(sums, 0.0), -(-outputs // SIDE) * SIDE
+    for c in range(0, channels, SIDE):
+        at = (c // BLOCK * filled + row) * BLOCK + c % BLOCK
+        total = zero
+        for split in range(sums.shape[0]):
+            total = total + load(sums, split * sums.shape[1] + at)
+        store_part(weight, row * channels + c, total, min(SIDE, channels - c))
+
+
+@driver
+def add_rows(sums, outputs, channels, weight, parallel):
+    """weight (outputs, channels) = the sum of panels (splits, panels of BLOCK channels with a row for each output)."""
+    if parallel:
+        for row in prange(outputs):
+            _add_row(int64(row), sums, outputs, channels, weight)
+    else:
+        for row in range(outputs):
+            _add_row(row, sums, outputs, channels, weight)
