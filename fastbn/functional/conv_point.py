@@ -32,6 +32,7 @@ from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 FEWEST = 4 * SLIM_ROWS  # pixels
 STREAMED = 1 << 20  # bytes of an output from which on the next to read it is faster if it was streamed
+STREAMED_GRADIENT = 1 << 24  # likewise of dx, which is read at once
 
 
 def suits(y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int) -> bool:
@@ -208,7 +209,7 @@ def _gradients(
         None if dx is None else _backward_panels(weight, portions.matrix),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
-        dx is not None and streams(dx),
+        dx is not None and passes_caches(dx, channels, STREAMED_GRADIENT),
         None if sums is None else as_flat(x),
         None if sums is None else relu_operand(sums.relu, sums.ceiling),
         None if sums is None else sums.partials,
