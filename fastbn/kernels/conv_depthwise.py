@@ -22,7 +22,7 @@ from fastbn.kernels._vector_memory import (
     stream,
 )
 from fastbn.kernels.batch_norm_tiles import whole_vectors
-from fastbn.kernels.conv_rows import asked_for, clear, fill_rows, pixel_step
+from fastbn.kernels.conv_rows import ask_block, asked_for, clear, fill_rows, pixel_step
 
 
 @inlined
@@ -136,6 +136,8 @@ def _correlate_task(
         x_at = first_image * x_strides[0] + (skipped - above) * width * x_step
         at = first_image * out_strides[0] + begin * out_shape[3] * out_step
         x_pixels, pixels = count_images * inside * width, count_images * (end - begin) * out_shape[3]
+        if ahead and begin == first_row:
+            ask_block(x, x_at, x_pixels * x_step)
         for c in range(first, last, lanes):
             count = min(lanes, last - c)
             fill_rows(

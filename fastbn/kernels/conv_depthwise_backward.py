@@ -27,7 +27,7 @@ from fastbn.kernels._vector_memory import (
 from fastbn.kernels.batch_norm_tiles import whole_vectors
 from fastbn.kernels.batch_norm_vectors import passed
 from fastbn.kernels.channels import NEAR_MEAN, SCALE, SHIFT
-from fastbn.kernels.conv_rows import asked_for, clear, constants_of, fill_rows, pixel_step
+from fastbn.kernels.conv_rows import ask_block, asked_for, clear, constants_of, fill_rows, pixel_step
 
 # Of a phase: its first tap and their number, its first place, its columns, and its rows in an image.
 FIRST_TAP, TAPS, FIRST_PLACE, COLUMNS, ROWS = range(5)
@@ -177,6 +177,10 @@ def _gradients_task(
             dy_at = first_image * dy_strides[0] + (skipped - above) * dy_shape[3] * dy_step
             at = first_image * x_strides[0] + begin * stride_h * width * x_step
             dy_pixels, x_pixels = count_images * inside, count_images * (end - begin) * stride_h * width
+            if ahead and run == split * runs_at_once and begin == first_row:
+                ask_block(dy, dy_at, dy_pixels * dy_step)
+                ask_block(partner, dy_at, dy_pixels * dy_step)
+                ask_block(x, at, x_pixels * x_step)
             for c in range(first, last, lanes):
                 count = min(lanes, last - c)
                 asked, asked_step = asked_for(ahead, at, x_pixels, x_step, c, lanes)

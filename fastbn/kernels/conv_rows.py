@@ -36,6 +36,14 @@ def asked_for(ahead, at, pixels, step, c, lanes):
     return at + c + lanes, step
 
 
+@inlined
+def ask_block(x, at, elements):
+    """Have these elements of ``x``, if it is not None, in the second cache soon: nobody has asked ahead for them."""
+    if x is not None:
+        for i in range(at, at + elements, lanes_of(x)):
+            prefetch_far(x, i)
+
+
 @body
 def clear(plane, elements):
     """Zeros, to a whole vector."""
