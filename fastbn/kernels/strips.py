@@ -10,9 +10,10 @@ from fastbn.kernels._jit import inlined, part
 from fastbn.kernels._matrix_unit import BLOCK, DEPTH, PARTS, SIDE, SPLIT, TILE, store_parts
 from fastbn.kernels._simd import transpose
 from fastbn.kernels._vector import splat, widen
-from fastbn.kernels._vector_memory import add_to
+from fastbn.kernels._vector_memory import add_to, prefetch_far
 from fastbn.kernels.pixels import behind_prologue
 
+SOON = 8192  # elements ahead of what is split, that come into the second cache: memory answers late
 PIECE = 4  # blocks of SIDE channels of a piece of a strip, at most
 
 
@@ -41,6 +42,13 @@ def _pieces(channels):
 
 
 @part
+def _ask(x, at, count):
+    """For what is split soon."""
+    for i in range(at + SOON, at + SOON + min(count, DEPTH), SIDE):
+        prefetch_far(x, i)
+
+
+@part
 def _pixel(there, x, partner, relu, affine, slopes, floor, pixel, width, c, count, zero):
     """``count`` channels from c on of a pixel, through their prologue; 0 behind them, or if it is not there."""
     value = zero
@@ -60,6 +68,9 @@ def _split_columns(
     """
     zero, block, rest = splat(x, 0.0), c // SIDE, count - SIDE
     pixel, other, at, behind_at = first + p, first + p + SIDE, channel + c, channel + c + SIDE
+    if across is None:
+        _ask(x, pixel * width + at, count)
+        _ask(x, other * width + at, count)
     upper = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, at, count, zero)
     upper_rest = _pixel(here, x, partner, relu, affine, slopes, floor, pixel, width, behind_at, rest, zero)
     lower = _pixel(behind, x, partner, relu, affine, slopes, floor, other, width, at, count, zero)
