@@ -21,7 +21,7 @@ from fastbn.functional.conv_point_portions import BackwardPortions, backward_por
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Sums, limits_of, relu_operand
 from fastbn.functional.packed_weights import packed
-from fastbn.functional.weight_panels import packed_matrix, passes_caches, unpacked, writeable
+from fastbn.functional.weight_panels import STREAMED_DWEIGHT, packed_matrix, passes_caches, unpacked, writeable
 from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_panels import block_lanes, squares
 from fastbn.kernels.conv_point import correlate_points
@@ -32,7 +32,7 @@ from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 FEWEST = 4 * SLIM_ROWS  # pixels
 STREAMED = 1 << 20  # bytes of an output from which on the next to read it is faster if it was streamed
-STREAMED_GRADIENT = 1 << 24  # likewise of dx, which is read at once
+STREAMED_DX = 1 << 24  # likewise of dx, which is read at once
 
 
 def suits(y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int) -> bool:
@@ -209,7 +209,7 @@ def _gradients(
         None if dx is None else _backward_panels(weight, portions.matrix),
         None if residual is None or dx is None else as_flat(in_order_of(residual, dx)),
         None if dx is None else as_flat(dx),
-        dx is not None and passes_caches(dx, channels, STREAMED_GRADIENT),
+        dx is not None and passes_caches(dx, channels, STREAMED_DX),
         None if sums is None else as_flat(x),
         None if sums is None else relu_operand(sums.relu, sums.ceiling),
         None if sums is None else sums.partials,
@@ -223,7 +223,8 @@ def _gradients(
     if not portions.turns:
         return unpacked(products, len(products), weight.shape, 1, 1)
     dweight = empty(weight.shape, x.dtype, lasting=True)
-    launch(add_rows, products, outputs, channels, as_flat(dweight), work=products.size)
+    streaming = passes_caches(dweight, channels, STREAMED_DWEIGHT)
+    launch(add_rows, products, outputs, channels, as_flat(dweight), streaming, work=products.size)
     return dweight
 
 

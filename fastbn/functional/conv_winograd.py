@@ -16,7 +16,7 @@ from fastbn.functional.conv_geometry import Window
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import NOTHING, Sums, limits_of, pieces_of
 from fastbn.functional.packed_weights import packed
-from fastbn.functional.weight_panels import STREAMED, passes_caches, places_of, writeable
+from fastbn.functional.weight_panels import STREAMED_DWEIGHT, passes_caches, places_of, writeable
 from fastbn.functional.winograd_portions import Portions, portions, weight_portions
 from fastbn.kernels.conv_panels import block_elements, squares
 from fastbn.kernels.conv_winograd import correlate_winograd
@@ -124,7 +124,7 @@ def backward_weight(
         work=share.work,
     )
     dweight = empty(weight.shape, x.dtype, lasting=True)
-    target = as_flat(dweight), passes_caches(dweight, channels * TAPS, STREAMED), _workspace(x.dtype)
+    target = as_flat(dweight), passes_caches(dweight, channels * TAPS, STREAMED_DWEIGHT), _workspace(x.dtype)
     launch(gather_panels, panels, share.splits, channels_out, channels, *target, work=panels.size)
     return dweight
 

@@ -13,7 +13,7 @@ from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.conv_panels import add_panels, block_elements, block_lanes, pack_panels, panel_columns, squares
 
 LINE = 64  # bytes of a line of the cache
-STREAMED = 1 << 21  # bytes of a gradient from which on it is streamed: below, its kept memory is in the second cache
+STREAMED_DWEIGHT = 1 << 17  # bytes of a gradient from which on it is streamed: nobody reads it before the step is over
 
 
 class Packing(NamedTuple):
@@ -83,6 +83,6 @@ def unpacked(products: np.ndarray, splits: int, shape: tuple[int, ...], groups: 
     length = dweight[0].size
     spare = scratch((max_threads(), taps * block_elements(itemsize) + squares(itemsize)), products.dtype)
     share = splits, taps, groups, shape[0] // groups, length // taps
-    target = as_flat(dweight), passes_caches(dweight, length, STREAMED), spare
+    target = as_flat(dweight), passes_caches(dweight, length, STREAMED_DWEIGHT), spare
     launch(add_panels, as_flat(products), *share, *target, work=products.size)
     return dweight

@@ -5,7 +5,7 @@ from numba import get_thread_id, int64, prange
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._matrix_unit import BLOCK, DEPTH, SIDE, SPLIT, TILE, store_parts
 from fastbn.kernels._vector import splat
-from fastbn.kernels._vector_memory import load, load_first, store_part
+from fastbn.kernels._vector_memory import fence, load, load_first, store_part, stream
 from fastbn.kernels.conv_panels import turn
 
 
@@ -65,22 +65,33 @@ def split_weights(weights, strides, outputs, channels, split, workspace, paralle
 
 
 @body
-def _add_row(row, sums, outputs, channels, weight):
+def _add_rows(first, sums, outputs, channels, weight, streaming):
+    """SIDE rows from ``first`` on."""
     zero, filled = splat(sums, 0.0), -(-outputs // SIDE) * SIDE
-    for c in range(0, channels, SIDE):
-        at = (c // BLOCK * filled + row) * BLOCK + c % BLOCK
-        total = zero
-        for split in range(sums.shape[0]):
-            total = total + load(sums, split * sums.shape[1] + at)
-        store_part(weight, row * channels + c, total, min(SIDE, channels - c))
+    for row in range(first, min(outputs, first + SIDE)):
+        for c in range(0, channels, SIDE):
+            at = (c // BLOCK * filled + row) * BLOCK + c % BLOCK
+            total = zero
+            for split in range(sums.shape[0]):
+                total = total + load(sums, split * sums.shape[1] + at)
+            if streaming:
+                stream(weight, row * channels + c, total)
+            else:
+                store_part(weight, row * channels + c, total, min(SIDE, channels - c))
+    if streaming:
+        fence()
 
 
 @driver
-def add_rows(sums, outputs, channels, weight, parallel):
-    """weight (outputs, channels) = the sum of panels (splits, panels of BLOCK channels with a row for each output)."""
+def add_rows(sums, outputs, channels, weight, streaming, parallel):
+    """weight (outputs, channels) = the sum of panels (splits, panels of BLOCK channels with a row for each output).
+
+    streaming: rows of weight are whole vectors on whole lines, and are written past the caches.
+    """
+    blocks = -(-outputs // SIDE)
     if parallel:
-        for row in prange(outputs):
-            _add_row(int64(row), sums, outputs, channels, weight)
+        for block in prange(blocks):
+            _add_rows(int64(block) * SIDE, sums, outputs, channels, weight, streaming)
     else:
-        for row in range(outputs):
-            _add_row(row, sums, outputs, channels, weight)
+        for block in range(blocks):
+            _add_rows(block * SIDE, sums, outputs, channels, weight, streaming)
