@@ -1,6 +1,7 @@
 """Training steps of convolution + batch norm + ReLU beside PyTorch's: ``pytest bench -k test_block``.
 
-"apart": the three layers of fastbn one after the other; "convolution": it alone.
+"apart": the three layers of fastbn one after the other; "convolution": it alone; "passes": loops that compute nothing
+and move what batch norm and ReLU add to the convolution.
 ``python -m bench.report`` makes a table of it.
 """
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 
 import fastbn
-from bench.roof import bandwidth, matrix_peak, peak
+from bench.roof import BLOCK, add, bandwidth, copy_to, matrix_peak, peak, read
 from bench.test_batch_norm import measure
 from bench.test_conv import in_order
 from fastbn import nn
+from fastbn._memory import empty
+from fastbn._threads import launch
+from fastbn.kernels.conv_panels import block_lanes
 
 # channels, output channels, size, kernel, groups, at batch 16
 CASES = {
@@ -24,11 +28,13 @@ CASES = {
     "3x3 64->64 at 56": (64, 64, 56, 3, 1),
     "3x3 256->256 at 14": (256, 256, 14, 3, 1),
 }
+FOLDED = ("1x1 64->256 at 56",)  # by its input's covariance
 BATCH = 16
 RIVALS = (
     "fastbn",
     "fastbn apart",
     "fastbn convolution",
+    "passes",
     "PyTorch",
     "PyTorch channels-last",
     "PyTorch compiled",
@@ -63,6 +69,33 @@ def ours(case, rival, x, dy):
         model.zero_grad()
         model(x)
         return model.backward(dy), block.conv.weight.grad
+
+    return step
+
+
+def passes(case, x, dy):
+    """Reads and writes of batch norm and ReLU beyond those of the convolution.
+
+    Its output is read and written once more; backward, it and dy are read for the sums, and it again beside dy for dx.
+    Gram folding needs no such output: it reads x for the covariance, what it wrote for the ReLU, and x and dx once more
+    for the covariance's gradient, which dx gets.
+    """
+    x, out, dy = (np.ascontiguousarray(array.transpose(0, 2, 3, 1)).reshape(-1) for array in (x, dy, dy))
+    written = [empty(array.shape, array.dtype) for array in (out, x)]
+    totals = np.empty((-(-dy.size // BLOCK), block_lanes(4)), np.float32)
+
+    def read_one(array):
+        launch(read, array[: array.size // 2], array[array.size // 2 :], totals, work=array.size)
+
+    def step():
+        if case in FOLDED:
+            read_one(x)
+            read_one(out)
+            launch(add, x, written[1], written[1], work=x.size)
+        else:
+            copy_to(out, written[0], True)
+            launch(read, out, dy, totals, work=out.size)
+            read_one(out)
 
     return step
 
@@ -102,14 +135,17 @@ def test_block(benchmark, case, rival):
     rng = np.random.default_rng(0)
     x = in_order(rng.standard_normal((BATCH, channels, size, size), np.float32), True)
     dy = in_order(rng.standard_normal((BATCH, channels_out, size, size), np.float32), True)
-    step = (ours if rival.startswith("fastbn") else theirs)(case, rival, x, dy)
+    if rival == "passes":
+        step = passes(case, x, dy)
+    else:
+        step = (ours if rival.startswith("fastbn") else theirs)(case, rival, x, dy)
     try:
         found = step()
     except Exception as error:  # torch.compile wants a C++ compiler
         if rival != "PyTorch compiled":
             raise
         pytest.skip(f"torch.compile must work here, got {type(error).__name__}")
-    if rival != "fastbn convolution":
+    if rival not in ("fastbn convolution", "passes"):
         for own, right in zip(found, ours(case, "fastbn apart", x, dy)(), strict=True):
             assert np.abs(own - right).mean() < 1e-3 * np.abs(right).mean()
     vectors, matrices, speed = roofs()
