@@ -80,8 +80,8 @@ def passes(case, x, dy):
     Gram folding needs no such output: it reads x for the covariance, what it wrote for the ReLU, and x and dx once more
     for the covariance's gradient, which dx gets.
     """
-    x, out, dy = (np.ascontiguousarray(array.transpose(0, 2, 3, 1)).reshape(-1) for array in (x, dy, dy))
-    written = [empty(array.shape, array.dtype) for array in (out, x)]
+    x, dy = (np.ascontiguousarray(array.transpose(0, 2, 3, 1)).reshape(-1) for array in (x, dy))
+    out, y, dx = dy.copy(), empty(dy.shape, dy.dtype), empty(x.shape, x.dtype)
     totals = np.empty((-(-dy.size // BLOCK), block_lanes(4)), np.float32)
 
     def read_one(array):
@@ -91,9 +91,9 @@ def passes(case, x, dy):
         if case in FOLDED:
             read_one(x)
             read_one(out)
-            launch(add, x, written[1], written[1], work=x.size)
+            launch(add, x, dx, dx, work=x.size)
         else:
-            copy_to(out, written[0], True)
+            copy_to(out, y, True)
             launch(read, out, dy, totals, work=out.size)
             read_one(out)
 
