@@ -25,6 +25,7 @@ CASES = [
     ((15, 257), 33),
     ((300, 40), 17),
     ((3, 700), 300),
+    ((5, 8, 41), 67),  # enough rows for both products to be turned
     ((260, 9), 600),
 ]
 
@@ -35,10 +36,13 @@ def operands(rng, x_shape, outputs, dtype):
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 
 
-@pytest.fixture(params=["in place", "packed block by block"])
+@pytest.fixture(params=["in place", "turned", "packed block by block"])
 def packing(request, monkeypatch):
+    module = importlib.import_module("fastbn.functional.linear")
     if request.param != "in place":
-        monkeypatch.setattr(importlib.import_module("fastbn.functional.linear"), "SMALL", 0)
+        monkeypatch.setattr(module, "SMALL", 0)
+    if request.param != "turned":
+        monkeypatch.setattr(module, "MOST_TURNED", 0)
 
 
 @pytest.mark.usefixtures("packing")

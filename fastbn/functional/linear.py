@@ -6,13 +6,18 @@ import numpy as np
 
 from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
 from fastbn._memory import empty, scratch
+from fastbn._tape import call
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
+from fastbn.kernels import activation as kernels
 from fastbn.kernels.gemm import gemm, gemm_workspace, packed_elements, packed_gemm
 from fastbn.kernels.linear_gradients import linear_gradients
 
 SMALL = 1 << 19  # elements of both operands, at most, to lie where they are: the second cache holds them
+# Rows of a left operand for which the right one, a weight, is read where it lies and what comes out is turned: from so
+# many on, as what is summed lies side by side in it or not, and so many at most.
+LEAST_TURNED, LEAST_TURNED_APART, MOST_TURNED = 12, 24, 128
 
 
 def linear(
@@ -155,13 +160,35 @@ def _multiply(
             np.maximum(out, 0, out=out)
         return
     (a, a_row, a_depth), (b, b_depth, b_column) = left, right
-    sizes = rows, columns, depth
-    operands = as_flat(dense_c(a)), a_row, a_depth, as_flat(dense_c(b)), b_depth, b_column, bias, bool(relu)
-    work = rows * columns * depth // 16
-    if (rows + columns) * depth <= SMALL:
-        panels, room = packed_elements(columns, depth, b_column == 1, out.itemsize)
-        share = empty((panels,), out.dtype), scratch((max_threads(), room), out.dtype)
-        launch(packed_gemm, *sizes, *operands, out.reshape(-1), *share, work=work)
+    a, b = as_flat(dense_c(a)), as_flat(dense_c(b))
+    small = (rows + columns) * depth <= SMALL
+    least = LEAST_TURNED if b_depth == 1 else LEAST_TURNED_APART
+    if not small and least <= rows <= min(columns, MOST_TURNED):
+        turned, none = np.empty((columns, rows), out.dtype), np.empty(0, out.dtype)
+        _multiply_packed((columns, rows, depth), (b, b_column, b_depth), (a, a_depth, a_row), none, False, turned)
+        call(np.add, turned.T, bias if bias.size else 0, out.reshape(rows, columns))
+        if relu:
+            launch(kernels.relu, out.reshape(-1), out.reshape(-1), work=out.size)
+    elif small:
+        _multiply_packed((rows, columns, depth), (a, a_row, a_depth), (b, b_depth, b_column), bias, relu, out)
     else:
         workspace = scratch((max_threads(), gemm_workspace(out.itemsize)), out.dtype)
-        launch(gemm, *sizes, *operands, out.reshape(-1), workspace, work=work)
+        operands = a, a_row, a_depth, b, b_depth, b_column, bias, bool(relu)
+        work = rows * columns * depth // 16
+        launch(gemm, rows, columns, depth, *operands, out.reshape(-1), workspace, work=work)
+
+
+def _multiply_packed(
+    sizes: tuple[int, int, int],
+    left: tuple[np.ndarray, int, int],
+    right: tuple[np.ndarray, int, int],
+    bias: np.ndarray,
+    relu: bool,
+    out: np.ndarray,
+) -> None:
+    """As ``_multiply``, of flat operands: the left one is read where it lies."""
+    rows, columns, depth = sizes
+    panels, room = packed_elements(columns, depth, right[2] == 1, out.itemsize)
+    share = empty((panels,), out.dtype), scratch((max_threads(), room), out.dtype)
+    operands = *left, *right, bias, bool(relu)
+    launch(packed_gemm, *sizes, *operands, out.reshape(-1), *share, work=rows * columns * depth // 16)

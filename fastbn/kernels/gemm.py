@@ -195,8 +195,12 @@ def row_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, first, p
         right, at, step = b, j, b_depth
         if j >= first:
             right, at, step = panels, (j - first) // width * (width * depth + lanes), width
-        tile_product_in_place(a, row * a_row, a_row, a_depth, height, right, at, step, depth, tile)
-        store_tile(tile, width, height, min(width, columns - j), out, row * columns + j, columns, True)
+        for k in range(0, depth, DEPTH_BLOCK):
+            steps = min(DEPTH_BLOCK, depth - k)
+            tile_product_in_place(
+                a, row * a_row + k * a_depth, a_row, a_depth, height, right, at + k * step, step, steps, tile
+            )  # fmt: skip
+            store_tile(tile, width, height, min(width, columns - j), out, row * columns + j, columns, k == 0)
     if bias.size or relu:
         epilogue(height, columns, bias, 0, relu, out, row * columns, columns)
 
