@@ -26,18 +26,21 @@ def finish_moments(
     count = counts.sum()
     for c in range(channels):
         stats[MEAN, c] = stats[VAR, c] = 0.0
+    share = 1.0 / count
     for piece in range(counts.size):
         n = counts[piece]
         for c in range(channels):
-            stats[MEAN, c] += (n / count) * (shifts[piece, c] - shifts[0, c]) + partials[0, piece, c] / count
+            stats[MEAN, c] += (n * (shifts[piece, c] - shifts[0, c]) + partials[0, piece, c]) * share
     for c in range(channels):
         stats[MEAN, c] += shifts[0, c]
     for piece in range(counts.size):
         n = counts[piece]
+        share = 1.0 / n
         for c in range(channels):
             sum_d = partials[0, piece, c]
-            between = shifts[piece, c] + sum_d / n - stats[MEAN, c]
-            stats[VAR, c] += max(partials[1, piece, c] - sum_d * sum_d / n, 0.0) + n * between * between
+            mean_d = sum_d * share
+            between = shifts[piece, c] + mean_d - stats[MEAN, c]
+            stats[VAR, c] += max(partials[1, piece, c] - sum_d * mean_d, 0.0) + n * between * between
     finish_training(0, channels, count, weight, bias, running_mean, running_var, momentum, eps, stats, affine)
     return negative
 
