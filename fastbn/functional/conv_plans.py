@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     x_place: int
     y_place: int
     residual_place: int | None
-    workspace: tuple[int, ...]
+    workspace: tuple[int, int]
     shape: tuple[int, ...]
     dtype: np.dtype
     bias: np.ndarray | None
