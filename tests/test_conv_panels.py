@@ -79,7 +79,7 @@ def test_what_is_streamed_has_the_same_bits(rng, monkeypatch, taps):
     panels = rng.standard_normal((2, *laid_out(np.empty((1, 256, 160, taps), np.float32)).shape), np.float32)
     found = []
     for least in (0, 1 << 40):
-        monkeypatch.setattr(weight_panels, "STREAMED", least)
+        monkeypatch.setattr(weight_panels, "STREAMED_DWEIGHT", least)
         found.append(unpacked(panels, 2, (256, 160, taps), 1, taps))
     np.testing.assert_array_equal(*found)
 

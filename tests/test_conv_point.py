@@ -151,6 +151,7 @@ def test_what_is_streamed_has_the_same_bits(rng, monkeypatch, dtype):
     found = []
     for least in (0, 1 << 40):
         monkeypatch.setattr(conv_point, "STREAMED", least)
+        monkeypatch.setattr(conv_point, "STREAMED_DX", least)
         memory = fastbn.functional.conv.empty((*dy.shape[:1], *dy.shape[2:], dy.shape[1]), np.dtype(dtype))
         y = np.moveaxis(memory, -1, 1)
         assert conv_point.streams(y) == (least == 0 and VECTOR_BYTES == LINE)

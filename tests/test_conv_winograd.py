@@ -60,7 +60,7 @@ def test_a_gradient_that_is_streamed_has_the_same_bits(rng, monkeypatch):
     dy = channels_last(rng.standard_normal((4, 96, 6, 6), np.float32))
     found = []
     for least in (0, 1 << 40):
-        monkeypatch.setattr(conv_winograd, "STREAMED", least)
+        monkeypatch.setattr(conv_winograd, "STREAMED_DWEIGHT", least)
         found.append(conv_winograd.backward_weight(dy, x, weight, WINDOW))
     np.testing.assert_array_equal(*found)
 

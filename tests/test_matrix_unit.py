@@ -54,6 +54,17 @@ def by_vectors(monkeypatch):
     forget()
 
 
+def test_a_turned_gradient_that_is_streamed_has_the_same_bits(rng, monkeypatch):
+    x, weight, dy = operands(rng, (2, 16, 16, 96, 48), np.float32)
+    found = []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(conv_point, "STREAMED_DWEIGHT", least)
+        found.append(conv_point.backward(dy, x, weight, POINT, 1)[0])
+    np.testing.assert_array_equal(*found)
+    want = np.einsum("nohw,nchw->oc", dy, x, dtype=np.float64)
+    assert np.abs(found[0][:, :, 0, 0] - want).max() < 1e-5 * np.abs(want).max()
+
+
 def single(prologue):
     """A prologue of float32."""
     return prologue._replace(
