@@ -27,6 +27,7 @@ CASES = [
     ((3, 700), 300),
     ((5, 8, 41), 67),  # enough rows for both products to be turned
     ((260, 9), 600),
+    ((2, 130, 257), 150),  # by the matrix unit, in float32 and where there is one
 ]
 
 

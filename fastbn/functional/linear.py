@@ -10,6 +10,9 @@ from fastbn._tape import call
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
 from fastbn.errors import ShapeError
+from fastbn.functional import conv_point
+from fastbn.functional.conv_point import POINT
+from fastbn.functional.conv_point_portions import forward_portions
 from fastbn.kernels import activation as kernels
 from fastbn.kernels.gemm import gemm, gemm_workspace, packed_elements, packed_gemm
 from fastbn.kernels.linear_gradients import linear_gradients
@@ -18,6 +21,7 @@ SMALL = 1 << 19  # elements of both operands, at most, to lie where they are: th
 # Rows of a left operand for which the right one, a weight, is read where it lies and what comes out is turned: from so
 # many on, as what is summed lies side by side in it or not, and so many at most.
 LEAST_TURNED, LEAST_TURNED_APART, MOST_TURNED = 12, 24, 128
+LEAST_SIDE, LEAST_WORK = 128, 1 << 23  # rows and features, and multiply-adds, for which the matrix unit is faster
 
 
 def linear(
@@ -31,7 +35,8 @@ def linear(
     """``y = x weight^T + bias``, then max(y, 0) if ``relu``.
 
     x: (*, in), float32 or float64. weight: (out, in), bias: (out,), both of x's dtype.
-    Returns (*, out), C-contiguous; out: written and returned if given, apart from ``x``.
+    Returns (*, out), C-contiguous; out: written and returned if given, apart from ``x``. A large float32 layer goes by
+    the matrix unit, where there is one: sums that an Inf is part of are NaN then.
     Raises ShapeError, DtypeError, ArgumentError.
     """
     _check("linear", x, weight)
@@ -46,6 +51,10 @@ def linear(
         check_out("linear", out, shape, np.empty((0, 0), x.dtype), apart_from={"x": x, "weight": weight, "bias": bias})
     shift = np.empty(0, native(x)) if bias is None else as_flat(dense_c(bias))
     rows = x.size // features_in if features_in else math.prod(shape[:-1])
+    if _by_matrix_unit(rows, features_in, features_out, x.itemsize):
+        kernel, y = _as_kernel(weight), _as_pixels(out, rows)
+        conv_point.forward(_as_pixels(x, rows), kernel, None if bias is None else shift, POINT, 1, None, relu, y)
+        return out
     _multiply(rows, features_out, features_in, (x, features_in, 1), (weight, 1, features_in), shift, relu, out)
     return out
 
@@ -64,6 +73,11 @@ def linear_backward(
     check_same_dtype(who, "dy", dy, "x", x)
     check_shape(who, "dy", dy, (*x.shape[:-1], features_out))
     rows = math.prod(x.shape[:-1])
+    if _by_matrix_unit(rows, features_in, features_out, x.itemsize):
+        pixels = _as_pixels(dy, rows), _as_pixels(x, rows)
+        dkernel, part, _ = conv_point.backward(*pixels, _as_kernel(weight), POINT, 1, need_dx=need_dx)
+        dbias = _sum_of_rows(dy, rows) if need_dbias else None
+        return None if part is None else as_flat(part).reshape(x.shape), dkernel.reshape(weight.shape), dbias
     dx = np.empty(x.shape if need_dx else 0, native(x))
     dweight, dbias = np.empty(weight.shape, native(x)), np.empty(features_out if need_dbias else 0, native(x))
     sizes = rows, features_in, features_out
@@ -129,7 +143,29 @@ def _gradients_apart(
     _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
     _multiply(features_out, features_in, rows, (dy, 1, features_out), (x, features_in, 1), none, False, dweight)
     if dbias.size:
-        dbias[:] = dy.reshape(rows, features_out).sum(axis=0, dtype=np.float64)
+        dbias[:] = _sum_of_rows(dy, rows)
+
+
+def _sum_of_rows(dy: np.ndarray, rows: int) -> np.ndarray:
+    """In float64, as dy's dtype."""
+    total: np.ndarray = dy.reshape(rows, dy.shape[-1]).sum(axis=0, dtype=np.float64)
+    return total.astype(native(dy))
+
+
+def _by_matrix_unit(rows: int, features_in: int, features_out: int, itemsize: int) -> bool:
+    """Whether a layer is large enough to be a convolution of ``rows`` single pixels, and there is a unit for those."""
+    if min(rows, features_in, features_out) < LEAST_SIDE or rows * features_in * features_out < LEAST_WORK:
+        return False
+    return forward_portions(rows, features_in, features_out, itemsize).matrix is True
+
+
+def _as_pixels(array: np.ndarray, rows: int) -> np.ndarray:
+    """(rows, features) as (1, features, rows, 1), channels-last."""
+    return dense_c(array).reshape(1, rows, 1, -1).transpose(0, 3, 1, 2)
+
+
+def _as_kernel(weight: np.ndarray) -> np.ndarray:
+    return dense_c(weight).reshape(*weight.shape, 1, 1)
 
 
 def _check(who: str, x: np.ndarray, weight: np.ndarray) -> None:
