@@ -129,10 +129,14 @@ def _resident() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("networks", nargs="*", default=list(OURS), help=f"of {', '.join(OURS)}")
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(OURS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", metavar="RIVAL", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.networks = options.networks or list(OURS)
+    for name in options.networks:
+        if name not in OURS:
+            parser.error(f"NETWORK must be one of {', '.join(OURS)}, got {name!r}")
     if options.memory:
         print(json.dumps(memory(options.networks[0], options.memory)))
         return

@@ -96,6 +96,17 @@ def test_large_weights_are_shared_out(size):
     assert at_once % SLIM_ROWS == share.at_once % SLIM_ROWS == 0
 
 
+@pytest.mark.parametrize(("pixels", "matrix"), [(576, True), (2304, True), (2304, None), (9216, None), (36864, None)])
+@pytest.mark.parametrize(("channels", "outputs"), [(96, 576), (576, 96), (64, 384), (192, 32), (16, 96)])
+def test_two_threads_have_as_much_to_do(pixels, channels, outputs, matrix):
+    share = backward_share(pixels, channels, outputs, 4, matrix)
+    split = share.at_once * share.runs_at_once
+    loads = np.minimum(split, pixels - np.arange(0, pixels, split))
+    assert loads.sum() == pixels
+    first = loads[: -(-loads.size // 2)].sum()
+    assert share.wide < channels or first <= 0.55 * pixels
+
+
 @pytest.mark.parametrize("stride", [(2, 2), (1, 3)], ids=str)
 @pytest.mark.parametrize("added", [False, True])
 def test_a_stride_visits_its_pixels_alone(rng, stride, added):

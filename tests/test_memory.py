@@ -124,3 +124,13 @@ def test_nothing_beyond_the_ends_and_nothing_unwritten(rng, monkeypatch, dtype, 
         assert np.isfinite(b).all()
         np.testing.assert_array_equal(a, b)
     guarded.check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("elements", [1, 1000, 12345])
+def test_workspaces_of_threads_lie_apart_and_on_lines(elements, dtype):
+    rows = _memory.scratch((3, elements), np.dtype(dtype))
+    assert rows.shape[0] == 3
+    assert rows.strides[0] - elements * rows.itemsize >= _memory.APART
+    assert {row.ctypes.data % _memory.ALIGNMENT for row in rows} == {0}
+    assert _memory.scratch((3, elements), np.dtype(dtype)).ctypes.data == rows.ctypes.data
