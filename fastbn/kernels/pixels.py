@@ -105,7 +105,8 @@ def finish_pixels(
     tile, step, pixels, count, first, bias, residual, limits, out, at, outputs, channel, streaming, shifts, source,
     source_relu, source_affine, partials, piece,
 ):  # fmt: skip
-    """Pixels of ``out``, from ``at`` on, from a tile's, ``step`` apart; what of them is wanted is summed.
+    """Pixels of ``out``, from ``at`` on, from a tile's, ``step`` apart; what of them is wanted is summed, in ``out``'s
+    dtype, and added to ``partials`` in float64.
 
     count: of the channels, from ``channel`` on. first: whether they are the first of their piece.
     """
