@@ -28,6 +28,7 @@ CASES = [
     ((5, 8, 41), 67),  # enough rows for both products to be turned
     ((260, 9), 600),
     ((2, 130, 257), 150),  # by the matrix unit, in float32 and where there is one
+    ((140, 1030), 600),  # there, sums over the features are kept between, and gradients are a product each
 ]
 
 

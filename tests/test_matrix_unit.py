@@ -1,5 +1,6 @@
 """Convolutions of single pixels by the processor's matrix unit: float32, and nothing less."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -46,6 +47,15 @@ def everywhere(monkeypatch):
 def forget():
     conv_point_portions.forward_portions.cache_clear()
     conv_point_portions.backward_portions.cache_clear()
+
+
+@pytest.fixture
+def deep(everywhere, monkeypatch):
+    """Sums over many channels are kept between, of which 64 are many."""
+    monkeypatch.setattr(conv_point_portions, "DEEP_PANELS", 0)
+    monkeypatch.setattr(conv_point_portions, "LEAST_DEEP", 1)
+    monkeypatch.setattr(conv_point_portions, "DEEP", 2 * DEPTH)
+    forget()
 
 
 def by_vectors(monkeypatch):
@@ -120,6 +130,66 @@ def test_it_is_the_convolution_over_blocks_in_float64(rng, size, joined):
     assert conv_point_portions.forward_portions(x.size // channels, channels, outputs, 4).matrix
     for got, want in zip(*found, strict=True):
         assert relative(got, want) < 2e-6
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("joined", [False, True])
+def test_sums_that_are_kept_between_are_the_same(rng, deep, size, joined):
+    x, weight, dy = (array.astype(np.float32) for array in operands(rng, size))
+    outputs = len(weight)
+    x_prologue = single(prologues(rng, x, dy)[1]) if joined else PLAIN
+    bias, residual = (rng.standard_normal(outputs).astype(np.float32), dy) if joined else (None, None)
+    found = []
+    for engine in conv_point, conv_blocks:
+        y = output(x, weight)
+        sums = engine.forward(x, weight, bias, POINT, 1, residual, joined, y, x_prologue, not joined)
+        found.append([y] if joined else [y, *statistics(sums, outputs)])
+    for got, want in zip(*found, strict=True):
+        assert relative(got, want) < 4e-6
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sums_that_are_kept_between_have_the_same_bits_for_any_number_of_threads(rng, deep, monkeypatch, size):
+    x, weight, _ = (array.astype(np.float32) for array in operands(rng, size))
+    found = []
+    for threads in (1, 2, 7, 64):
+        monkeypatch.setattr(conv_point_portions, "max_threads", lambda threads=threads: max(8, threads))
+        forget()
+        found.append(convolved(x, weight))
+    for some in found[1:]:
+        np.testing.assert_array_equal(found[0], some)
+
+
+def test_what_is_not_finite_stays_in_its_pixel_where_sums_are_kept(rng, deep):
+    x, weight, _ = (array.astype(np.float32) for array in operands(rng, (1, 13, 17, 200, 75)))
+    good = convolved(x, weight)
+    x[0, 150, 8, 12] = np.nan
+    y = convolved(x, weight)
+    assert np.isnan(y[0, :, 8, 12]).all()
+    y[0, :, 8, 12] = good[0, :, 8, 12]
+    np.testing.assert_array_equal(y, good)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70))
+def test_a_turned_matrix(rows, columns):
+    matrix = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    np.testing.assert_array_equal(conv_point.turned(matrix), matrix.T)
+
+
+@pytest.mark.parametrize("sizes", [(128, 130, 160), (333, 200, 144), (140, 2048, 128)], ids=str)
+def test_gradients_of_a_linear_layer_by_a_product_each(rng, monkeypatch, sizes):
+    rows, channels, outputs = sizes
+    x, weight, dy = (rng.standard_normal(s) for s in ((rows, channels), (outputs, channels), (rows, outputs)))
+    linear = importlib.import_module("fastbn.functional.linear")
+    monkeypatch.setattr(linear, "LEAST_APART", 0)
+    monkeypatch.setattr(linear, "LEAST_WORK", 0)
+    dx, dweight, dbias = linear.linear_backward(*(a.astype(np.float32) for a in (dy, x, weight)))
+    for got, want in (dx, dy @ weight), (dweight, dy.T @ x), (dbias, dy.sum(axis=0)):
+        assert relative(got, want) < 2e-6
+    nothing, alone, _ = linear.linear_backward(*(a.astype(np.float32) for a in (dy, x, weight)), need_dx=False)
+    assert nothing is None
+    np.testing.assert_array_equal(alone, dweight)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -26,7 +26,7 @@ from fastbn.kernels._simd_point import SLIM_ROWS
 from fastbn.kernels.conv_panels import block_lanes, squares
 from fastbn.kernels.conv_point import correlate_points
 from fastbn.kernels.conv_point_backward import gradients_points
-from fastbn.kernels.conv_point_weights import add_rows, panel_elements, split_weights
+from fastbn.kernels.conv_point_weights import add_rows, panel_elements, split_weights, turn_matrix
 from fastbn.kernels.conv_strided import spread_pixels, visit_pixels
 
 POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
@@ -85,10 +85,55 @@ def forward(
         None if sums is None else sums.shifts,
         None if sums is None else sums.partials,
         portions.matrix,
+        portions.deep,
         scratch(portions.workspace, x.dtype),
         work=pixels * weight.size // 16,
     )
     return sums
+
+
+def product(left: np.ndarray, right: np.ndarray, strides: tuple[int, int], out: np.ndarray) -> None:
+    """out (rows, columns) = left (rows, depth) right, by the matrix unit.
+
+    right: C-contiguous; strides: from column to column and row to row of it, of which one is 1.
+    """
+    rows, columns = out.shape
+    depth = left.shape[1]
+    portions = forward_portions(rows, depth, columns, out.itemsize)
+    _, ceiling, affine, _, floor = PLAIN.operands()
+    launch(
+        correlate_points,
+        as_flat(left),
+        ceiling,
+        affine,
+        floor,
+        rows,
+        depth,
+        portions.at_once,
+        portions.wide,
+        _split(right, columns, depth, strides),
+        columns,
+        None,
+        None,
+        None,
+        as_flat(out),
+        passes_caches(out, columns, STREAMED),
+        None,
+        None,
+        portions.matrix,
+        portions.deep,
+        scratch(portions.workspace, out.dtype),
+        work=out.size * depth // 16,
+    )
+
+
+def turned(matrix: np.ndarray) -> np.ndarray:
+    """A C-contiguous ``matrix`` with its axes swapped."""
+    rows, columns = matrix.shape
+    out = empty_on_lines((columns, rows), matrix.dtype)
+    spare = scratch((max_threads(), squares(matrix.itemsize)), matrix.dtype)
+    launch(turn_matrix, as_flat(matrix), rows, columns, as_flat(out), spare, work=out.size)
+    return out
 
 
 def backward(

@@ -13,8 +13,8 @@ from fastbn._threads import max_threads
 from fastbn.functional.conv_portions import TASKS, blocks_of
 from fastbn.functional.norm_sums import Pieces
 from fastbn.functional.weight_panels import panels_size
-from fastbn.kernels import conv_panels, conv_point_parts
-from fastbn.kernels._matrix_unit import BLOCK, matrix_unit
+from fastbn.kernels import conv_panels, conv_point_deep, conv_point_parts
+from fastbn.kernels._matrix_unit import BLOCK, DEPTH, matrix_unit
 from fastbn.kernels._simd_point import SLIM_ROWS
 
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
@@ -27,6 +27,11 @@ TASKS_OF_THREAD = 2  # wanted at least of a forward pass, where the matrix unit 
 FEWEST_TASKS = 4  # that share out pixels
 PIXELS_OF_TASK = 1152  # pixels, where there are more tasks
 SPLIT_PANELS = 1 << 20  # bytes, about, of the parts of a task's panels
+DEEP_PANELS = 3 << 20  # bytes of the parts of all panels, from which on sums of many channels are kept between
+LEAST_DEEP = 512  # channels of which they are: with fewer, to write a product takes too long beside it
+DEEP = 768  # channels that are summed at a time, about
+DEEP_STRIPS = 4  # of a run, about, for each of which a panel is read once
+EVEN = 1.1  # of the time of even loads
 LEAST_WIDE = 64  # outputs of a task, at least: in less time its pixels are not split
 MOST_PIXELS = 16384  # pixels, of a run that goes by strips
 THREADS = (2, 4)  # whose loads are to be even
@@ -36,13 +41,14 @@ PIXELS = 8 * SLIM_ROWS  # of a run at most: its part of a panel stays in the fir
 class ForwardPortions(NamedTuple):
     """Of pixels and outputs: ``at_once`` pixels a run, a piece of the sums, and ``wide`` outputs a task.
 
-    matrix: as ``kernels.conv_point`` has it.
+    matrix, deep: as ``kernels.conv_point`` has them.
     """
 
     at_once: int
     wide: int
     pieces: Pieces
     matrix: bool | None
+    deep: int | None
     workspace: tuple[int, int]
 
 
@@ -50,13 +56,36 @@ class ForwardPortions(NamedTuple):
 def forward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -> ForwardPortions:
     """Of the forward pass."""
     matrix = _matrix_for(pixels, LEAST_DEPTH, itemsize)
-    at_once, wide = forward_share(pixels, channels, outputs, itemsize, matrix)
-    pieces = _pieces(pixels, at_once, outputs, itemsize)
-    if matrix:
+    deep = None
+    if matrix and channels >= LEAST_DEEP and channels * outputs * PART_BYTES >= DEEP_PANELS:
+        at_once, wide, deep = _deep_share(pixels, channels, outputs)
+        size = conv_point_deep.workspace_elements(at_once // BLOCK, wide, deep)
+    elif matrix:
+        at_once, wide = forward_share(pixels, channels, outputs, itemsize, matrix)
         size = conv_point_parts.workspace_elements(channels, 1, False, 0)
     else:
+        at_once, wide = forward_share(pixels, channels, outputs, itemsize, matrix)
         size = conv_panels.tile_elements(itemsize) + at_once * _whole(channels, itemsize)
-    return ForwardPortions(at_once, wide, pieces, matrix, (max_threads(), size))
+    pieces = _pieces(pixels, at_once, outputs, itemsize)
+    return ForwardPortions(at_once, wide, pieces, matrix, deep, (max_threads(), size))
+
+
+def _deep_share(pixels: int, channels: int, outputs: int) -> tuple[int, int, int]:
+    """Pixels and outputs of a task, and channels that are summed at a time, of products of large matrices.
+
+    Outputs are cut into the fewest parts that give all threads about as much.
+    """
+    strips, threads = -(-pixels // BLOCK), max_threads()
+    of_run = -(-strips // max(1, round(strips / DEEP_STRIPS)))
+    runs, most = -(-strips // of_run), -(-outputs // LEAST_WIDE)
+
+    def idle(parts: int) -> bool:
+        tasks = runs * parts
+        return -(-tasks // threads) * threads > EVEN * tasks
+
+    parts = min(range(1, most + 1), key=idle)
+    deep = -(-channels // -(-channels // DEEP))
+    return of_run * BLOCK, -(-outputs // (parts * BLOCK)) * BLOCK, -(-deep // DEPTH) * DEPTH
 
 
 def _matrix_for(pixels: int, channels: int, itemsize: int) -> bool | None:

@@ -22,6 +22,7 @@ SMALL = 1 << 19  # elements of both operands, at most, to lie where they are: th
 # many on, as what is summed lies side by side in it or not, and so many at most.
 LEAST_TURNED, LEAST_TURNED_APART, MOST_TURNED = 12, 24, 128
 LEAST_SIDE, LEAST_WORK = 128, 1 << 23  # rows and features, and multiply-adds, for which the matrix unit is faster
+LEAST_APART = 1 << 18  # elements of a weight, from which on it makes the gradients faster by a product each
 
 
 def linear(
@@ -46,14 +47,14 @@ def linear(
         check_per_channel("linear", "bias", bias, features_out)
     shape = (*x.shape[:-1], features_out)
     if out is None:
-        out = np.empty(shape, native(x))
+        out = empty(shape, native(x))
     else:
         check_out("linear", out, shape, np.empty((0, 0), x.dtype), apart_from={"x": x, "weight": weight, "bias": bias})
     shift = np.empty(0, native(x)) if bias is None else as_flat(dense_c(bias))
     rows = x.size // features_in if features_in else math.prod(shape[:-1])
     if _by_matrix_unit(rows, features_in, features_out, x.itemsize):
-        kernel, y = _as_kernel(weight), _as_pixels(out, rows)
-        conv_point.forward(_as_pixels(x, rows), kernel, None if bias is None else shift, POINT, 1, None, relu, y)
+        pixels, y = _as_pixels(dense_c(x).reshape(rows, -1)), _as_pixels(out.reshape(rows, -1))
+        conv_point.forward(pixels, _as_kernel(weight), None if bias is None else shift, POINT, 1, None, relu, y)
         return out
     _multiply(rows, features_out, features_in, (x, features_in, 1), (weight, 1, features_in), shift, relu, out)
     return out
@@ -74,12 +75,13 @@ def linear_backward(
     check_shape(who, "dy", dy, (*x.shape[:-1], features_out))
     rows = math.prod(x.shape[:-1])
     if _by_matrix_unit(rows, features_in, features_out, x.itemsize):
-        pixels = _as_pixels(dy, rows), _as_pixels(x, rows)
-        dkernel, part, _ = conv_point.backward(*pixels, _as_kernel(weight), POINT, 1, need_dx=need_dx)
+        of_pixels = _products if weight.size >= LEAST_APART else _gradients_of_pixels
+        part, dweight = of_pixels(dense_c(dy).reshape(rows, -1), dense_c(x).reshape(rows, -1), weight, need_dx)
         dbias = _sum_of_rows(dy, rows) if need_dbias else None
-        return None if part is None else as_flat(part).reshape(x.shape), dkernel.reshape(weight.shape), dbias
-    dx = np.empty(x.shape if need_dx else 0, native(x))
-    dweight, dbias = np.empty(weight.shape, native(x)), np.empty(features_out if need_dbias else 0, native(x))
+        return None if part is None else part.reshape(x.shape), dweight, dbias
+    dx = empty(x.shape if need_dx else (0,), native(x))
+    dweight = empty(weight.shape, native(x), lasting=True)
+    dbias = np.empty(features_out if need_dbias else 0, native(x))
     sizes = rows, features_in, features_out
     if are_small(*sizes):
         gradients(sizes, dense_c(dy), dense_c(x), dense_c(weight), dx, dweight, dbias)
@@ -128,6 +130,26 @@ def gradient_room(sizes: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndar
     return np.empty(cut + more, dtype), cut, scratch((max_threads(), room), dtype)
 
 
+def _gradients_of_pixels(
+    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, need_dx: bool
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """(dx or None, dweight) of matrices, by the matrix unit in one pass."""
+    pixels = _as_pixels(dy), _as_pixels(x)
+    dkernel, dx, _ = conv_point.backward(*pixels, _as_kernel(weight), POINT, 1, need_dx=need_dx)
+    return None if dx is None else as_flat(dx), dkernel.reshape(weight.shape)
+
+
+def _products(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, need_dx: bool) -> tuple[np.ndarray | None, np.ndarray]:
+    """As ``_gradients_of_pixels``, each by a product of its own."""
+    columns = 1, x.shape[1]
+    dx = empty(x.shape, native(x)) if need_dx else None
+    if dx is not None:
+        conv_point.product(dy, weight, columns, dx)
+    dweight = empty(weight.shape, native(x), lasting=True)
+    conv_point.product(conv_point.turned(dy), x, columns, dweight)
+    return dx, dweight
+
+
 def _gradients_apart(
     sizes: tuple[int, int, int],
     dy: np.ndarray,
@@ -159,9 +181,9 @@ def _by_matrix_unit(rows: int, features_in: int, features_out: int, itemsize: in
     return forward_portions(rows, features_in, features_out, itemsize).matrix is True
 
 
-def _as_pixels(array: np.ndarray, rows: int) -> np.ndarray:
+def _as_pixels(matrix: np.ndarray) -> np.ndarray:
     """(rows, features) as (1, features, rows, 1), channels-last."""
-    return dense_c(array).reshape(1, rows, 1, -1).transpose(0, 3, 1, 2)
+    return matrix[None, :, None].transpose(0, 3, 1, 2)
 
 
 def _as_kernel(weight: np.ndarray) -> np.ndarray:

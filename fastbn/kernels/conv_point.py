@@ -12,6 +12,7 @@ from fastbn.kernels._simd import TILE_ROWS, TILE_VECTORS
 from fastbn.kernels._simd_point import ASKING, SLIM_ROWS, point_tile, slim_point_tile
 from fastbn.kernels._vector import lanes_of
 from fastbn.kernels._vector_memory import fence, prefetch
+from fastbn.kernels.conv_point_deep import multiply_deep
 from fastbn.kernels.conv_point_parts import multiply_runs
 from fastbn.kernels.pixels import fill_pixels, finish_pixels
 
@@ -87,7 +88,7 @@ def next_run(first, count, pixels):
 @body
 def _correlate_task(
     task, x, ceiling, affine, x_floor, pixels, channels, at_once, wide, panels, outputs, bias, residual, limits, out,
-    streaming, shifts, partials, matrix, work,
+    streaming, shifts, partials, matrix, deep, work,
 ):  # fmt: skip
     lanes = lanes_of(x)
     part, run = divmod(task, -(-pixels // at_once))
@@ -103,6 +104,11 @@ def _correlate_task(
             blocks, block, count, channels, panels, outputs, begin, end, bias, residual, limits, out, first, streaming,
             shifts, None, None, None, partials, run, tile, x, following * channels, soon * channels,
         )  # fmt: skip
+    elif deep is not None:
+        multiply_deep(
+            first, count, x, ceiling, affine, x_floor, channels, deep, panels, outputs, begin, end, bias, residual,
+            limits, out, streaming, shifts, partials, run, work,
+        )  # fmt: skip
     else:
         multiply_runs(
             first, count, int64(1), at_once, x, None, ceiling, affine, None, x_floor, channels, panels, outputs, begin,
@@ -114,20 +120,22 @@ def _correlate_task(
 @driver
 def correlate_points(
     x, ceiling, affine, x_floor, pixels, channels, at_once, wide, panels, outputs, bias, residual, limits, out,
-    streaming, shifts, partials, matrix, workspace, parallel,
+    streaming, shifts, partials, matrix, deep, workspace, parallel,
 ):  # fmt: skip
     """out (pixels, outputs) = x (pixels, channels) * panels + bias + residual, within ``limits``.
 
     A task has a run of ``at_once`` pixels, in whole tiles, and ``wide`` outputs, in whole panels.
     All flat; ceiling, affine, x_floor: the prologue of x. streaming: out lies on whole vectors and is written past the
     caches. shifts, partials: moments, if not None, a run a piece, see ``conv_blocks.correlate_blocks``.
-    matrix: None, or True for the matrix unit: panels are then those of ``split_weights``.
-    workspace: (threads, a tile and the blocks of a run, or what ``conv_point_parts.workspace_elements`` says).
+    matrix: None, or True for the matrix unit: panels are then those of ``split_weights``. deep: None, or so many
+    channels that it sums at a time, see ``conv_point_deep``.
+    workspace: (threads, a tile and the blocks of a run, or what ``workspace_elements`` says in ``conv_point_parts`` and
+    ``conv_point_deep``).
     """
     tasks = -(-pixels // at_once) * -(-outputs // wide)
     image = (x, ceiling, affine, x_floor, pixels, channels, at_once, wide)
     share = (panels, outputs, bias, residual)
-    target = (out, streaming, shifts, partials, matrix)
+    target = (out, streaming, shifts, partials, matrix, deep)
     if parallel:
         for task in prange(tasks):
             _correlate_task(int64(task), *image, *share, limits, *target, workspace[get_thread_id()])

@@ -104,7 +104,7 @@ def multiply_runs(
             else:
                 right_array = panels
                 if number < products:
-                    strip, panel = divmod(number, columns)
+                    panel, strip = divmod(number, strips_here)
                     o, left = begin + panel * BLOCK, along + along_elements(channels, strip)
                     at, right = (first + q + strip * BLOCK) * outputs + o, o // SIDE * steps * SPLIT
                     kind = SLIM if end - o <= SIDE else 0

@@ -65,6 +65,27 @@ def split_weights(weights, strides, outputs, channels, split, workspace, paralle
 
 
 @body
+def _turn_columns(first, matrix, rows, columns, turned, spare):
+    """SIDE columns from ``first`` on."""
+    for row in range(0, rows, SIDE):
+        turn(matrix, row * columns + first, columns, rows - row, columns - first, spare, int64(0))
+        for i in range(min(SIDE, columns - first)):
+            store_part(turned, (first + i) * rows + row, load(spare, i * SIDE), min(SIDE, rows - row))
+
+
+@driver
+def turn_matrix(matrix, rows, columns, turned, workspace, parallel):
+    """turned (columns, rows) = matrix (rows, columns), flat; workspace: (threads, ``conv_panels.squares``)."""
+    blocks = -(-columns // SIDE)
+    if parallel:
+        for block in prange(blocks):
+            _turn_columns(int64(block) * SIDE, matrix, rows, columns, turned, workspace[get_thread_id()])
+    else:
+        for block in range(blocks):
+            _turn_columns(block * SIDE, matrix, rows, columns, turned, workspace[0])
+
+
+@body
 def _add_rows(first, sums, outputs, channels, weight, streaming):
     """SIDE rows from ``first`` on."""
     zero, filled = splat(sums, 0.0), -(-outputs // SIDE) * SIDE

@@ -115,6 +115,24 @@ def _split_piece(
             )  # fmt: skip
 
 
+@inlined
+def pieces_of_strip(channels):
+    """Of ``split_strip``, of so many channels."""
+    return _pieces(channels)
+
+
+@part
+def split_strip(
+    begin, end, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, along, work,
+):  # fmt: skip
+    """The pieces from ``begin`` to ``end`` of a strip, as ``_split_piece`` has it, along only."""
+    for piece in range(begin, end):
+        _split_piece(
+            piece, x, partner, relu, affine, slopes, floor, first, pixels, width, channel, channels, along, None,
+            int64(0), None, -1, work,
+        )  # fmt: skip
+
+
 @part
 def _turn_part(number, spare, turned, apart, work):
     """A part of a block of channels, from ``spare`` to ``turned``."""
