@@ -55,6 +55,7 @@ UNITS = {
     "conv_point_backward.gradients_points": 3,  # the gradient of a batch norm; Gram folding's square and gradients
     "conv_point_weights.split_weights": 0,
     "conv_point_weights.add_rows": 0,
+    "conv_point_weights.turn_matrix": 0,
     "conv_patches.correlate_patches": 1,
     "conv_patches.correlate_weights_patches": 1,
     "conv_winograd.correlate_winograd": 2,  # moments; the gradient of a batch norm

@@ -99,7 +99,7 @@ def test_every_kernel_is_ready_afterwards():
     # Of units, and of channels-last images: compiled for a model only.
     units = ["batch_norm_partials.products_matrix"]
     units += ["conv_point.correlate_points", "conv_point_backward.gradients_points"]
-    units += ["conv_point_weights.split_weights", "conv_point_weights.add_rows"]
+    units += ["conv_point_weights.split_weights", "conv_point_weights.add_rows", "conv_point_weights.turn_matrix"]
     units += ["conv_strided.visit_pixels", "conv_strided.spread_pixels"]
     units += ["conv_patches.correlate_patches", "conv_patches.correlate_weights_patches"]
     units += ["winograd_panels.transform_panels", "winograd_panels.gather_panels", "conv_winograd.correlate_winograd"]

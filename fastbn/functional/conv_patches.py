@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbn._memory import empty, scratch
+from fastbn._tape import call
 from fastbn._threads import launch, max_threads
 from fastbn._views import as_flat, dense_c, in_order_of, with_places
 from fastbn.functional import conv_planes
@@ -70,7 +71,7 @@ def forward(
         *with_places(x),
         y.shape,
         *portions,
-        packed(weight, lambda: packed_matrix(weight, outputs, taps, (taps, 1)), "patches"),
+        packed(weight, lambda: packed_matrix(_as_patches(weight), outputs, taps, (taps, 1)), "patches"),
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
         limits_of(relu, ceiling),
@@ -114,7 +115,23 @@ def backward(
         work=dy.size // outputs * weight.size // 16,
     )
     dx = conv_planes.backward_data(dy, x, weight, window, groups)[0] if need_dx else None
-    return unpacked(sums, len(sums), weight.shape, 1, 1), dx, None
+    return _of_patches(unpacked(sums, len(sums), (outputs, taps), 1, 1), weight.shape), dx, None
+
+
+def _as_patches(weight: np.ndarray) -> np.ndarray:
+    """``weight`` with its channels last, as patches have them: a copy."""
+    outputs, channels, height, width = weight.shape
+    taps = empty((outputs, height, width, channels), weight.dtype)
+    call(np.copyto, taps, weight.transpose(0, 2, 3, 1))
+    return taps
+
+
+def _of_patches(taps: np.ndarray, shape: Shape) -> np.ndarray:
+    """A weight of that shape from what ``_as_patches`` makes of it: a copy."""
+    outputs, channels, height, width = shape
+    weight = empty(shape, taps.dtype, lasting=True)
+    call(np.copyto, weight.transpose(0, 2, 3, 1), taps.reshape(outputs, height, width, channels))
+    return weight
 
 
 @lru_cache(maxsize=256)
@@ -126,8 +143,8 @@ def _portions(channels: int, out_size: tuple[int, int], window: Window, itemsize
     reach = (height - 1) * step_h + 1
     columns = (out_size[1] - 1) * stride_w + (width - 1) * step_w + 1
     deep = (rows - 1) * stride_h + reach
-    c, i, j = np.unravel_index(np.arange(taps), (channels, height, width))
-    places = (c * deep + i * step_h) * columns + j * step_w
+    i, j, c = np.unravel_index(np.arange(taps), (height, width, channels))
+    places = (i * step_h * columns + j * step_w) * channels + c
     firsts, runs, counts = [0], list[int](), list[int]()
     for block in range(0, taps, lanes):
         inside = places[block : block + lanes]

@@ -1,7 +1,7 @@
 """Convolution of few channels into many: the patch under a window is a pixel of a 1x1 convolution.
 
 A task copies the rows of the image that it needs, padded, and from them the patch of every pixel into blocks as
-``conv_point`` has them: k = (channel, kernel row, kernel column) stands for the channel there.
+``conv_point`` has them: k = (kernel row, kernel column, channel), of which a row's lie side by side.
 """
 
 from numba import get_thread_id, int64, prange
@@ -16,35 +16,40 @@ from fastbn.kernels.conv_point_backward import add_products
 
 @body
 def _pad_rows(x, origin, strides, shape, first_row, start_w, rows, columns, padded):
-    """padded[guard + c, row, column] = x[c, first_row + row, start_w + column], zero outside the image.
+    """padded[guard + row, column, c] = x[c, first_row + row, start_w + column], zero outside the image.
 
     shape: (N, C, H, W) of x. guard: a vector, which patches may read before the first row.
     """
+    channels = shape[1]
     left, right = min(columns, max(0, -start_w)), max(0, min(columns, shape[3] - start_w))
-    at = lanes_of(x)
-    for c in range(shape[1]):
-        for row in range(first_row, first_row + rows):
-            inside = 0 <= row < shape[2]
-            source = origin + c * strides[1] + row * strides[2] + start_w * strides[3]
-            for column in range(left if inside else columns):
-                padded[at + column] = 0
-            if inside and strides[3] == 1:
+    side_by_side = strides[3] == channels and (channels == 1 or strides[1] == 1)
+    lanes, zero = lanes_of(x), splat(x, 0.0)
+    at = lanes
+    for row in range(first_row, first_row + rows):
+        inside = 0 <= row < shape[2]
+        source = origin + row * strides[2] + start_w * strides[3]
+        for i in range(at, at + (left if inside else columns) * channels):
+            padded[i] = 0
+        if inside and side_by_side:
+            last = right * channels
+            for i in range(left * channels, last, lanes):  # what is too much, the next elements overwrite
+                store(padded, at + i, load_first(x, source + i, min(lanes, last - i), zero))
+        elif inside:
+            for c in range(channels):
                 for column in range(left, right):
-                    padded[at + column] = x[source + column]
-            elif inside:
-                for column in range(left, right):
-                    padded[at + column] = x[source + column * strides[3]]
-            for column in range(right if inside else columns, columns):
-                padded[at + column] = 0
-            at += columns
+                    padded[at + column * channels + c] = x[source + c * strides[1] + column * strides[3]]
+        for i in range(at + (right if inside else columns) * channels, at + columns * channels):
+            padded[i] = 0
+        at += columns * channels
 
 
 @body
 def _fill_patches(padded, rows, length, stride_row, stride_w, firsts, runs, counts, blocks, block):
     """blocks[b, p, lane] = what tap b lanes + lane of pixel p meets in ``padded``, zero past the last tap.
 
-    rows, length: of pixels; stride_row: from row to row of them, in ``padded``. The runs of block b are firsts[b] to
-    firsts[b + 1]: what lies at runs[r] from the pixel's own place fills the first counts[r] lanes, the last runs first.
+    rows, length: of pixels; stride_row, stride_w: from row to row and pixel to pixel of them, in ``padded``. The runs
+    of block b are firsts[b] to firsts[b + 1]: what lies at runs[r] from the pixel's own place fills the first counts[r]
+    lanes, the last runs first.
     """
     lanes = lanes_of(padded)
     zero = splat(padded, 0.0)
@@ -74,7 +79,10 @@ def _patches_of(
     top = start_h + first_row * stride_h
     deep = (rows - 1) * stride_h + reach
     _pad_rows(x, image * x_strides[0], x_strides, x_shape, top, start_w, deep, columns, padded)
-    _fill_patches(padded, count, out_shape[3], stride_h * columns, stride_w, firsts, runs, counts, blocks, block)
+    across = x_shape[1]
+    _fill_patches(
+        padded, count, out_shape[3], stride_h * columns * across, stride_w * across, firsts, runs, counts, blocks, block
+    )  # fmt: skip
     return (image * out_shape[2] + first_row) * out_shape[3], count * out_shape[3]
 
 
