@@ -55,7 +55,13 @@ class Deferred:
 
 def _cut(y: np.ndarray, ceiling: float) -> np.ndarray:
     """``y``, in place at most ``ceiling``."""
-    return y if ceiling == math.inf else call(np.clip, y, None, ceiling, y)
+    if ceiling < math.inf:
+        call(_lower, y, ceiling)
+    return y
+
+
+def _lower(y: np.ndarray, ceiling: float) -> None:
+    np.minimum(y, ceiling, out=y)
 
 
 def _passed(dy: np.ndarray, y: np.ndarray, ceiling: float) -> np.ndarray:

@@ -31,16 +31,16 @@ def packed_rows(builder, a_panel, rows):
     return rows_at
 
 
-def _whole_tile(context, builder, dtype, rows_at, b_row_at, depth, tile):
-    """A tile of TILE_ROWS and TILE_VECTORS, whose right operand has its columns side by side from ``b_row_at(k)``."""
+def _whole_tile(context, builder, dtype, rows_at, b_row_at, depth, tile, width=TILE_VECTORS):
+    """A tile of TILE_ROWS and ``width`` vectors, whose right operand has its columns side by side from ``b_row_at(k)``."""
     vectors = Vectors(context, builder, dtype)
-    sums = vectors.registers(TILE_ROWS * TILE_VECTORS)
+    sums = vectors.registers(TILE_ROWS * width)
     for total in sums:
         builder.store(vectors.zero, total)
 
     def columns_at(k):
         b_row = b_row_at(k)
-        return [builder.gep(b_row, [index(j * vectors.lanes)]) for j in range(TILE_VECTORS)]
+        return [builder.gep(b_row, [index(j * vectors.lanes)]) for j in range(width)]
 
     emit_tile(context, builder, dtype, rows_at, columns_at, depth, sums)
     for position, total in enumerate(sums):
@@ -96,33 +96,40 @@ def tile_product_at(typingctx, a, a_start, b, b_start, offsets, tile):
     return types.void(a, types.int64, b, types.int64, offsets, tile), codegen
 
 
-@intrinsic
-def tile_product_in_place(typingctx, a, a_start, a_row, a_depth, rows, b, b_start, b_depth, depth, tile):
-    """tile[i, j] = sum over k < depth of a[a_start + i * a_row + k * a_depth] * b[b_start + k * b_depth + j].
+def _tile_in_place(width):
+    @intrinsic
+    def tile_product_in_place(typingctx, a, a_start, a_row, a_depth, rows, b, b_start, b_depth, depth, tile):
+        """tile[i, j] = sum over k < depth of a[a_start + i * a_row + k * a_depth] * b[b_start + k * b_depth + j].
 
-    As ``tile_product``, but both operands lie where they are, a row of the right one side by side. rows: 1 or more; the
-    last of them stands for those of the tile that are too many.
-    """
+        As ``tile_product``, of ``width`` vectors, but both operands lie where they are, a row of the right one side by
+        side. rows: 1 or more; the last of them stands for those of the tile that are too many.
+        """
 
-    def codegen(context, builder, signature, arguments):
-        a_type, b_type, tile_type = signature.args[0], signature.args[5], signature.args[9]
-        a_array, a_first, row_step, a_step, used, b_array, b_first, b_step, count, tile_array = arguments
-        origin = builder.gep(data_of(context, builder, a_type, a_array), [a_first])
-        b_origin = builder.gep(data_of(context, builder, b_type, b_array), [b_first])
-        last = builder.sub(used, index(1))
-        numbers = [builder.select(builder.icmp_signed("<", index(i), last), index(i), last) for i in range(TILE_ROWS)]
-        a_rows = [builder.gep(origin, [builder.mul(number, row_step)]) for number in numbers]
+        def codegen(context, builder, signature, arguments):
+            a_type, b_type, tile_type = signature.args[0], signature.args[5], signature.args[9]
+            a_array, a_first, row_step, a_step, used, b_array, b_first, b_step, count, tile_array = arguments
+            origin = builder.gep(data_of(context, builder, a_type, a_array), [a_first])
+            b_origin = builder.gep(data_of(context, builder, b_type, b_array), [b_first])
+            last = builder.sub(used, index(1))
+            within = [builder.icmp_signed("<", index(i), last) for i in range(TILE_ROWS)]
+            numbers = [builder.select(inside, index(i), last) for i, inside in enumerate(within)]
+            a_rows = [builder.gep(origin, [builder.mul(number, row_step)]) for number in numbers]
 
-        def rows_at(k):
-            at = builder.mul(k, a_step)
-            return [builder.gep(row, [at]) for row in a_rows]
+            def rows_at(k):
+                at = builder.mul(k, a_step)
+                return [builder.gep(row, [at]) for row in a_rows]
 
-        def b_row_at(k):
-            return builder.gep(b_origin, [builder.mul(k, b_step)])
+            def b_row_at(k):
+                return builder.gep(b_origin, [builder.mul(k, b_step)])
 
-        tile_data = data_of(context, builder, tile_type, tile_array)
-        _whole_tile(context, builder, a_type.dtype, rows_at, b_row_at, count, tile_data)
-        return context.get_dummy_value()
+            tile_data = data_of(context, builder, tile_type, tile_array)
+            _whole_tile(context, builder, a_type.dtype, rows_at, b_row_at, count, tile_data, width)
+            return context.get_dummy_value()
 
-    i64 = types.int64
-    return types.void(a, i64, i64, i64, i64, b, i64, i64, i64, tile), codegen
+        i64 = types.int64
+        return types.void(a, i64, i64, i64, i64, b, i64, i64, i64, tile), codegen
+
+    return tile_product_in_place
+
+
+tile_product_in_place, slim_product_in_place = _tile_in_place(TILE_VECTORS), _tile_in_place(1)

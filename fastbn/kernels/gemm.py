@@ -11,7 +11,7 @@ from numba import get_thread_id, int64, prange
 
 from fastbn.kernels._jit import body, driver, inlined
 from fastbn.kernels._simd import TILE_BYTES, TILE_ROWS, VECTOR_BYTES, transpose
-from fastbn.kernels._simd_gemm import tile_product, tile_product_in_place
+from fastbn.kernels._simd_gemm import slim_product_in_place, tile_product, tile_product_in_place
 from fastbn.kernels._vector import at_least, lanes_of, splat
 from fastbn.kernels._vector_memory import load, load_first, load_part, store, store_part
 
@@ -197,10 +197,13 @@ def row_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, first, p
             right, at, step = panels, (j - first) // width * (width * depth + lanes), width
         for k in range(0, depth, DEPTH_BLOCK):
             steps = min(DEPTH_BLOCK, depth - k)
-            tile_product_in_place(
-                a, row * a_row + k * a_depth, a_row, a_depth, height, right, at + k * step, step, steps, tile
-            )  # fmt: skip
-            store_tile(tile, width, height, min(width, columns - j), out, row * columns + j, columns, k == 0)
+            left = row * a_row + k * a_depth
+            if columns - j <= lanes:
+                slim_product_in_place(a, left, a_row, a_depth, height, right, at + k * step, step, steps, tile)
+                store_tile(tile, lanes, height, columns - j, out, row * columns + j, columns, k == 0)
+            else:
+                tile_product_in_place(a, left, a_row, a_depth, height, right, at + k * step, step, steps, tile)
+                store_tile(tile, width, height, min(width, columns - j), out, row * columns + j, columns, k == 0)
     if bias.size or relu:
         epilogue(height, columns, bias, 0, relu, out, row * columns, columns)
 
