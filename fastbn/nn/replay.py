@@ -28,12 +28,12 @@ from fastbn.nn.lanes_unit import LanesUnit
 from fastbn.nn.linear_unit import LinearUnit
 from fastbn.nn.module import Module, changes
 from fastbn.nn.parameter import Parameter
-from fastbn.nn.pooling import AvgPool2d, MaxPool2d
+from fastbn.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from fastbn.nn.repeated import Repeated
 
 ALIKE = 2  # passes, before the one that is recorded
 # The forward passes of modules that compute by kernels alone, forward and backward; see ``containers``.
-REPEATABLE: list[Any] = [module.forward for module in (AvgPool2d, MaxPool2d, ReLU, ReLU6, Sigmoid)]
+REPEATABLE: list[Any] = [m.forward for m in (AdaptiveAvgPool2d, AvgPool2d, MaxPool2d, ReLU, ReLU6, Sigmoid)]
 Gradients = list[tuple[Parameter, np.ndarray]]
 
 
