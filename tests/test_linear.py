@@ -28,6 +28,10 @@ CASES = [
     ((5, 8, 41), 67),  # enough rows for both products to be turned
     ((260, 9), 600),
     ((2, 130, 257), 150),  # by the matrix unit, in float32 and where there is one
+    ((0, 700), 900),
+    ((1, 600), 900),  # few rows: gradients in one pass over the weight, here of whole vectors and whole tasks
+    ((5, 7, 611), 1031),
+    ((63, 4099), 130),
     ((140, 1030), 600),  # there, sums over the features are kept between, and gradients are a product each
 ]
 
@@ -68,6 +72,30 @@ def test_backward(rng, dtype, x_shape, outputs):
     for got, want in zip(F.linear_backward(dy, x, weight), reference.linear_backward(dy, x, weight), strict=True):
         assert (got.shape, got.dtype) == (want.shape, dtype)
         assert_close(got, want, dtype, scale=10)
+
+
+def test_gradients_of_few_rows_for_any_number_of_threads(rng):
+    x, weight, _, dy = operands(rng, (17, 701), 901, np.float32)
+    found = []
+    for threads in (1, 2, 7):
+        fastbn.set_num_threads(threads)
+        found.append(F.linear_backward(dy, x, weight))
+    for gradients in zip(*found, strict=True):
+        for gradient in gradients[1:]:
+            np.testing.assert_array_equal(gradient, gradients[0])
+    nothing, alone, _ = F.linear_backward(dy, x, weight, need_dx=False)
+    assert nothing is None
+    np.testing.assert_array_equal(alone, found[0][1])
+
+
+def test_what_is_not_finite_in_a_large_weight_stays_in_its_feature(rng):
+    x, weight, _, dy = operands(rng, (5, 701), 901, np.float32)
+    want, dweight, _ = F.linear_backward(dy, x, weight)
+    weight[900, 700] = np.inf
+    dx, same, _ = F.linear_backward(dy, x, weight)
+    np.testing.assert_array_equal(same, dweight)
+    np.testing.assert_array_equal(dx[:, :700], want[:, :700])
+    assert np.isinf(dx[:, 700]).all()
 
 
 def test_finite_differences(rng):

@@ -163,6 +163,7 @@ def doors(image, matrix, relu, groups, count_include_pad):
         y = F.linear(matrix, np.ones((5, matrix.shape[1]), matrix.dtype), bias, relu=relu)
     F.linear_backward(y, matrix, np.ones((5, matrix.shape[1]), matrix.dtype))
     F.linear(*np.ones((2, 600, 600), matrix.dtype))
+    F.linear_backward(*np.ones((2, 3, 800), matrix.dtype), np.ones((800, 800), matrix.dtype))
     F.weight_norm_backward(F.weight_norm(matrix, matrix[:, :1]), matrix, matrix[:, :1])
     F.weight_norm(image, image[:1, :, :1, :1], 1)
     y, indices = F.max_pool2d_forward(image, 2)

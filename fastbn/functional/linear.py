@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from fastbn._checks import check_float, check_per_channel, check_same_dtype, check_shape
-from fastbn._memory import empty, scratch
+from fastbn._memory import empty, empty_on_lines, scratch
 from fastbn._tape import call
 from fastbn._threads import get_num_threads, launch, max_threads
 from fastbn._views import as_flat, check_out, dense_c, native
@@ -13,15 +13,20 @@ from fastbn.errors import ShapeError
 from fastbn.functional import conv_point
 from fastbn.functional.conv_point import POINT
 from fastbn.functional.conv_point_portions import forward_portions
+from fastbn.functional.weight_panels import STREAMED_DWEIGHT, passes_caches
 from fastbn.kernels import activation as kernels
+from fastbn.kernels._simd import VECTOR_BYTES
 from fastbn.kernels.gemm import gemm, gemm_workspace, packed_elements, packed_gemm
+from fastbn.kernels.linear_few_rows import OUTPUTS, few_rows_gradients
 from fastbn.kernels.linear_gradients import linear_gradients
 
 SMALL = 1 << 19  # elements of both operands, at most, to lie where they are: the second cache holds them
 # Rows of a left operand for which the right one, a weight, is read where it lies and what comes out is turned: from so
 # many on, as what is summed lies side by side in it or not, and so many at most.
 LEAST_TURNED, LEAST_TURNED_APART, MOST_TURNED = 12, 24, 128
-LEAST_SIDE, LEAST_WORK = 128, 1 << 23  # rows and features, and multiply-adds, for which the matrix unit is faster
+# Rows, features and multiply-adds, for which the matrix unit is faster.
+LEAST_ROWS, LEAST_SIDE, LEAST_WORK = 64, 128, 1 << 23
+FEW_TASKS = 8  # of a pass over the weight that makes the gradients of fewer rows
 LEAST_APART = 1 << 18  # elements of a weight, from which on it makes the gradients faster by a product each
 
 
@@ -86,7 +91,11 @@ def linear_backward(
     if are_small(*sizes):
         gradients(sizes, dense_c(dy), dense_c(x), dense_c(weight), dx, dweight, dbias)
     else:
-        _gradients_apart(sizes, dy, x, weight, dx, dweight, dbias)
+        few = 0 < rows < LEAST_ROWS and min(features_in, features_out) >= LEAST_SIDE
+        of_rows = _gradients_of_few_rows if few else _gradients_apart
+        of_rows(sizes, dense_c(dy), dense_c(x), dense_c(weight), dx, dweight)
+        if need_dbias:
+            dbias = _sum_of_rows(dy, rows)
     return dx if need_dx else None, dweight, dbias if need_dbias else None
 
 
@@ -150,22 +159,38 @@ def _products(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, need_dx: bool) 
     return dx, dweight
 
 
-def _gradients_apart(
-    sizes: tuple[int, int, int],
-    dy: np.ndarray,
-    x: np.ndarray,
-    weight: np.ndarray,
-    dx: np.ndarray,
-    dweight: np.ndarray,
-    dbias: np.ndarray,
+def _gradients_of_few_rows(
+    sizes: tuple[int, int, int], dy: np.ndarray, x: np.ndarray, weight: np.ndarray, dx: np.ndarray, dweight: np.ndarray
 ) -> None:
-    """As ``gradients``, of operands of any size, one after the other."""
+    """As ``gradients``, without dbias: dense operands, of which only the weight is large."""
+    rows, features_in, features_out = sizes
+    at_once = -(-features_out // (FEW_TASKS * OUTPUTS)) * OUTPUTS
+    of_x = -(-features_in * x.itemsize // VECTOR_BYTES) * VECTOR_BYTES // x.itemsize * rows
+    of_dy = -(-features_out // OUTPUTS) * OUTPUTS * rows
+    launch(
+        few_rows_gradients,
+        sizes,
+        at_once,
+        as_flat(dy),
+        as_flat(x),
+        as_flat(weight),
+        empty_on_lines((of_x + of_dy,), dweight.dtype),
+        empty_on_lines((-(-features_out // at_once), of_x), dweight.dtype),
+        dx.reshape(-1),
+        dweight.reshape(-1),
+        passes_caches(dweight, features_in, STREAMED_DWEIGHT),
+        work=weight.size,
+    )
+
+
+def _gradients_apart(
+    sizes: tuple[int, int, int], dy: np.ndarray, x: np.ndarray, weight: np.ndarray, dx: np.ndarray, dweight: np.ndarray
+) -> None:
+    """As ``_gradients_of_few_rows``, of any sizes, one after the other."""
     rows, features_in, features_out = sizes
     none = np.empty(0, native(x))
     _multiply(rows, features_in, features_out, (dy, features_out, 1), (weight, features_in, 1), none, False, dx)
     _multiply(features_out, features_in, rows, (dy, 1, features_out), (x, features_in, 1), none, False, dweight)
-    if dbias.size:
-        dbias[:] = _sum_of_rows(dy, rows)
 
 
 def _sum_of_rows(dy: np.ndarray, rows: int) -> np.ndarray:
@@ -176,7 +201,8 @@ def _sum_of_rows(dy: np.ndarray, rows: int) -> np.ndarray:
 
 def _by_matrix_unit(rows: int, features_in: int, features_out: int, itemsize: int) -> bool:
     """Whether a layer is large enough to be a convolution of ``rows`` single pixels, and there is a unit for those."""
-    if min(rows, features_in, features_out) < LEAST_SIDE or rows * features_in * features_out < LEAST_WORK:
+    sides = min(features_in, features_out)
+    if rows < LEAST_ROWS or sides < LEAST_SIDE or rows * features_in * features_out < LEAST_WORK:
         return False
     return forward_portions(rows, features_in, features_out, itemsize).matrix is True
 

@@ -32,7 +32,7 @@ def packed_rows(builder, a_panel, rows):
 
 
 def _whole_tile(context, builder, dtype, rows_at, b_row_at, depth, tile, width=TILE_VECTORS):
-    """A tile of TILE_ROWS and ``width`` vectors, whose right operand has its columns side by side from ``b_row_at(k)``."""
+    """A tile of TILE_ROWS and ``width`` vectors; the right operand's columns lie side by side from ``b_row_at(k)``."""
     vectors = Vectors(context, builder, dtype)
     sums = vectors.registers(TILE_ROWS * width)
     for total in sums:
