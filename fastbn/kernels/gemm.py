@@ -187,23 +187,36 @@ def pack_task(task, first, columns, depth, b, b_depth, b_column, panels, spare):
 
 
 @body
+def slim_row_task(task, rows, columns, depth, a, a_row, a_depth, right, step, bias, relu, out, tile):
+    """As ``row_task``, of a right operand of a vector of columns at most, ``step`` from row to row."""
+    row = task * TILE_ROWS
+    height = min(TILE_ROWS, rows - row)
+    for k in range(0, depth, DEPTH_BLOCK):
+        steps = min(DEPTH_BLOCK, depth - k)
+        slim_product_in_place(a, row * a_row + k * a_depth, a_row, a_depth, height, right, k * step, step, steps, tile)
+        store_tile(tile, lanes_of(out), height, columns, out, row * columns, columns, k == 0)
+    if bias.size or relu:
+        epilogue(height, columns, bias, 0, relu, out, row * columns, columns)
+
+
+@body
 def row_task(task, rows, columns, depth, a, a_row, a_depth, b, b_depth, first, panels, bias, relu, out, tile):
     """TILE_ROWS rows of ``packed_gemm``'s output; first: the column that panels begin with."""
     lanes, width, row = lanes_of(out), TILE_BYTES // out.itemsize, task * TILE_ROWS
     height = min(TILE_ROWS, rows - row)
+    if columns <= lanes:
+        slim_row_task(task, rows, columns, depth, a, a_row, a_depth, panels, width, bias, relu, out, tile)
+        return
     for j in range(0, columns, width):
         right, at, step = b, j, b_depth
         if j >= first:
             right, at, step = panels, (j - first) // width * (width * depth + lanes), width
         for k in range(0, depth, DEPTH_BLOCK):
             steps = min(DEPTH_BLOCK, depth - k)
-            left = row * a_row + k * a_depth
-            if columns - j <= lanes:
-                slim_product_in_place(a, left, a_row, a_depth, height, right, at + k * step, step, steps, tile)
-                store_tile(tile, lanes, height, columns - j, out, row * columns + j, columns, k == 0)
-            else:
-                tile_product_in_place(a, left, a_row, a_depth, height, right, at + k * step, step, steps, tile)
-                store_tile(tile, width, height, min(width, columns - j), out, row * columns + j, columns, k == 0)
+            tile_product_in_place(
+                a, row * a_row + k * a_depth, a_row, a_depth, height, right, at + k * step, step, steps, tile
+            )  # fmt: skip
+            store_tile(tile, width, height, min(width, columns - j), out, row * columns + j, columns, k == 0)
     if bias.size or relu:
         epilogue(height, columns, bias, 0, relu, out, row * columns, columns)
 
