@@ -1,7 +1,7 @@
-"""Products of large matrices by the matrix unit: sums over DEEP channels at a time, kept between.
+"""Products of large matrices by the matrix unit: sums over so many channels at a time, kept between.
 
 Weights whose parts the second cache cannot hold are read panel by panel, each for all strips of a run of pixels. The
-parts of these strips stay in the second cache, of so many channels; see ``strips``.
+parts of these strips, of so many channels, stay in the second cache; see ``strips``.
 """
 
 from numba import int64
@@ -22,10 +22,10 @@ from fastbn.kernels._matrix_unit import (
     store_tiles,
 )
 from fastbn.kernels._vector_memory import fence, prefetch_far
+from fastbn.kernels.conv_point_parts import PRODUCT
 from fastbn.kernels.pixels import finish_pixels
 from fastbn.kernels.strips import along_elements, pieces_of_strip, split_strip
 
-PRODUCT = BLOCK * BLOCK  # elements
 LINES = SPLIT // SIDE // STAGES  # of a tile's parts, for each stage
 
 
