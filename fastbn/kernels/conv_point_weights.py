@@ -5,8 +5,11 @@ from numba import get_thread_id, int64, prange
 from fastbn.kernels._jit import body, driver
 from fastbn.kernels._matrix_unit import BLOCK, DEPTH, SIDE, SPLIT, TILE, store_parts
 from fastbn.kernels._vector import splat
-from fastbn.kernels._vector_memory import fence, load, load_first, store_part, stream
+from fastbn.kernels._vector_memory import fence, load, load_first, prefetch_to_write, store_part, stream
 from fastbn.kernels.conv_panels import turn
+
+AHEAD = 2  # tiles, from the one that is written to the one that is asked for: fresh memory takes longer than the split
+SHARES = 2  # tasks that share the tiles of DEPTH channels: few steps are even loads, then
 
 
 def panel_elements(outputs: int, channels: int) -> int:
@@ -35,17 +38,30 @@ def _split_columns(weights, start, step, outputs, channels, split, target, spare
 
 
 @body
-def _split_half(half, weights, strides, outputs, channels, split, spare):
-    """The tiles of SIDE outputs."""
-    steps, first = -(-channels // DEPTH), half * SIDE
-    count = max(0, min(SIDE, outputs - first))
-    for step in range(steps):
-        c = step * DEPTH
-        start, target = first * strides[0] + c * strides[1], (half * steps + step) * SPLIT
-        if strides[0] == 1:
-            _split_rows(weights, start, strides[1], count, channels - c, split, target)
-        else:
-            _split_columns(weights, start, strides[0], count, channels - c, split, target, spare)
+def _split_tile(half, step, ahead, weights, strides, outputs, channels, split, spare):
+    """That of SIDE outputs and DEPTH channels; one is asked for meanwhile, ``ahead`` of it."""
+    steps = -(-channels // DEPTH)
+    first, c, target = half * SIDE, step * DEPTH, (half * steps + step) * SPLIT
+    start, count = first * strides[0] + c * strides[1], max(0, min(SIDE, outputs - first))
+    for i in range(target + ahead, target + ahead + SPLIT, SIDE):
+        prefetch_to_write(split, i)
+    if strides[0] == 1:
+        _split_rows(weights, start, strides[1], count, channels - c, split, target)
+    else:
+        _split_columns(weights, start, strides[0], count, channels - c, split, target, spare)
+
+
+@body
+def _split_task(task, weights, strides, outputs, channels, split, spare):
+    """The tiles of SIDE outputs; or, where outputs lie side by side, one of the SHARES of those of DEPTH channels."""
+    halves, steps = 2 * -(-outputs // BLOCK), -(-channels // DEPTH)
+    if strides[0] == 1:
+        step, share = divmod(task, SHARES)
+        for half in range(share * halves // SHARES, (share + 1) * halves // SHARES):
+            _split_tile(half, step, AHEAD * steps * SPLIT, weights, strides, outputs, channels, split, spare)
+    else:
+        for step in range(steps):
+            _split_tile(task, step, AHEAD * SPLIT, weights, strides, outputs, channels, split, spare)
 
 
 @driver
@@ -55,13 +71,13 @@ def split_weights(weights, strides, outputs, channels, split, workspace, paralle
     weights: flat; strides: from output to output and channel to channel, of which one is 1.
     workspace: (threads, ``conv_panels.squares``).
     """
-    halves = 2 * -(-outputs // BLOCK)
+    tasks = SHARES * -(-channels // DEPTH) if strides[0] == 1 else 2 * -(-outputs // BLOCK)
     if parallel:
-        for half in prange(halves):
-            _split_half(int64(half), weights, strides, outputs, channels, split, workspace[get_thread_id()])
+        for task in prange(tasks):
+            _split_task(int64(task), weights, strides, outputs, channels, split, workspace[get_thread_id()])
     else:
-        for half in range(halves):
-            _split_half(half, weights, strides, outputs, channels, split, workspace[0])
+        for task in range(tasks):
+            _split_task(task, weights, strides, outputs, channels, split, workspace[0])
 
 
 @body
