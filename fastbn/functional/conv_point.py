@@ -17,7 +17,12 @@ from fastbn._views import (
     in_order_of,
 )
 from fastbn.functional.conv_geometry import Window
-from fastbn.functional.conv_point_portions import BackwardPortions, backward_portions, forward_portions
+from fastbn.functional.conv_point_portions import (
+    BackwardPortions,
+    ForwardPortions,
+    backward_portions,
+    forward_portions,
+)
 from fastbn.functional.conv_prologue import PLAIN, Prologue
 from fastbn.functional.norm_sums import Sums, limits_of, relu_operand
 from fastbn.functional.packed_weights import packed
@@ -33,6 +38,7 @@ POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 FEWEST = 4 * SLIM_ROWS  # pixels
 STREAMED = 1 << 20  # bytes of an output from which on the next to read it is faster if it was streamed
 STREAMED_DX = 1 << 24  # likewise of dx, which is read at once
+UNLIMITED = limits_of(relu=False)
 
 
 def suits(y_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int, itemsize: int) -> bool:
@@ -64,30 +70,18 @@ def forward(
     pixels = x.size // channels
     portions = forward_portions(pixels, channels, outputs, x.itemsize)
     sums = portions.pieces.moments(x.dtype) if moments else None
-    _, x_ceiling, affine, _, floor = prologue.operands()
-    launch(
-        correlate_points,
-        as_flat(x),
-        x_ceiling,
-        affine,
-        floor,
-        pixels,
-        channels,
-        portions.at_once,
-        portions.wide,
+    _correlate(
+        portions,
+        (pixels, channels, outputs),
+        x,
         _panels(weight, portions.matrix),
-        outputs,
+        y,
+        streams(y),
+        prologue,
         None if bias is None else as_flat(dense_c(bias)),
         None if residual is None else as_flat(in_order_of(residual, y)),
         limits_of(relu, ceiling),
-        as_flat(y),
-        streams(y),
-        None if sums is None else sums.shifts,
-        None if sums is None else sums.partials,
-        portions.matrix,
-        portions.deep,
-        scratch(portions.workspace, x.dtype),
-        work=pixels * weight.size // 16,
+        sums,
     )
     return sums
 
@@ -100,30 +94,49 @@ def product(left: np.ndarray, right: np.ndarray, strides: tuple[int, int], out: 
     rows, columns = out.shape
     depth = left.shape[1]
     portions = forward_portions(rows, depth, columns, out.itemsize)
-    _, ceiling, affine, _, floor = PLAIN.operands()
+    panels = _split(right, columns, depth, strides)
+    _correlate(portions, (rows, depth, columns), left, panels, out, passes_caches(out, columns, STREAMED))
+
+
+def _correlate(
+    portions: ForwardPortions,
+    sizes: tuple[int, int, int],
+    x: np.ndarray,
+    panels: np.ndarray,
+    y: np.ndarray,
+    streaming: bool,
+    prologue: Prologue = PLAIN,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    limits: tuple[float, float] = UNLIMITED,
+    sums: Sums | None = None,
+) -> None:
+    """Write ``y``: (pixels, channels) times (channels, outputs), ``sizes``; bias and residual flat."""
+    pixels, channels, outputs = sizes
+    _, ceiling, affine, _, floor = prologue.operands()
     launch(
         correlate_points,
-        as_flat(left),
+        as_flat(x),
         ceiling,
         affine,
         floor,
-        rows,
-        depth,
+        pixels,
+        channels,
         portions.at_once,
         portions.wide,
-        _split(right, columns, depth, strides),
-        columns,
-        None,
-        None,
-        None,
-        as_flat(out),
-        passes_caches(out, columns, STREAMED),
-        None,
-        None,
+        panels,
+        outputs,
+        bias,
+        residual,
+        limits,
+        as_flat(y),
+        streaming,
+        None if sums is None else sums.shifts,
+        None if sums is None else sums.partials,
         portions.matrix,
         portions.deep,
-        scratch(portions.workspace, out.dtype),
-        work=out.size * depth // 16,
+        scratch(portions.workspace, x.dtype),
+        work=pixels * channels * outputs // 16,
     )
 
 
