@@ -170,6 +170,26 @@ def test_what_is_not_finite_stays_in_its_pixel_where_sums_are_kept(rng, deep):
     np.testing.assert_array_equal(y, good)
 
 
+@pytest.mark.parametrize("need_dx", [True, False])
+@pytest.mark.parametrize("gathered", [BLOCK, 2 * BLOCK, 3 * BLOCK, 1 << 20])
+@pytest.mark.parametrize("size", [(2, 12, 12, 150, 530), (1, 25, 23, 330, 164)], ids=str)
+def test_sums_over_pixels_of_several_runs_at_a_time(rng, monkeypatch, size, gathered, need_dx):
+    monkeypatch.setattr(conv_point_portions, "SPLIT_RUN", 0)
+    monkeypatch.setattr(conv_point_portions, "GATHERED_PIXELS", gathered)
+    monkeypatch.setattr(conv_point_portions, "FEWEST_TASKS", 1)
+    x, weight, dy = (array.astype(np.float32) for array in operands(rng, size))
+    share = conv_point_portions.backward_portions(x.size // size[3], *size[3:], 4).share
+    assert share.at_once == BLOCK
+    assert share.runs_at_once > 5
+    assert 1 <= share.gathered <= gathered // BLOCK
+    assert (share.gathered == share.runs_at_once) == (gathered == 1 << 20)
+    dweight, dx, _ = conv_point.backward(dy, x, weight, POINT, 1, need_dx=need_dx)
+    wide = [array.astype(np.float64) for array in (dy, x, weight)]
+    assert relative(dweight[:, :, 0, 0], np.einsum("nohw,nchw->oc", *wide[:2])) < 2e-6
+    if need_dx:
+        assert relative(dx, np.einsum("nohw,oc->nchw", wide[0], wide[2][:, :, 0, 0])) < 2e-6
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70))
 def test_a_turned_matrix(rows, columns):

@@ -19,6 +19,7 @@ from fastbn.kernels._simd_point import SLIM_ROWS
 
 RUN = 1 << 19  # bytes, about, of what a run reads and writes: it stays in the second cache
 SPLIT_RUN = 1 << 19  # likewise, of its parts
+GATHERED_PIXELS = 160  # of the runs that are summed over at a time, about: sums are read and written for each time
 PART_BYTES = 6  # of a number's parts
 LEAST_DEPTH = 48  # channels and outputs of gradients: with fewer, they are split in no less time than multiplied
 LEAST_SPLIT = 64  # pixels: for fewer, to split the weights costs what the matrix unit saves
@@ -62,7 +63,7 @@ def forward_portions(pixels: int, channels: int, outputs: int, itemsize: int) ->
         size = conv_point_deep.workspace_elements(at_once // BLOCK, wide, deep)
     elif matrix:
         at_once, wide = forward_share(pixels, channels, outputs, itemsize, matrix)
-        size = conv_point_parts.workspace_elements(channels, 1, False, 0)
+        size = conv_point_parts.workspace_elements(channels, 1)
     else:
         at_once, wide = forward_share(pixels, channels, outputs, itemsize, matrix)
         size = conv_panels.tile_elements(itemsize) + at_once * _whole(channels, itemsize)
@@ -126,10 +127,12 @@ def _pixel_tasks(pixels: int) -> int:
 
 
 class Share(NamedTuple):
-    """Pixels of a run of the backward pass, runs of a split, and channels of a task."""
+    """Pixels of a run of the backward pass, runs of a split, those over which the matrix unit sums at a time, and
+    channels of a task."""
 
     at_once: int
     runs_at_once: int
+    gathered: int
     wide: int
 
 
@@ -160,7 +163,9 @@ def backward_portions(pixels: int, channels: int, outputs: int, itemsize: int) -
     turns = True if matrix and outputs < channels else None
     panels = panels_size(channels, outputs, itemsize) if turns else panels_size(outputs, channels, itemsize)
     if matrix:
-        dy_size, size = 0, conv_point_parts.workspace_elements(outputs, at_once // BLOCK, True, wide)
+        strips = at_once // BLOCK
+        dy_size, size = 0, conv_point_parts.workspace_elements(outputs, strips)
+        size += conv_point_parts.sums_elements(outputs, wide, strips * share.gathered)
     else:
         dy_size = at_once * dy_lanes
         size = conv_panels.tile_elements(itemsize) + at_once * _whole(wide, itemsize) + (0 if apart else dy_size)
@@ -192,7 +197,9 @@ def backward_share(pixels: int, channels: int, outputs: int, itemsize: int, matr
         splits = int(max(1, min(TASKS, splits)))
         wide = min(channels, -(-panels // min(panels, TASKS // splits)) * columns)
         most = _most((wide + outputs) * itemsize, None)
-    return Share(*_even_splits(pixels, splits, most, _tile(matrix)), wide)
+    at_once, runs_at_once = _even_splits(pixels, splits, most, _tile(matrix))
+    groups = -(-runs_at_once // max(1, GATHERED_PIXELS // at_once))
+    return Share(at_once, runs_at_once, -(-runs_at_once // groups) if matrix else 1, wide)
 
 
 def _even_splits(pixels: int, splits: int, most: int, tile: int) -> tuple[int, int]:

@@ -111,9 +111,9 @@ def _correlate_task(
         )  # fmt: skip
     else:
         multiply_runs(
-            first, count, int64(1), at_once, x, None, ceiling, affine, None, x_floor, channels, panels, outputs, begin,
-            end, bias, residual, limits, out, streaming, shifts, None, None, None, partials, None, None, None, None,
-            int64(0), int64(0), int64(0), None, None, int64(0), None, work,
+            first, count, int64(1), int64(1), at_once, x, None, ceiling, affine, None, x_floor, channels, panels,
+            outputs, begin, end, bias, residual, limits, out, streaming, shifts, None, None, None, partials, None, None,
+            None, None, int64(0), int64(0), int64(0), None, None, int64(0), None, work,
         )  # fmt: skip
 
 

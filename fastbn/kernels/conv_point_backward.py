@@ -102,8 +102,8 @@ def _add_run(
 @body
 def _gradients_task(
     task, stage, x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs,
-    at_once, runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials, dy_sums,
-    sums, matrix, turns, work,
+    at_once, runs_at_once, gathered, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials,
+    dy_sums, sums, matrix, turns, work,
 ):  # fmt: skip
     """A task of ``gradients_points``; at stage 0, a run of dy that comes before."""
     lanes = lanes_of(x)
@@ -115,7 +115,7 @@ def _gradients_task(
     first_run, last_run = split * runs_at_once, min(-(-pixels // at_once), (split + 1) * runs_at_once)
     if stage == 0:
         first_run, last_run = task, task + 1
-    elif turns is None:
+    elif matrix is None:
         _clear(total, used, outputs, filled, lanes)
     if matrix is None:
         for run in range(first_run, last_run):
@@ -133,12 +133,14 @@ def _gradients_task(
         first, last = first_run * at_once, min(pixels, last_run * at_once)
         if turns is not None:
             filled = -(-outputs // lanes) * lanes
-            total = sums[split, channel * filled : (channel + -(-used // BLOCK) * BLOCK) * filled]
-            total[:] = 0.0
+            total = sums[split, channel * filled :]
         if dy_sums is not None and channel == 0:
             dy_sums[first_run:last_run] = 0.0
+        strips = at_once // BLOCK
+        if dx is None:
+            strips, gathered = strips * gathered, 1
         multiply_runs(
-            first, last - first, at_once // BLOCK, at_once, dy, partner, relu, affine, slopes, floor, outputs, panels,
+            first, last - first, strips, gathered, at_once, dy, partner, relu, affine, slopes, floor, outputs, panels,
             channels, channel, channel + used, None, residual, None, dx, streaming, None, source, source_relu, x_affine,
             partials, x, x_ceiling, x_affine, x_floor, channels, channel, used, turns, total, filled, dy_sums, work,
         )  # fmt: skip
@@ -147,14 +149,15 @@ def _gradients_task(
 @driver
 def gradients_points(
     x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs, at_once,
-    runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials, dy_sums, sums,
-    matrix, turns, workspace, parallel,
+    runs_at_once, gathered, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials, dy_sums,
+    sums, matrix, turns, workspace, parallel,
 ):  # fmt: skip
     """sums (splits, panels) = x^T dy of a split's pixels; dx (pixels, channels) = dy * panels + residual, unless None.
 
     All flat; x_ceiling, x_affine, x_floor: the prologue of x, and partner, relu, affine, slopes, floor that of dy. A
-    split has ``runs_at_once`` runs of ``at_once`` pixels, in whole tiles. A task has a split and ``wide`` channels of
-    x, all or whole panels of them. dy_filled: room for the blocks of all runs of dy, if they are not all.
+    split has ``runs_at_once`` runs of ``at_once`` pixels, in whole tiles, of which the matrix unit sums over as many at
+    a time as are ``gathered``. A task has a split and ``wide`` channels of x, all or whole panels of them. dy_filled:
+    room for the blocks of all runs of dy, if they are not all.
     streaming: dx lies on whole vectors and is written past the caches. source, partials: x again, and sums of dx for
     its batch norm with the ReLU ``source_relu``, a run a piece; or None. dy_sums (runs, outputs to a whole vector),
     float64: those of dy behind its prologue, or None.
@@ -163,14 +166,13 @@ def gradients_points(
     workspace: (threads, a tile and the blocks of a task's run of x and dy, or what ``workspace_elements`` says).
     """
     operands = (x, x_ceiling, x_affine, x_floor, dy, partner, relu, affine, slopes, floor, pixels, channels, outputs)
-    share = (at_once, runs_at_once, wide, dy_filled, panels, residual, dx, streaming, source, source_relu, partials)
+    share = (at_once, runs_at_once, gathered, wide, dy_filled, panels, residual, dx, streaming)
+    sides = (source, source_relu, partials, dy_sums, sums, matrix, turns)
     for stage in range(1 if wide == channels or matrix is not None else 0, 2):
         tasks = sums.shape[0] * -(-channels // wide) if stage else -(-pixels // at_once)
         if parallel:
             for task in prange(tasks):
-                _gradients_task(
-                    int64(task), stage, *operands, *share, dy_sums, sums, matrix, turns, workspace[get_thread_id()]
-                )
+                _gradients_task(int64(task), stage, *operands, *share, *sides, workspace[get_thread_id()])
         else:
             for task in range(tasks):
-                _gradients_task(task, stage, *operands, *share, dy_sums, sums, matrix, turns, workspace[0])
+                _gradients_task(task, stage, *operands, *share, *sides, workspace[0])

@@ -145,9 +145,9 @@ def split_pieces(
     begin, end, x, partner, relu, affine, slopes, floor, channels, panels, first, pixels, strips, at_once, spare, along,
     across, turned, beside, beside_relu, beside_affine, beside_floor, beside_width, channel, used, turns, x_sums, work,
 ):  # fmt: skip
-    """The pieces from ``begin`` to ``end`` of a run of ``strips``, whose ``pixels`` begin at ``first``, to ``work``.
+    """The pieces from ``begin`` to ``end`` of a run of pixels, which begin at ``first``, to ``work``.
 
-    turns: whether x is turned, and not ``beside``, a literal.
+    strips: for so many there is room across; turns: whether x is turned, and not ``beside``, a literal.
     """
     plain, other_plain = _pieces(channels), _pieces(used)
     of_strip, apart = pieces_of(channels, beside, used, turns), strips * SPLIT
