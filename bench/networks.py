@@ -1,8 +1,9 @@
 """``python -m bench.networks``: training steps of whole networks beside PyTorch's, batch 16, 3 x 96 x 96; and memory.
 
-The same weights, inputs and gradients; answers checked. The networks take turns, some steps each, and a step is
-forward, backward and no optimiser. Memory: of a process of its own for each, by what it may claim at most (VmHWM)
-beyond what it held before the step; fastbn keeps no idle memory there.
+The same weights, inputs and gradients; answers checked. A step is forward, backward and no optimiser. Each network has
+a process of its own, in which the libraries take turns, some steps each: where memory comes from depends on what was
+computed before. Memory: of a process of its own for each library, too, by what it may claim at most (VmHWM) beyond what
+it held before the step; fastbn keeps no idle memory there.
 """
 
 import argparse
@@ -127,11 +128,22 @@ def _resident() -> int:
     return _status("VmRSS")
 
 
+def _apart(network: str, *options: str):
+    """What a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.networks", network, *options], stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return json.loads(done.stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(OURS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", metavar="RIVAL", help=argparse.SUPPRESS)
+    parser.add_argument("--times", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.networks = options.networks or list(OURS)
     for name in options.networks:
@@ -140,15 +152,17 @@ def main() -> None:
     if options.memory:
         print(json.dumps(memory(options.networks[0], options.memory)))
         return
-    torch.set_num_threads(fastbn.get_num_threads())
+    if options.times:
+        torch.set_num_threads(fastbn.get_num_threads())
+        print(json.dumps(times(options.networks[0], options.rounds)))
+        return
     print(f"batch {SHAPE[0]}, 3 x 96 x 96, {fastbn.get_num_threads()} threads; median (minimum) milliseconds of a step")
     for network in options.networks:
-        spent = times(network, options.rounds)
+        spent = _apart(network, "--times", "--rounds", str(options.rounds))
         best = min(np.median(spent[rival]) for rival in THEIRS)
         for rival in RIVALS:
             median, least = np.median(spent[rival]), min(spent[rival])
-            command = [sys.executable, "-m", "bench.networks", network, "--memory", rival]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found = _apart(network, "--memory", rival)
             held, peak = found["held"] / 1e6, found["peak"] / 1e6
             print(
                 f"{network:12} {rival:22} {median:6.0f} ({least:.0f})   {best / median:5.2f} x PyTorch's best   "
