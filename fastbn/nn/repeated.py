@@ -1,6 +1,7 @@
 """What was computed on a tape, computed again: on the same memory, but for the gradients, which lie in a new block.
 
-One block for all of them: to take and to free each by itself takes Python as long as a layer.
+One block for all of them: to take and to free each by itself takes Python as long as a layer. Who keeps one of them
+keeps them all.
 """
 
 from typing import Any, NamedTuple

@@ -4,9 +4,9 @@ Between the kernels of small layers Python takes as long as some of them: checks
 every kernel drives out of the caches. After some passes that were alike, one is recorded on a ``fastbn._tape``: its
 kernels, and the memory that they computed in, which is kept. The next one is computed both ways, and must be the same
 bit for bit, outputs, gradients and statistics. From then on a pass copies its input into that memory, launches the
-kernels, and copies the output; the gradients of the parameters are new arrays. A pass that differs in anything is
-computed as ever: other modules, options or parameters, another shape or memory order, another thread or number of
-threads.
+kernels, and copies the output; the gradients of the parameters lie in a new block, see ``repeated``. A pass that
+differs in anything is computed as ever: other modules, options or parameters, another shape or memory order, another
+thread or number of threads.
 """
 
 from collections.abc import Callable
