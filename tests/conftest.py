@@ -16,6 +16,18 @@ import pytest  # noqa: E402
 
 import fastbn  # noqa: E402
 
+# Files of few tests that take minutes, compiling for other machines or starting interpreters: begun last, as xdist
+# would have it, they would keep one worker busy alone.
+LONG = ("narrow_registers", "signatures", "warmup", "cold_start", "replay", "matrix_unit", "readme")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:
